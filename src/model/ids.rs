@@ -1,0 +1,165 @@
+//! Ids and names. Each is checked where it is made, so that a value of the type is always well formed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{self, Deserialize, Deserializer};
+use uuid::Uuid;
+
+/// Why a text is not the id or name that it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {expected}")]
+pub struct InvalidName {
+    pub text: String,
+    pub expected: &'static str,
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $expected:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            pub const fn as_uuid(&self) -> &Uuid {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            /// Takes the hyphenated form only: an id is part of paths and keys, so it has one spelling.
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                match Uuid::try_parse(text) {
+                    Ok(uuid) if text.len() == uuid::fmt::Hyphenated::LENGTH => Ok(Self(uuid)),
+                    _ => Err(InvalidName { text: text.to_owned(), expected: $expected }),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// A share, as the API tier names it.
+    ShareId,
+    "a UUID"
+);
+uuid_id!(
+    /// A job: a UUIDv7, so that ids sort by the time of acceptance.
+    JobId,
+    "the UUID of a job"
+);
+uuid_id!(
+    /// What the caller chose to make its request repeatable.
+    RequestId,
+    "a UUID"
+);
+
+impl<'de> Deserialize<'de> for ShareId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Name of a pool: a letter or digit, then letters, digits, `-` and `_`; up to 63 in all.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolName(String);
+
+impl PoolName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PoolName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let fits = (1..=63).contains(&text.len());
+        if fits && text.chars().all(legal) && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName {
+                text: text.to_owned(),
+                expected: "a pool name (a letter or digit, then letters, digits, '-' or '_', up to 63)",
+            })
+        }
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for PoolName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// The API tier's project of a request: a label for audit and filters. May be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProjectLabel(String);
+
+impl ProjectLabel {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ProjectLabel {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if text.chars().count() <= 255 && !text.chars().any(char::is_control) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName { text: text.to_owned(), expected: "a project label (up to 255 printable characters)" })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        let hyphenated = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+        assert_eq!(hyphenated.parse::<ShareId>().unwrap().to_string(), hyphenated);
+        assert_eq!(hyphenated.to_uppercase().parse::<ShareId>().unwrap().to_string(), hyphenated);
+        for text in ["", "../..", "6d0ad3f47c5e4c0e9a3e0c2d2f7c9a11", "{6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11}", "x"] {
+            assert!(text.parse::<ShareId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_checked() {
+        assert!("home-1_a".parse::<PoolName>().is_ok());
+        for text in ["", "-a", "a/b", "a b", &"a".repeat(64)] {
+            assert!(text.parse::<PoolName>().is_err(), "{text}");
+        }
+        assert!("Abteilung Süd".parse::<ProjectLabel>().is_ok());
+        assert!("a\nb".parse::<ProjectLabel>().is_err());
+    }
+}

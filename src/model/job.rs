@@ -1,0 +1,98 @@
+//! A job: one accepted request to extend a share, from its acceptance to its end.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use super::{Bytes, DriverKind, InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobState {
+    /// Accepted and on disk, waiting for its turn.
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl JobState {
+    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
+
+    /// Whether the job has come to its end: it never changes again.
+    pub const fn is_ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::Running => "RUNNING",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for JobState {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        Self::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| InvalidName {
+            text: text.to_owned(),
+            expected: "a job state (QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED)",
+        })
+    }
+}
+
+/// A step of the work that has been done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    pub name: &'static str,
+    pub started_at: SystemTime,
+    pub finished_at: SystemTime,
+    pub detail: String,
+}
+
+/// Why a job failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobError {
+    /// A [`super::Reason`] as text: a kept job may carry one that this version does not know.
+    pub reason: String,
+    pub message: String,
+    pub retryable: bool,
+}
+
+/// One accepted request to extend a share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    pub id: JobId,
+    pub share: ShareId,
+    pub pool: PoolName,
+    pub driver: DriverKind,
+    pub state: JobState,
+    pub size_before: Bytes,
+    pub requested_size: Bytes,
+    /// What the caller expected the size to be; kept to tell a repeated request from another one.
+    pub expected_size: Option<Bytes>,
+    pub size_after: Option<Bytes>,
+    pub steps: Vec<Step>,
+    pub error: Option<JobError>,
+    /// 1 for the first run; each restart that finds the job unfinished adds one.
+    pub attempt: u32,
+    /// Rises with each change.
+    pub revision: u64,
+    pub requested_by: String,
+    pub project: ProjectLabel,
+    pub request_id: Option<RequestId>,
+    pub created_at: SystemTime,
+    pub started_at: Option<SystemTime>,
+    pub finished_at: Option<SystemTime>,
+}

@@ -1,0 +1,15 @@
+//! The words that every layer speaks: ids, sizes, jobs, shares, refusals. Data only, checked where it is made.
+//!
+//! Knows nothing of gRPC, sled or the kernel.
+
+mod bytes;
+mod ids;
+mod job;
+mod refusal;
+mod share;
+
+pub use bytes::{Bytes, ParseBytesError};
+pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
+pub use job::{Job, JobError, JobState, Step};
+pub use refusal::{Reason, Refusal};
+pub use share::{DriverKind, Finding, PoolReport, ShareReport, ShareStatus};

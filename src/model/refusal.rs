@@ -1,0 +1,208 @@
+//! Every way in which growd says no, with what it knows of the case.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Bytes, JobId, JobState, PoolName, RequestId, ShareId};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        /// Machine-readable reason of a refusal, of a failed job or of a finding.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Reason {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The code on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    InvalidShareId = "INVALID_SHARE_ID",
+    InvalidSize = "INVALID_SIZE",
+    /// Another field of the request is wrong; the field violation names it.
+    InvalidRequest = "INVALID_REQUEST",
+    SizeNotGreater = "SIZE_NOT_GREATER",
+    ShareNotFound = "SHARE_NOT_FOUND",
+    JobNotFound = "JOB_NOT_FOUND",
+    ShareBusy = "SHARE_BUSY",
+    RequestIdReused = "REQUEST_ID_REUSED",
+    CurrentSizeMismatch = "CURRENT_SIZE_MISMATCH",
+    NotMounted = "NOT_MOUNTED",
+    QuotaNotEnforced = "QUOTA_NOT_ENFORCED",
+    NoProjectId = "NO_PROJECT_ID",
+    ProjectIdShared = "PROJECT_ID_SHARED",
+    Unlimited = "UNLIMITED",
+    PoolFull = "POOL_FULL",
+    QueueFull = "QUEUE_FULL",
+    /// The job can no longer be cancelled.
+    JobNotQueued = "JOB_NOT_QUEUED",
+    Draining = "DRAINING",
+    StoreUnavailable = "STORE_UNAVAILABLE",
+    Unsupported = "UNSUPPORTED",
+    /// Finding only: a soft limit below the hard one stops writers once its grace time is over.
+    SoftLimitFirst = "SOFT_LIMIT_FIRST",
+    /// Finding only: the limits of the pool add up to more than it may promise.
+    PoolOvercommitted = "POOL_OVERCOMMITTED",
+    Internal = "INTERNAL",
+}
+
+impl Reason {
+    /// Whether the same request can succeed later without a change by whoever asks.
+    pub const fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            Self::ShareBusy
+                | Self::NotMounted
+                | Self::PoolFull
+                | Self::QueueFull
+                | Self::Draining
+                | Self::StoreUnavailable
+                | Self::Internal
+        )
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A refusal: what was wrong, in words for people and as data for programs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("Invalid input: share_id {given:?} is not a UUID")]
+    InvalidShareId { given: String },
+    #[error("Invalid input: {field} {given} {problem}")]
+    InvalidSize { field: &'static str, given: u64, problem: &'static str },
+    #[error("Invalid input: {field} {problem}")]
+    InvalidRequest { field: &'static str, problem: String },
+    #[error(
+        "Invalid input: New size for extend must be greater than current size (current: {current}, new: {requested})"
+    )]
+    SizeNotGreater { share: ShareId, current: Bytes, requested: Bytes },
+    #[error("share {share} is in no pool of this node")]
+    ShareNotFound { share: ShareId },
+    #[error("job {job} is not known; ended jobs are kept for the configured time and number")]
+    JobNotFound { job: JobId },
+    #[error("share {share} is being extended by job {job}")]
+    ShareBusy { share: ShareId, job: JobId },
+    #[error("request_id {request_id} belongs to job {job}, which was asked with another {field}")]
+    RequestIdReused { request_id: RequestId, job: JobId, field: &'static str },
+    #[error("share {share} has {current} and not the expected {expected}")]
+    CurrentSizeMismatch { share: ShareId, current: Bytes, expected: Bytes },
+    #[error("pool {pool} is not mounted: {problem}")]
+    NotMounted { pool: PoolName, problem: String },
+    #[error("quota of {} is not enforced: {problem}", location.display())]
+    QuotaNotEnforced { location: PathBuf, problem: String },
+    #[error("{} has no project of its own: {problem}", location.display())]
+    NoProjectId { location: PathBuf, problem: String },
+    #[error("{} shares project id {project_id} with {}", location.display(), other.display())]
+    ProjectIdShared { location: PathBuf, project_id: u32, other: PathBuf },
+    #[error("{} has no hard limit (project id {project_id}): there is nothing to extend", location.display())]
+    Unlimited { location: PathBuf, project_id: u32 },
+    #[error("pool {pool} cannot give {asked}: {free} can still be promised, {reserved} of its space is reserved")]
+    PoolFull { pool: PoolName, free: Bytes, reserved: Bytes, asked: Bytes },
+    #[error("{active} jobs are active, which is the configured most; try again in {} s", retry_after.as_secs())]
+    QueueFull { active: usize, retry_after: Duration },
+    #[error("job {job} is {state}; only a QUEUED job can be cancelled")]
+    JobNotQueued { job: JobId, state: JobState },
+    #[error("growd is shutting down; queued jobs go on when it starts again")]
+    Draining,
+    #[error("{problem}")]
+    StoreUnavailable { problem: String },
+    #[error("{what} is not supported here")]
+    Unsupported { what: String },
+    #[error("{problem}")]
+    Internal { problem: String },
+}
+
+impl Refusal {
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::InvalidShareId { .. } => Reason::InvalidShareId,
+            Self::InvalidSize { .. } => Reason::InvalidSize,
+            Self::InvalidRequest { .. } => Reason::InvalidRequest,
+            Self::SizeNotGreater { .. } => Reason::SizeNotGreater,
+            Self::ShareNotFound { .. } => Reason::ShareNotFound,
+            Self::JobNotFound { .. } => Reason::JobNotFound,
+            Self::ShareBusy { .. } => Reason::ShareBusy,
+            Self::RequestIdReused { .. } => Reason::RequestIdReused,
+            Self::CurrentSizeMismatch { .. } => Reason::CurrentSizeMismatch,
+            Self::NotMounted { .. } => Reason::NotMounted,
+            Self::QuotaNotEnforced { .. } => Reason::QuotaNotEnforced,
+            Self::NoProjectId { .. } => Reason::NoProjectId,
+            Self::ProjectIdShared { .. } => Reason::ProjectIdShared,
+            Self::Unlimited { .. } => Reason::Unlimited,
+            Self::PoolFull { .. } => Reason::PoolFull,
+            Self::QueueFull { .. } => Reason::QueueFull,
+            Self::JobNotQueued { .. } => Reason::JobNotQueued,
+            Self::Draining => Reason::Draining,
+            Self::StoreUnavailable { .. } => Reason::StoreUnavailable,
+            Self::Unsupported { .. } => Reason::Unsupported,
+            Self::Internal { .. } => Reason::Internal,
+        }
+    }
+
+    /// The sizes (in bytes) and ids of the case, for programs.
+    pub fn metadata(&self) -> Vec<(&'static str, String)> {
+        let bytes = |size: &Bytes| size.get().to_string();
+        match self {
+            Self::InvalidShareId { given } => vec![("share_id", given.clone())],
+            Self::InvalidSize { field, given, .. } => vec![(field, given.to_string())],
+            Self::SizeNotGreater { share, current, requested } => vec![
+                ("share_id", share.to_string()),
+                ("current_size_bytes", bytes(current)),
+                ("new_size_bytes", bytes(requested)),
+            ],
+            Self::ShareNotFound { share } => vec![("share_id", share.to_string())],
+            Self::JobNotFound { job } => vec![("job_id", job.to_string())],
+            Self::ShareBusy { share, job } => vec![("share_id", share.to_string()), ("job_id", job.to_string())],
+            Self::RequestIdReused { request_id, job, .. } => {
+                vec![("request_id", request_id.to_string()), ("job_id", job.to_string())]
+            }
+            Self::CurrentSizeMismatch { share, current, expected } => vec![
+                ("share_id", share.to_string()),
+                ("current_size_bytes", bytes(current)),
+                ("expected_current_size_bytes", bytes(expected)),
+            ],
+            Self::NotMounted { pool, .. } => vec![("pool", pool.to_string())],
+            Self::QuotaNotEnforced { location, .. } | Self::NoProjectId { location, .. } => {
+                vec![("location", location.display().to_string())]
+            }
+            Self::ProjectIdShared { location, project_id, other } => vec![
+                ("location", location.display().to_string()),
+                ("quota_project_id", project_id.to_string()),
+                ("other_location", other.display().to_string()),
+            ],
+            Self::Unlimited { location, project_id } => vec![
+                ("location", location.display().to_string()),
+                ("quota_project_id", project_id.to_string()),
+            ],
+            Self::PoolFull { pool, free, reserved, asked } => vec![
+                ("pool", pool.to_string()),
+                ("free_bytes", bytes(free)),
+                ("reserved_bytes", bytes(reserved)),
+                ("asked_bytes", bytes(asked)),
+            ],
+            Self::QueueFull { active, .. } => vec![("active_jobs", active.to_string())],
+            Self::JobNotQueued { job, state } => vec![("job_id", job.to_string()), ("state", state.to_string())],
+            Self::InvalidRequest { .. }
+            | Self::Draining
+            | Self::StoreUnavailable { .. }
+            | Self::Unsupported { .. }
+            | Self::Internal { .. } => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What is known of a share, a pool and their troubles at one moment.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{Bytes, JobId, PoolName, Reason, ShareId};
+
+/// How the shares of a pool are bounded and grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverKind {
+    /// A directory with a project quota, on XFS or ext4.
+    ProjectQuota,
+}
+
+impl DriverKind {
+    pub const ALL: [Self; 1] = [Self::ProjectQuota];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ProjectQuota => "project-quota",
+        }
+    }
+}
+
+impl fmt::Display for DriverKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareStatus {
+    Available,
+    Extending,
+    ExtendingError,
+}
+
+/// A share as the kernel reports it, with what the jobs say of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShareReport {
+    pub share: ShareId,
+    pub pool: PoolName,
+    pub driver: DriverKind,
+    pub location: PathBuf,
+    /// Empty when the share could not be read.
+    pub filesystem: String,
+    pub size: Option<Bytes>,
+    pub used: Option<Bytes>,
+    pub status: ShareStatus,
+    pub active_job: Option<JobId>,
+    pub last_job: Option<JobId>,
+    pub findings: Vec<Finding>,
+}
+
+/// A pool as the kernel reports it, with what the queued jobs have been promised.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolReport {
+    pub pool: PoolName,
+    pub driver: DriverKind,
+    pub location: String,
+    /// Empty, and the sizes zero, when the pool could not be read; findings say why.
+    pub filesystem: String,
+    pub total: Bytes,
+    pub free: Bytes,
+    pub promised: Bytes,
+    pub queued: Bytes,
+    pub available: Bytes,
+    pub reserve: Bytes,
+    pub overcommit: f64,
+    pub shares: usize,
+    pub findings: Vec<Finding>,
+}
+
+/// Something that would make an extend fail, or a quota not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub kind: Reason,
+    pub pool: PoolName,
+    /// `None` for a finding about a whole pool.
+    pub share: Option<ShareId>,
+    pub message: String,
+    /// What heals it: a command where there is one.
+    pub remedy: String,
+}
