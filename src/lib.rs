@@ -3,12 +3,6 @@
 //! One way down: `wire -> service -> engine -> driver -> sys` and `engine -> store`; all may use `model`. Nothing
 //! imports upward; `tests/tidy.rs` holds the code to it. [`daemon`] is the only file that knows all rooms.
 
-pub mod config;
-pub mod daemon;
 pub mod driver;
-pub mod engine;
 pub mod model;
-pub mod service;
-pub mod store;
-pub mod sys;
 pub mod wire;

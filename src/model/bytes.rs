@@ -13,7 +13,8 @@ use serde::de::{self, Deserialize, Deserializer};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(u64);
 
-const UNITS: [(&str, u32); 7] = [("EiB", 60), ("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+const UNITS: [(&str, u32); 7] =
+    [("EiB", 60), ("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
 impl Bytes {
     pub const ZERO: Self = Self(0);
@@ -112,10 +113,9 @@ impl FromStr for Bytes {
         let Some((_, shift)) = UNITS.iter().find(|(name, _)| *name == unit) else {
             let letter = unit.strip_suffix(['B', 'b']).unwrap_or(unit).to_uppercase();
             return Err(match letter.as_str() {
-                "K" | "M" | "G" | "T" | "P" | "E" => ParseBytesError::DecimalUnit {
-                    text: text.to_owned(),
-                    binary: format!("{number}{letter}iB"),
-                },
+                "K" | "M" | "G" | "T" | "P" | "E" => {
+                    ParseBytesError::DecimalUnit { text: text.to_owned(), binary: format!("{number}{letter}iB") }
+                }
                 _ => form(),
             });
         };

@@ -54,7 +54,7 @@ impl FromStr for JobState {
 
 /// A step of the work that has been done.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Step {
+pub struct StepRecord {
     pub name: &'static str,
     pub started_at: SystemTime,
     pub finished_at: SystemTime,
@@ -83,7 +83,7 @@ pub struct Job {
     /// What the caller expected the size to be; kept to tell a repeated request from another one.
     pub expected_size: Option<Bytes>,
     pub size_after: Option<Bytes>,
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepRecord>,
     pub error: Option<JobError>,
     /// 1 for the first run; each restart that finds the job unfinished adds one.
     pub attempt: u32,

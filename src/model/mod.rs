@@ -10,6 +10,6 @@ mod share;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
-pub use job::{Job, JobError, JobState, Step};
+pub use job::{Job, JobError, JobState, StepRecord};
 pub use refusal::{Reason, Refusal};
 pub use share::{DriverKind, Finding, PoolReport, ShareReport, ShareStatus};

@@ -186,10 +186,9 @@ impl Refusal {
                 ("quota_project_id", project_id.to_string()),
                 ("other_location", other.display().to_string()),
             ],
-            Self::Unlimited { location, project_id } => vec![
-                ("location", location.display().to_string()),
-                ("quota_project_id", project_id.to_string()),
-            ],
+            Self::Unlimited { location, project_id } => {
+                vec![("location", location.display().to_string()), ("quota_project_id", project_id.to_string())]
+            }
             Self::PoolFull { pool, free, reserved, asked } => vec![
                 ("pool", pool.to_string()),
                 ("free_bytes", bytes(free)),

@@ -1,0 +1,1 @@
+//! Shares in memory, for unit and property tests only.

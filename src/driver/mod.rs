@@ -1,0 +1,174 @@
+//! How shares are bounded and grown: one file for each kind of pool.
+//!
+//! A driver tells what the kernel says and applies one step at a time. It is synchronous and is called on blocking
+//! threads. It knows nothing of jobs, of the store or of gRPC, and it never makes anything smaller.
+
+#[cfg(test)]
+pub mod fake;
+pub mod project_quota;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use crate::model::{Bytes, DriverKind, Reason, Refusal, ShareId};
+
+/// The backend of one pool.
+pub trait Driver: Send + Sync {
+    fn kind(&self) -> DriverKind;
+
+    /// Template of the shares' places, as configured.
+    fn location(&self) -> String;
+
+    /// Ids of all shares of the pool that the convention finds, in their order.
+    ///
+    /// # Errors
+    /// [`Refusal::NotMounted`] when the pool is not there.
+    fn shares(&self) -> Result<Vec<ShareId>, DriverError>;
+
+    /// What the kernel says of a share now, with everything that is wrong with it.
+    ///
+    /// # Errors
+    /// [`Refusal::ShareNotFound`], or [`Refusal::NotMounted`] when the pool is not there and the share might be on it.
+    fn observe(&self, share: ShareId) -> Result<Observed, DriverError>;
+
+    /// Which space the pool's shares grow into; pools with the same id compete for it. Cheap, never scans.
+    ///
+    /// # Errors
+    /// [`Refusal::NotMounted`] when the pool is not there.
+    fn space_id(&self) -> Result<SpaceId, DriverError>;
+
+    /// How much of that space there is and how much has been promised.
+    ///
+    /// # Errors
+    /// [`Refusal::NotMounted`] when the pool is not there.
+    fn space(&self) -> Result<Space, DriverError>;
+
+    /// Does one step. Measures first: a step that finds its work done changes nothing, so it may be repeated.
+    ///
+    /// # Errors
+    /// The refusal or the failed system call. The share is then at least as large as it was before.
+    fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError>;
+
+    /// Makes what earlier steps changed durable, then reads the size back.
+    ///
+    /// # Errors
+    /// As [`Driver::observe`], and a failed flush.
+    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError>;
+}
+
+/// What the kernel says of a share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    pub location: PathBuf,
+    /// Type of the file system: `xfs`, `ext4`.
+    pub filesystem: &'static str,
+    /// What its users can use. `None` when nothing bounds it or the kernel cannot tell; `problems` says why.
+    pub size: Option<Bytes>,
+    pub used: Option<Bytes>,
+    /// What is wrong, the most telling first.
+    pub problems: Vec<Problem>,
+}
+
+impl Observed {
+    /// The size, unless something is wrong that an extend must not build on.
+    ///
+    /// # Errors
+    /// The first blocking problem.
+    pub fn extendable_size(&self) -> Result<Bytes, Refusal> {
+        match self.problems.iter().find_map(|problem| problem.refusal.clone()) {
+            Some(refusal) => Err(refusal),
+            None => self.size.ok_or_else(|| Refusal::Internal {
+                problem: format!("the size of {} could not be read", self.location.display()),
+            }),
+        }
+    }
+}
+
+/// Something that is wrong with a share or a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub kind: Reason,
+    pub message: String,
+    /// What heals it: a command where there is one.
+    pub remedy: String,
+    /// What an extend is refused with; `None` when the problem does not stop one.
+    pub refusal: Option<Refusal>,
+}
+
+impl Problem {
+    pub fn blocking(refusal: Refusal, remedy: String) -> Self {
+        Self { kind: refusal.reason(), message: refusal.to_string(), remedy, refusal: Some(refusal) }
+    }
+
+    pub fn warning(kind: Reason, message: String, remedy: String) -> Self {
+        Self { kind, message, remedy, refusal: None }
+    }
+}
+
+/// Identity of a space that shares grow into: a file system by its device number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpaceId(pub String);
+
+/// A space that shares grow into.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Space {
+    pub id: SpaceId,
+    pub filesystem: &'static str,
+    pub total: Bytes,
+    pub free: Bytes,
+    /// Sum of all that has been promised to shares: for quotas the hard limits of the whole file system.
+    pub promised: Bytes,
+}
+
+/// One change that brings a share nearer to its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Raise the hard limit of the project quota to at least this.
+    SetLimit { to: Bytes },
+}
+
+impl Step {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SetLimit { .. } => "set_limit",
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Grown { from: Bytes, to: Bytes },
+    AlreadyThere { size: Bytes },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Grown { from, to } => write!(f, "{from} -> {to}"),
+            Self::AlreadyThere { size } => write!(f, "already {size}"),
+        }
+    }
+}
+
+/// Why a driver could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A system call failed in a way that has no reason of its own.
+    #[error("{operation} {}", object.display())]
+    System { operation: &'static str, object: PathBuf, source: Errno },
+}
+
+impl DriverError {
+    /// What a caller is told.
+    pub fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::System { source, .. } => Refusal::Internal { problem: format!("{self}: {source}") },
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Directories with a project quota, on XFS or ext4.

@@ -1,0 +1,3 @@
+//! gRPC: the contract's generated code, the handlers, and the one table from refusals to status codes.
+
+pub mod proto;
