@@ -55,7 +55,8 @@ impl FromStr for JobState {
 /// A step of the work that has been done.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
-    pub name: &'static str,
+    /// Text, for a kept job may name a step that this version does not know.
+    pub name: String,
     pub started_at: SystemTime,
     pub finished_at: SystemTime,
     pub detail: String,

@@ -1,0 +1,104 @@
+//! What the jobs that have not ended have been promised, for each space that shares grow into.
+//!
+//! The kernel tells what has been given; the ledger adds what is about to be. Both are read at different moments, so a
+//! job that ends in between could be counted in neither: growth that was released since the kernel was asked counts as
+//! taken still. Two requests that fit alone but not together can therefore never both pass.
+
+use std::collections::HashMap;
+
+use crate::driver::SpaceId;
+use crate::model::Bytes;
+
+#[derive(Debug, Default)]
+pub struct Ledger {
+    accounts: HashMap<SpaceId, Account>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Account {
+    queued: Bytes,
+    /// All growth that was ever released.
+    released: Bytes,
+}
+
+/// The moment before the kernel was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment(Bytes);
+
+/// A request does not fit: this much is still free.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Shortage {
+    pub free: Bytes,
+    pub queued: Bytes,
+}
+
+impl Ledger {
+    /// To be taken before the kernel is asked how much has been given.
+    pub fn moment(&self, space: &SpaceId) -> Moment {
+        Moment(self.account(space).released)
+    }
+
+    /// Reserves growth in a space that has this much left by the kernel's account since `moment`.
+    ///
+    /// # Errors
+    /// [`Shortage`] when it does not fit beside what is queued.
+    pub fn reserve(&mut self, space: &SpaceId, moment: Moment, left: Bytes, growth: Bytes) -> Result<(), Shortage> {
+        let account = self.account(space);
+        let queued = account.queued.saturating_add(account.released.saturating_sub(moment.0));
+        let free = left.saturating_sub(queued);
+        if growth > free {
+            return Err(Shortage { free, queued });
+        }
+        self.add(space, growth);
+        Ok(())
+    }
+
+    /// Reserves without a question: for jobs that were accepted before a restart.
+    pub fn add(&mut self, space: &SpaceId, growth: Bytes) {
+        let account = self.accounts.entry(space.clone()).or_default();
+        account.queued = account.queued.saturating_add(growth);
+    }
+
+    pub fn release(&mut self, space: &SpaceId, growth: Bytes) {
+        if let Some(account) = self.accounts.get_mut(space) {
+            account.queued = account.queued.saturating_sub(growth);
+            account.released = account.released.saturating_add(growth);
+        }
+    }
+
+    pub fn queued(&self, space: &SpaceId) -> Bytes {
+        self.account(space).queued
+    }
+
+    fn account(&self, space: &SpaceId) -> Account {
+        self.accounts.get(space).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_that_fit_alone_do_not_fit_together() {
+        let space = SpaceId("a".to_owned());
+        let mut ledger = Ledger::default();
+        let moment = ledger.moment(&space);
+        assert_eq!(ledger.reserve(&space, moment, Bytes::gib(3), Bytes::gib(2)), Ok(()));
+        let shortage = Shortage { free: Bytes::gib(1), queued: Bytes::gib(2) };
+        assert_eq!(ledger.reserve(&space, moment, Bytes::gib(3), Bytes::gib(2)), Err(shortage));
+    }
+
+    #[test]
+    fn a_job_that_ends_while_the_kernel_is_asked_still_counts() {
+        let space = SpaceId("a".to_owned());
+        let mut ledger = Ledger::default();
+        ledger.add(&space, Bytes::gib(2));
+        let before = ledger.moment(&space);
+        ledger.release(&space, Bytes::gib(2));
+        // The kernel was asked before the limit rose, so 3 GiB look free, and 2 of them are gone.
+        assert!(ledger.reserve(&space, before, Bytes::gib(3), Bytes::gib(2)).is_err());
+        let after = ledger.moment(&space);
+        assert_eq!(ledger.reserve(&space, after, Bytes::gib(3), Bytes::gib(2)), Ok(()));
+    }
+}

@@ -1,0 +1,267 @@
+//! The one thread that writes the database.
+//!
+//! It drains what waits, inserts, flushes once, publishes, then answers all. When a write fails, everyone who waits is
+//! told, and nothing is written until the database has been opened again: sled refuses writes after its first error
+//! until it is dropped.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::files::{Files, Mark};
+use super::{Retention, Shared, StoreError, open, record};
+use crate::model::{Job, JobId};
+
+/// Most commits in a group: above it the wait for the flush is no longer what costs.
+const GROUP: usize = 512;
+/// The mark follows the commits at this distance; it is a second flush, so not every group pays for it.
+const MARK_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Ended jobs above the kept number before they are swept, so that not every commit sweeps.
+const SWEEP_SLACK: usize = 100;
+/// Jobs removed between two groups of commits: nobody shall wait long behind a sweep.
+const SWEEP_BATCH: usize = 1000;
+/// What must fit on the disk again before the database is opened again: sled writes whole segments of 512 KiB.
+const PROBE_BYTES: usize = 4 << 20;
+
+pub enum Work {
+    Commit {
+        jobs: Vec<Job>,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
+    /// Time has passed: see to the mark, to retention, and to a failed database.
+    Tick,
+    Close {
+        answer: oneshot::Sender<()>,
+    },
+}
+
+pub struct Committer {
+    pub shared: Arc<Shared>,
+    pub files: Files,
+    pub retention: Retention,
+    /// The highest commit number given out.
+    pub commit: u64,
+    pub marked: u64,
+    pub marked_at: Instant,
+    pub swept_at: Option<Instant>,
+    /// Jobs of failed groups that may or may not be on disk.
+    pub unanswered: HashSet<JobId>,
+}
+
+impl Committer {
+    pub fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
+        let mut waiting = Vec::new();
+        while let Some(first) = inbox.blocking_recv() {
+            let mut next = Some(first);
+            let mut closing = None;
+            while let Some(work) = next {
+                match work {
+                    Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
+                    Work::Tick => self.tick(),
+                    Work::Close { answer } => closing = Some(answer),
+                }
+                next = if waiting.len() < GROUP { inbox.try_recv().ok() } else { None };
+            }
+            if !waiting.is_empty() {
+                self.commit_group(&mut waiting);
+            }
+            if let Some(answer) = closing {
+                self.close();
+                // Whoever asked may have gone; the store is closed all the same.
+                let _ = answer.send(());
+                return;
+            }
+        }
+        self.close();
+    }
+
+    fn commit_group(&mut self, waiting: &mut Vec<(Vec<Job>, oneshot::Sender<Result<(), StoreError>>)>) {
+        let written = match &*self.shared.failure.borrow() {
+            Some(problem) => Err(problem.clone()),
+            None => Ok(()),
+        };
+        let written = written.and_then(|()| self.write(waiting.iter().flat_map(|(jobs, _)| jobs)));
+        match written {
+            Ok(()) => {
+                // Published only now: a job that was seen before the flush could be gone after a power cut.
+                let mut index = self.shared.index.write();
+                waiting.iter().flat_map(|(jobs, _)| jobs).for_each(|job| index.publish(job));
+                drop(index);
+                for (_, answer) in waiting.drain(..) {
+                    let _ = answer.send(Ok(()));
+                }
+            }
+            Err(problem) => {
+                let index = self.shared.index.read();
+                let new = waiting.iter().flat_map(|(jobs, _)| jobs).map(|job| job.id);
+                self.unanswered.extend(new.filter(|id| !index.contains(*id)));
+                drop(index);
+                if self.shared.failure.borrow().is_none() {
+                    error!(problem, "the job store cannot be written; extends are refused until it can");
+                    self.shared.failure.send_replace(Some(problem.clone()));
+                }
+                for (_, answer) in waiting.drain(..) {
+                    let _ = answer.send(Err(StoreError::Write { problem: problem.clone() }));
+                }
+            }
+        }
+        if self.shared.failure.borrow().is_none() {
+            if self.marked_at.elapsed() > MARK_EVERY {
+                self.write_mark(false);
+            }
+            if self.surplus() > SWEEP_SLACK {
+                self.sweep();
+            }
+        }
+    }
+
+    fn write<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) -> Result<(), String> {
+        let db = self.shared.db.read();
+        let db = db.as_ref().ok_or("it is being opened again")?;
+        for job in jobs {
+            self.commit += 1;
+            db.insert(record::key(job.id), record::encode(job, self.commit)).map_err(|error| error.to_string())?;
+        }
+        // The one flush of the group; answered by fdatasync, see `sys::sync_file_range`.
+        db.flush().map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        if self.shared.failure.borrow().is_some() {
+            self.reopen();
+            return;
+        }
+        if self.marked < self.commit {
+            self.write_mark(false);
+        }
+        if self.swept_at.is_none_or(|at| at.elapsed() > SWEEP_EVERY) {
+            self.sweep();
+        }
+    }
+
+    fn surplus(&self) -> usize {
+        self.shared.index.read().len().saturating_sub(self.retention.jobs)
+    }
+
+    /// Removes a batch of ended jobs that are no longer kept.
+    fn sweep(&mut self) {
+        let cutoff = SystemTime::now().checked_sub(self.retention.age).unwrap_or(UNIX_EPOCH);
+        let expired = self.shared.index.read().expired(first_id_of(cutoff), self.retention.jobs, SWEEP_BATCH);
+        if expired.is_empty() {
+            self.swept_at = Some(Instant::now());
+            return;
+        }
+        match self.remove(&expired) {
+            // More may be left: the next tick or group goes on.
+            Ok(()) => info!(jobs = expired.len(), "removed jobs that are no longer kept"),
+            Err(problem) => {
+                warn!(problem, "cannot remove jobs that are no longer kept");
+                self.swept_at = Some(Instant::now());
+            }
+        }
+    }
+
+    fn remove(&mut self, jobs: &[JobId]) -> Result<(), String> {
+        let db = self.shared.db.read();
+        let db = db.as_ref().ok_or("it is being opened again")?;
+        // The job with the highest commit number may be among them: the number must stay on disk, or the store would
+        // look as if it had been set back. It is flushed before anything is removed.
+        self.commit += 1;
+        db.insert(record::MARK_KEY, record::encode_mark(self.commit)).map_err(|error| error.to_string())?;
+        db.flush().map_err(|error| error.to_string())?;
+        for id in jobs {
+            if let Some(job) = read(db, *id)? {
+                self.shared.index.write().forget(&job);
+            }
+            // Not flushed: a job that comes back after a power cut is removed again.
+            db.remove(record::key(*id)).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn write_mark(&mut self, clean: bool) {
+        self.marked_at = Instant::now();
+        match self.files.write_mark(Mark { commit: self.commit, clean }) {
+            Ok(()) => self.marked = self.commit,
+            Err(error) => warn!(%error, "cannot write {}", self.files.mark().display()),
+        }
+    }
+
+    /// Opens the database again after a failed write, as soon as the disk takes writes.
+    fn reopen(&mut self) {
+        if let Err(error) = probe(&self.files) {
+            info!(%error, "the job store's disk still takes no writes");
+            return;
+        }
+        // sled's lock and its threads go with the last handle, so it is dropped before the next one is opened.
+        let mut slot = self.shared.db.write();
+        *slot = None;
+        match open::database(&self.files.jobs()).and_then(|db| self.settle(&db).map(|()| db)) {
+            Ok(db) => {
+                *slot = Some(db);
+                drop(slot);
+                info!("the job store can be written again");
+                self.shared.failure.send_replace(None);
+            }
+            Err(problem) => error!(problem, "the job store cannot be opened again"),
+        }
+    }
+
+    /// Takes back what failed groups may have left on disk: their callers were told that it was not accepted.
+    fn settle(&mut self, db: &sled::Db) -> Result<(), String> {
+        for id in &self.unanswered {
+            db.remove(record::key(*id)).map_err(|error| error.to_string())?;
+        }
+        db.flush().map_err(|error| error.to_string())?;
+        self.unanswered.clear();
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        let Some(db) = self.shared.db.write().take() else { return };
+        match db.flush() {
+            Ok(_) if self.shared.failure.borrow().is_none() => {
+                drop(db);
+                self.write_mark(true);
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "the job store cannot be flushed at its close"),
+        }
+        self.shared.failure.send_replace(Some("it is closed".to_owned()));
+    }
+}
+
+/// The record of a job as the database has it now, flushed or not.
+pub fn read(db: &sled::Db, id: JobId) -> Result<Option<Job>, String> {
+    let key = record::key(id);
+    let Some(value) = db.get(key).map_err(|error| error.to_string())? else { return Ok(None) };
+    let (job, _) = record::decode(&key, &value).map_err(|error| format!("the record of job {id}: {error}"))?;
+    Ok(Some(job))
+}
+
+/// The smallest id that a job accepted at this time can have.
+fn first_id_of(time: SystemTime) -> JobId {
+    let millis = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    JobId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()).min(JobId::from_uuid(
+        // Without the version and variant bits, which any id of that moment has as well.
+        Uuid::from_u128(u128::from(millis) << 80),
+    ))
+}
+
+fn probe(files: &Files) -> io::Result<()> {
+    let path = files.dir().join("probe");
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(&vec![0; PROBE_BYTES])?;
+        file.sync_all()
+    });
+    let removed = fs::remove_file(&path);
+    written.and(removed)
+}

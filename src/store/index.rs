@@ -1,0 +1,155 @@
+//! What is on disk, by share, by state and by request id: in memory, rebuilt by one scan at start.
+//!
+//! Always a little behind the disk and never before it: a job is published here only after its record was flushed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+
+use crate::model::{Job, JobId, JobState, RequestId, ShareId};
+
+/// Which jobs a listing is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    pub share: Option<ShareId>,
+    pub state: Option<JobState>,
+}
+
+#[derive(Debug, Default)]
+pub struct Index {
+    all: BTreeMap<JobId, JobState>,
+    unfinished: BTreeSet<JobId>,
+    by_share: HashMap<ShareId, BTreeSet<JobId>>,
+    by_request: HashMap<RequestId, JobId>,
+}
+
+impl Index {
+    pub fn publish(&mut self, job: &Job) {
+        self.all.insert(job.id, job.state);
+        self.by_share.entry(job.share).or_default().insert(job.id);
+        if job.state.is_ended() {
+            self.unfinished.remove(&job.id);
+        } else {
+            self.unfinished.insert(job.id);
+        }
+        if let Some(request_id) = job.request_id {
+            self.by_request.insert(request_id, job.id);
+        }
+    }
+
+    pub fn forget(&mut self, job: &Job) {
+        self.all.remove(&job.id);
+        self.unfinished.remove(&job.id);
+        if let Some(jobs) = self.by_share.get_mut(&job.share) {
+            jobs.remove(&job.id);
+            if jobs.is_empty() {
+                self.by_share.remove(&job.share);
+            }
+        }
+        if let Some(request_id) = job.request_id {
+            self.by_request.remove(&request_id);
+        }
+    }
+
+    pub fn contains(&self, job: JobId) -> bool {
+        self.all.contains_key(&job)
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub fn newest(&self) -> Option<JobId> {
+        self.all.last_key_value().map(|(id, _)| *id)
+    }
+
+    pub fn of_request(&self, request_id: RequestId) -> Option<JobId> {
+        self.by_request.get(&request_id).copied()
+    }
+
+    /// Up to `limit` jobs, newest first, from the one before `before` on.
+    ///
+    /// The states on disk lag behind those of jobs at work, so a selection of QUEUED or RUNNING gives all that are
+    /// unfinished: whoever knows the jobs at work picks.
+    pub fn newest_first(&self, selection: &Selection, before: Option<JobId>, limit: usize) -> Vec<JobId> {
+        let range = (Bound::Unbounded, before.map_or(Bound::Unbounded, Bound::Excluded));
+        let fits = |id: &JobId| match selection.state {
+            None => true,
+            Some(state) if state.is_ended() => self.all.get(id) == Some(&state),
+            Some(_) => self.unfinished.contains(id),
+        };
+        let some_of = |set: &BTreeSet<JobId>| set.range(range).rev().copied().filter(fits).take(limit).collect();
+        match (selection.share, selection.state) {
+            (Some(share), _) => self.by_share.get(&share).map(some_of).unwrap_or_default(),
+            (None, Some(state)) if !state.is_ended() => some_of(&self.unfinished),
+            (None, _) => self.all.range(range).rev().map(|(id, _)| *id).filter(fits).take(limit).collect(),
+        }
+    }
+
+    /// Ended jobs, oldest first, that retention no longer keeps: all from before `oldest_kept`, and those above
+    /// `most_kept` in number.
+    pub fn expired(&self, oldest_kept: JobId, most_kept: usize, limit: usize) -> Vec<JobId> {
+        let mut surplus = (self.all.len() - self.unfinished.len()).saturating_sub(most_kept);
+        let mut expired = Vec::new();
+        for (id, state) in &self.all {
+            if (*id >= oldest_kept && surplus == 0) || expired.len() == limit {
+                break;
+            }
+            if state.is_ended() {
+                expired.push(*id);
+                surplus = surplus.saturating_sub(1);
+            }
+        }
+        expired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::record::tests::any_job;
+    use uuid::Uuid;
+
+    fn id(n: u128) -> JobId {
+        JobId::from_uuid(Uuid::from_u128(n))
+    }
+
+    fn index() -> Index {
+        let mut index = Index::default();
+        for (n, state) in [(1, JobState::Succeeded), (2, JobState::Failed), (3, JobState::Queued), (4, JobState::Succeeded)]
+        {
+            let mut job = any_job(n, state);
+            job.request_id = Some(RequestId::from_uuid(Uuid::from_u128(n)));
+            index.publish(&job);
+        }
+        index
+    }
+
+    #[test]
+    fn lists_newest_first_by_share_and_state() {
+        let index = index();
+        let of = |share, state| Selection { share, state };
+        let share = any_job(0, JobState::Queued).share;
+        let other = ShareId::from_uuid(Uuid::from_u128(99));
+        let list = |selection, before, limit| index.newest_first(&selection, before, limit);
+        assert_eq!(list(of(None, None), None, 9), [id(4), id(3), id(2), id(1)]);
+        assert_eq!(list(of(Some(share), None), Some(id(3)), 9), [id(2), id(1)]);
+        assert_eq!(list(of(None, Some(JobState::Succeeded)), None, 1), [id(4)]);
+        assert_eq!(list(of(Some(share), Some(JobState::Running)), None, 9), [id(3)]);
+        assert_eq!(list(of(None, Some(JobState::Cancelled)), None, 9), []);
+        assert_eq!(list(of(Some(other), None), None, 9), []);
+    }
+
+    #[test]
+    fn expires_by_age_and_number_and_never_the_unfinished() {
+        let mut index = index();
+        assert_eq!(index.expired(id(0), 9, 9), []);
+        assert_eq!(index.expired(id(0), 1, 9), [id(1), id(2)]);
+        assert_eq!(index.expired(id(9), 9, 9), [id(1), id(2), id(4)]);
+        assert_eq!(index.expired(id(9), 0, 1), [id(1)]);
+        let mut job = any_job(1, JobState::Succeeded);
+        job.request_id = Some(RequestId::from_uuid(Uuid::from_u128(1)));
+        index.forget(&job);
+        assert_eq!(index.of_request(RequestId::from_uuid(Uuid::from_u128(1))), None);
+        assert_eq!((index.len(), index.newest()), (3, Some(id(4))));
+    }
+}

@@ -1,0 +1,153 @@
+//! The job store: every job in sled, durable before anyone can see it.
+//!
+//! One key per job holds everything that must change together. One thread writes: it drains what waits, inserts, flushes
+//! once, publishes to the in-memory index, then answers all. The store knows nothing of the kernel's sizes and nothing
+//! of what a job means; it gives back exactly what it was given, or says that it cannot.
+
+mod committer;
+mod files;
+mod index;
+pub mod offline;
+mod open;
+mod record;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::model::{Job, JobId, RequestId, ShareId};
+use committer::Work;
+use files::Lock;
+use index::Index;
+
+pub use index::Selection;
+pub use open::OpenError;
+
+/// Commits that may wait for the committer; whoever comes then waits for its place.
+const INBOX: usize = 1024;
+
+/// How long ended jobs are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    pub age: Duration,
+    pub jobs: usize,
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Whether the write will be found after a restart is unknown.
+    #[error("the job store cannot be written: {problem}")]
+    Write { problem: String },
+    #[error("the job store cannot be read: {problem}")]
+    Read { problem: String },
+    #[error("the job store is closed")]
+    Closed,
+}
+
+/// What the readers and the committer share.
+struct Shared {
+    /// `None` while the database is being opened again after a failed write.
+    db: RwLock<Option<sled::Db>>,
+    index: RwLock<Index>,
+    /// Why the store cannot be written; `None` when it can.
+    failure: watch::Sender<Option<String>>,
+}
+
+/// The open store. All methods but [`Store::commit`] and [`Store::close`] answer from memory or by one read.
+pub struct Store {
+    shared: Arc<Shared>,
+    inbox: mpsc::Sender<Work>,
+    /// Kept until the store is closed: a second daemon on the same directory is refused.
+    _lock: Lock,
+    committer: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Opens the store in a directory, or creates it there, and gives the jobs that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// When anything about the store is not as it was left. Nothing is deleted or replaced then; the message says which
+    /// command shows, saves and sets aside what is there.
+    pub fn open(dir: &Path, retention: Retention) -> Result<(Self, Vec<Job>), OpenError> {
+        open::open(dir, retention)
+    }
+
+    /// Makes jobs durable, all or, where growd is stopped in between, a part of them. Returns when they are on disk
+    /// and published.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`] when it is unknown whether they are on disk.
+    pub async fn commit(&self, jobs: Vec<Job>) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.inbox.send(Work::Commit { jobs, answer }).await.map_err(|_| StoreError::Closed)?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// A job as it was last committed.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub fn get(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        // The index decides what exists: the database also shows what is not flushed yet.
+        if !self.shared.index.read().contains(id) {
+            return Ok(None);
+        }
+        let db = self.shared.db.read();
+        let db = db.as_ref().ok_or_else(|| StoreError::Read { problem: "it is being opened again".to_owned() })?;
+        committer::read(db, id).map_err(|problem| StoreError::Read { problem })
+    }
+
+    /// Ids of jobs, newest first; see [`Selection`]. A selection of an unfinished state gives all that are unfinished.
+    pub fn newest_first(&self, selection: &Selection, before: Option<JobId>, limit: usize) -> Vec<JobId> {
+        self.shared.index.read().newest_first(selection, before, limit)
+    }
+
+    pub fn of_request(&self, request_id: RequestId) -> Option<JobId> {
+        self.shared.index.read().of_request(request_id)
+    }
+
+    /// The newest job of a share.
+    pub fn newest_of(&self, share: ShareId) -> Option<JobId> {
+        self.newest_first(&Selection { share: Some(share), state: None }, None, 1).first().copied()
+    }
+
+    /// The newest job of all.
+    pub fn newest(&self) -> Option<JobId> {
+        self.shared.index.read().newest()
+    }
+
+    /// Number of jobs kept.
+    pub fn len(&self) -> usize {
+        self.shared.index.read().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that the database takes on disk; 0 when that cannot be told.
+    pub fn size_on_disk(&self) -> u64 {
+        self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok()).unwrap_or(0)
+    }
+
+    /// Why the store cannot be written, as it changes; `None` when it can.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.shared.failure.subscribe()
+    }
+
+    /// Flushes, notes that the store was left in order, and ends the committer.
+    pub async fn close(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.inbox.send(Work::Close { answer }).await.is_ok() {
+            // An error here means that the committer has already ended, which is what was asked for.
+            let _ = answered.await;
+        }
+        if let Some(committer) = self.committer.lock().take() {
+            let _ = tokio::task::spawn_blocking(move || committer.join()).await;
+        }
+    }
+}
