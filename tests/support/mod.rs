@@ -1,8 +1,8 @@
 //! Helpers for integration tests that run on a lab node (see `tests/lab/run`).
 //!
-//! Everything here is done and measured with the standard tools (mkfs, mount, xfs_quota, setquota, repquota, ...), never
-//! with growd's own code: what growd says about a share is checked against what somebody else says. A helper that
-//! cannot do its work panics with the tool's own words, because a lab test without its fixture proves nothing.
+//! Everything here is done and measured with the standard tools (mkfs, mount, xfs_quota, setquota, repquota), never with
+//! growd's own code: what growd says about a share is checked against what somebody else says. A helper that cannot do
+//! its work panics with the tool's own words, because a lab test without its fixture proves nothing.
 
 // Every test binary compiles its own copy of this module and uses a part of it.
 #![allow(dead_code)]
@@ -94,7 +94,7 @@ pub struct Filesystem {
     kind: Kind,
     device: PathBuf,
     mount_point: PathBuf,
-    // Given back after the unmount in Drop::drop, because fields are dropped later than that.
+    // Held for its Drop, which gives the disk back: fields are dropped after the unmount in Filesystem's own Drop.
     _disk: Option<Disk>,
 }
 
