@@ -1,6 +1,6 @@
 //! Helpers for integration tests that run on a lab node (see `tests/lab/run`).
 //!
-//! Everything here is done and measured with the standard tools (mkfs, mount, xfs_quota, setquota, repquota), never with
+//! Everything here is done and measured with standard tools (mkfs, mount, xfs_quota, setquota, repquota), never with
 //! growd's own code: what growd says about a share is checked against what somebody else says. A helper that cannot do
 //! its work panics with the tool's own words, because a lab test without its fixture proves nothing.
 
