@@ -181,6 +181,10 @@ pub fn get_next(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<Option<Proj
 /// # Errors
 /// As [`get`]; `ERANGE` for limits that the quota file cannot hold, `ENOSPC` or `EDQUOT` when it cannot grow.
 pub fn set_limits(fd: BorrowedFd<'_>, route: Route, id: u32, hard: Bytes, soft: Bytes) -> Result<(), QuotaError> {
+    // XFS computes with what it is given: the greatest number of blocks overflows there and sets 0, which is no limit.
+    if hard.max(soft) > Bytes::MAX_FILE {
+        return Err(Errno::ERANGE.into());
+    }
     let mut quota = RawQuota {
         hard_blocks: hard.get().div_ceil(LIMIT_BLOCK),
         soft_blocks: soft.get().div_ceil(LIMIT_BLOCK),
@@ -282,6 +286,14 @@ mod tests {
     fn a_missing_device_is_not_a_missing_record() {
         let proc = File::open("/proc").unwrap();
         assert_eq!(get(proc.as_fd(), Route::Device, 1), Err(QuotaError::System(Errno::ENODEV)));
+    }
+
+    #[test]
+    fn a_limit_above_the_largest_size_never_reaches_the_kernel() {
+        let proc = File::open("/proc").unwrap();
+        let set = |hard| set_limits(proc.as_fd(), Route::Descriptor, 1, hard, Bytes::ZERO);
+        assert_eq!(set(Bytes::new(u64::MAX)), Err(QuotaError::System(Errno::ERANGE)));
+        assert_eq!(set(Bytes::mib(1)), Err(QuotaError::Off));
     }
 
     #[test]

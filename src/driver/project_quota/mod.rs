@@ -120,6 +120,10 @@ impl ProjectQuota {
                 let (pool, asked) = (self.places.pool().clone(), hard.saturating_sub(old.hard));
                 return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
             }
+            Err(QuotaError::System(Errno::ERANGE)) => {
+                let what = format!("a limit of {hard} on {}", found.observed.filesystem);
+                return Err(Refusal::Unsupported { what }.into());
+            }
             Err(QuotaError::System(errno)) => return Err(system("set the quota of", location)(errno)),
         }
         let new = self.quota(found.directory.as_fd(), old.id, location)?.ok_or_else(off)?;
