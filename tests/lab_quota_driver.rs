@@ -360,6 +360,60 @@ fn a_missing_share_is_told_from_a_missing_pool() {
     });
 }
 
+#[test]
+fn a_pool_may_be_seen_through_a_bind_mount() {
+    on_both(|filesystem| {
+        // systemd makes such a mount for each of a service's ReadWritePaths=.
+        let inner = filesystem.create_share("inner", 78, 3 * MIB);
+        let share = inner.join(A);
+        fs::create_dir(&share).unwrap();
+        filesystem.set_project(&share, 42);
+        filesystem.set_limits(42, 0, MIB);
+        let legacy = filesystem.create_share("legacy", 44, MIB);
+        for directory in [&inner, &legacy] {
+            lab::run("mount", &["--bind", path(directory), path(directory)]);
+        }
+        let template = format!("{}/{{share_id}}", inner.display()).parse().unwrap();
+        let places = vec![(id(C), legacy.clone())];
+        let driver = ProjectQuota::new("pool".parse().unwrap(), template, places, Arc::default());
+        let (observed, total) = (driver.observe(id(A)), driver.space().unwrap().total);
+        let (grown, grown_legacy) = (set(&driver, A, 2 * MIB), set(&driver, C, 2 * MIB));
+        let by_device = quotactl::get(File::open(&share).unwrap().as_fd(), Route::Device, 42);
+        let verified = driver.verify(id(A));
+        for directory in [&inner, &legacy] {
+            lab::run("umount", &[path(directory)]);
+        }
+        assert_eq!(observed.unwrap().problems, []);
+        assert!(total > Bytes::mib(100), "{total} is the size of a quota");
+        assert_eq!(grown.unwrap(), grown_legacy.unwrap());
+        assert_eq!((filesystem.hard_limit(42), filesystem.hard_limit(44)), (2 * MIB, 2 * MIB));
+        assert_eq!(by_device.unwrap().hard, Bytes::mib(2));
+        assert_eq!(verified.unwrap(), Bytes::mib(2));
+    });
+}
+
+#[test]
+fn a_frozen_file_system_tells_the_state_and_lets_limits_wait() {
+    on_both(|filesystem| {
+        let share = filesystem.create_share(A, 42, MIB);
+        let directory = File::open(share).unwrap();
+        for route in [Route::Descriptor, Route::Device] {
+            filesystem.freeze();
+            let fd = directory.try_clone().unwrap();
+            let state = std::thread::spawn(move || quotactl::state(fd.as_fd(), route).unwrap());
+            let fd = directory.try_clone().unwrap();
+            let get = std::thread::spawn(move || quotactl::get(fd.as_fd(), route, 42).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let finished = (state.is_finished(), get.is_finished());
+            filesystem.thaw();
+            // The kernel takes Q_GETQUOTA for a command that writes.
+            assert_eq!(finished, (true, false), "{route:?}");
+            assert!(state.join().unwrap().enforcement);
+            assert_eq!(get.join().unwrap().hard, Bytes::mib(1));
+        }
+    });
+}
+
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -409,8 +463,8 @@ fn verify_works_with_a_full_share_and_a_full_file_system() {
 
         File::create(filesystem.path().join("rest")).unwrap();
         // A pool directory whose own project is full leaves no room for a file.
-        let full = filesystem.create_share("full", 50, 64 * 1024);
-        fill(&full.join("data"), MIB).unwrap();
+        let full = filesystem.create_share("full", 50, 4 * 1024);
+        assert_eq!(File::create(full.join("data")).is_err(), filesystem.kind() == Kind::Xfs);
         journal::force(File::open(&full).unwrap().as_fd()).unwrap();
 
         let room = file_system::capacity(File::open(filesystem.path()).unwrap().as_fd()).unwrap().free;

@@ -3,6 +3,7 @@
 //! The parser is pure and takes any bytes: a line that it does not understand is skipped, since newer kernels may add
 //! to the format.
 
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -27,7 +28,7 @@ pub struct Mount {
     pub source: PathBuf,
 }
 
-/// The mount that an open file is on.
+/// The mount of the file system that holds an open file: of its root directory, if that is mounted anywhere.
 ///
 /// # Errors
 /// `ENOENT` when there is none, as for a file on a mount that was detached, and those of reading `/proc`.
@@ -39,11 +40,17 @@ pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
     find(parse(&text), device, &path).ok_or(Errno::ENOENT)
 }
 
-/// The mount of a device that is nearest above a path. Of several at one mount point it is the last, which is on top.
+/// The mount of a device that shows the most of it. Of several it is the nearest above the path, and of those at one
+/// mount point the last, which is on top.
+///
+/// A bind mount may be nearer, such as the one that systemd makes for each of a service's `ReadWritePaths=`. But it is
+/// not what is in fstab, and its top directory may have a quota of its own.
 pub fn find(mounts: impl Iterator<Item = Mount>, device: dev_t, path: &Path) -> Option<Mount> {
-    mounts
-        .filter(|mount| mount.device == device && path.starts_with(&mount.mount_point))
-        .max_by_key(|mount| mount.mount_point.components().count())
+    mounts.filter(|mount| mount.device == device).max_by_key(|mount| {
+        let length = |path: &Path| path.components().count();
+        let nearness = path.starts_with(&mount.mount_point).then(|| length(&mount.mount_point));
+        (Reverse(length(&mount.root)), nearness)
+    })
 }
 
 /// Reads all lines that are well formed.
@@ -115,12 +122,16 @@ nonsense
     }
 
     #[test]
-    fn finds_the_nearest_mount_of_the_device() {
-        let find = |device, path: &str| find(parse(TEXT), device, Path::new(path)).map(|mount| mount.mount_point);
+    fn finds_the_mount_of_the_whole_device_that_is_nearest() {
+        let twice = b"40 22 98:0 / /srv/deep rw - xfs /dev/ubda rw\n41 22 98:0 / /mnt rw - xfs /dev/ubda rw\n";
+        let find = |device, path: &str| {
+            find(parse(TEXT).chain(parse(twice)), device, Path::new(path)).map(|mount| mount.mount_point)
+        };
         assert_eq!(find(makedev(98, 0), "/srv/shares"), Some("/srv".into()));
-        assert_eq!(find(makedev(98, 0), r"/srv/with space\/shares"), Some(r"/srv/with space\".into()));
-        assert_eq!(find(makedev(98, 0), "/srv2"), None);
+        assert_eq!(find(makedev(98, 0), r"/srv/with space\/shares"), Some("/srv".into()));
+        assert_eq!(find(makedev(98, 0), "/srv/deep/shares"), Some("/srv/deep".into()));
         assert_eq!(find(makedev(8, 1), "/srv/shares"), Some("/".into()));
+        assert_eq!(find(makedev(8, 2), "/srv/shares"), None);
     }
 
     #[test]
@@ -136,7 +147,7 @@ nonsense
         }
 
         #[test]
-        fn never_panics_on_what_is_nearly_right(line in r"[0-9]{1,2} 1 [0-9:]{1,12} [/\\0-9]{0,6} [/\\0-9]{0,6} rw( -)? x.{0,4}") {
+        fn never_panics_on_what_is_nearly_right(line in r"1 1 [0-9:]{1,12} [/\\0-9]{0,6} [/\\0-9]{0,6} rw( -)? x.{0,4}") {
             parse(line.as_bytes()).count();
         }
 

@@ -92,10 +92,10 @@ impl Case<'_> {
         match self.kind {
             Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
             Kind::Ext4 if self.state.accounting => format!("quotaon -P {point}, {fstab}"),
-            Kind::Ext4 => format!(
-                "umount {point} && tune2fs -O project,quota -Q prjquota {device} && mount -o prjquota {device} {point}, \
-                 {fstab}"
-            ),
+            Kind::Ext4 => {
+                let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
+                format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}")
+            }
         }
     }
 

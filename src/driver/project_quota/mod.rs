@@ -94,14 +94,9 @@ impl ProjectQuota {
         }
     }
 
-    /// The first problem that an extend must not build on.
-    fn refuse_problems(observed: &Observed) -> Result<(), Refusal> {
-        observed.problems.iter().find_map(|problem| problem.refusal.clone()).map_or(Ok(()), Err)
-    }
-
     fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
         let (pool, found) = self.find(share)?;
-        Self::refuse_problems(&found.observed)?;
+        found.observed.extendable_size()?;
         let location = &found.observed.location;
         let off = || Refusal::QuotaNotEnforced { location: location.clone(), problem: "it was just turned off".into() };
         let old = found.quota.ok_or_else(off)?;

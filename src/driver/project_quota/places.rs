@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -107,10 +107,8 @@ impl Places {
         let Some(path) = self.explicit.get(&share) else {
             return open_beneath(pool.fd.as_fd(), &self.template.relative_of(share));
         };
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Errno::EXDEV);
-        };
-        let directory = open_beneath(open_without_links(parent)?.as_fd(), Path::new(name))?;
+        // It may be a mount point: only root can mount, and the device tells whether it is still the same file system.
+        let directory = open_without_links(path)?;
         if fstat(&directory)?.st_dev == pool.device { Ok(directory) } else { Err(Errno::EXDEV) }
     }
 
@@ -127,7 +125,7 @@ impl Places {
 
     pub fn not_mounted(&self) -> Refusal {
         let directory = self.template.directory().display();
-        let problem = format!("{directory} is on a file system without project quotas, and the share is not there");
+        let problem = format!("no file system with project quotas is mounted at {directory}");
         Refusal::NotMounted { pool: self.pool.clone(), problem }
     }
 
