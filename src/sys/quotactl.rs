@@ -2,8 +2,9 @@
 //!
 //! Uses the generic commands, which XFS and ext4 understand alike. Limits count blocks of 1 KiB, use counts bytes;
 //! both come out as [`Bytes`] here. Layouts and numbers are those of `linux/quota.h` and `linux/dqblk_xfs.h`. All but
-//! the state needs CAP_SYS_ADMIN, and the kernel takes even the reading commands for writing ones: they give `EROFS`
-//! on a mount that is read-only for this process, and wait while the file system is frozen.
+//! the state needs CAP_SYS_ADMIN, and the kernel takes even the reading commands for writing ones: through
+//! quotactl_fd they give `EROFS` on a mount that is read-only for this process, and all of them wait while the file
+//! system is frozen.
 
 use std::ffi::{CString, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -127,3 +127,15 @@ fn quoted(path: &Path) -> String {
     let text = if text.chars().all(is_plain) { text } else { Cow::Owned(format!("'{}'", text.replace('\'', r"'\''"))) };
     text.into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_what_a_shell_would_split() {
+        for (path, text) in [("/srv/a-b_1.d", "/srv/a-b_1.d"), ("/srv/a b", "'/srv/a b'"), ("/a'b", r"'/a'\''b'")] {
+            assert_eq!(quoted(Path::new(path)), text);
+        }
+    }
+}

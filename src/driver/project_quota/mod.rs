@@ -66,7 +66,7 @@ impl ProjectQuota {
         let quota = match attributes.project_id {
             _ if !state.accounting => None,
             0 => None,
-            id => self.quota(fd, id, &location)?,
+            id => read_quota(fd, id, &location)?,
         };
         let twin = match attributes.project_id {
             0 => None,
@@ -79,19 +79,6 @@ impl ProjectQuota {
         let used = quota.map(|quota| quota.used);
         let observed = Observed { location, filesystem: kind.name(), size, used, problems };
         Ok((pool, Share { directory, observed, quota }))
-    }
-
-    fn quota(
-        &self,
-        fd: BorrowedFd<'_>,
-        id: u32,
-        location: &Path,
-    ) -> Result<Option<quotactl::ProjectQuota>, DriverError> {
-        match quotactl::get(fd, Route::Best, id) {
-            Ok(quota) => Ok(Some(quota)),
-            Err(QuotaError::Off) => Ok(None),
-            Err(QuotaError::System(errno)) => Err(system("read the quota of", location)(errno)),
-        }
     }
 
     fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
@@ -121,8 +108,9 @@ impl ProjectQuota {
             }
             Err(QuotaError::System(errno)) => return Err(system("set the quota of", location)(errno)),
         }
-        let new = self.quota(found.directory.as_fd(), old.id, location)?.ok_or_else(off)?;
-        self.promises.add(pool.device, new.hard.saturating_sub(old.hard), begun);
+        // Counted even if the limit cannot be read back now.
+        self.promises.add(pool.device, hard.saturating_sub(old.hard), begun);
+        let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(off)?;
         if new.hard < to {
             let (location, new) = (location.display(), new.hard);
             let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
@@ -191,6 +179,15 @@ impl Driver for ProjectQuota {
             Some(size) => Ok(size),
             None => Ok(observed.extendable_size()?),
         }
+    }
+}
+
+/// `None` when quota is off.
+fn read_quota(fd: BorrowedFd<'_>, id: u32, location: &Path) -> Result<Option<quotactl::ProjectQuota>, DriverError> {
+    match quotactl::get(fd, Route::Best, id) {
+        Ok(quota) => Ok(Some(quota)),
+        Err(QuotaError::Off) => Ok(None),
+        Err(QuotaError::System(errno)) => Err(system("read the quota of", location)(errno)),
     }
 }
 
