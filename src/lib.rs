@@ -5,4 +5,5 @@
 
 pub mod driver;
 pub mod model;
+pub mod sys;
 pub mod wire;

@@ -1,0 +1,59 @@
+# Every target works from a fresh clone; `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build test demo bench audit clean
+
+# What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
+# ca-certificates is for cargo's downloads.
+PACKAGES := user-mode-linux xfsprogs lvm2 thin-provisioning-tools e2fsprogs btrfs-progs kmod quota iproute2 strace \
+	util-linux gcc libc6-dev ca-certificates
+CARGO ?= cargo
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+deps: ## install the Debian packages that build and tests need (as root), and check that cargo is there
+	@missing=$$(for package in $(PACKAGES); do \
+		dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed || echo $$package; \
+	done); \
+	set -e; \
+	if [ -n "$$missing" ]; then \
+		set -- $$missing; \
+		if ! command -v apt-get >/dev/null; then \
+			echo "These packages are missing, and there is no apt-get here to install them: $$*" >&2; exit 1; \
+		elif [ "$$(id -u)" -ne 0 ]; then \
+			echo "Packages are missing. Type:" >&2; \
+			echo "  sudo apt-get update && sudo apt-get install --no-install-recommends -y $$*" >&2; exit 1; \
+		fi; \
+		ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 || apt-get update -q; \
+		export DEBIAN_FRONTEND=noninteractive; install="apt-get install -q -y --no-install-recommends"; \
+		$$install "$$@" || { apt-get update -q && $$install "$$@"; }; \
+	fi
+	@command -v $(CARGO) >/dev/null || { \
+		echo "cargo is missing. Install Rust $$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer:" \
+			"https://rustup.rs" >&2; exit 1; }
+
+build: deps ## build the daemon and its tools, optimized, into target/release
+	$(CARGO) build --release --bins
+
+# The binaries are built first because tests in the lab start them, and the lab has no compiler to wait for.
+test: deps ## check format and lints, then run every test, those named lab_* on a lab node
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) build --bins
+	$(CARGO) test
+
+demo: build ## show the daemon at work on a lab node
+	tests/lab/run --lab tests/lab/demo.sh target/release
+
+bench: deps ## run the benchmarks, those named lab_* on a lab node
+	$(CARGO) build --release --bins
+	$(CARGO) bench
+
+audit: ## check dependencies against deny.toml (needs cargo-deny)
+	@$(CARGO) deny --version >/dev/null 2>&1 || { \
+		echo "cargo-deny is missing. Type: cargo install --locked cargo-deny" >&2; exit 1; }
+	$(CARGO) deny check
+
+clean: ## remove everything that was built
+	$(CARGO) clean

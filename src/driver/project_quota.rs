@@ -1,1 +1,0 @@
-//! Directories with a project quota, on XFS or ext4.

@@ -1,0 +1,127 @@
+//! Which share of a pool has which project id, to find two with the same: an extend of one would extend both.
+//!
+//! A scan opens every share, so its result is kept for a while. What is kept only raises a suspicion: both sides are
+//! read afresh before anybody is accused. A share that was given another's id since the scan is found by the next one.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::libc::dev_t;
+use nix::sys::stat::fstat;
+
+use super::places::{Places, Pool};
+use super::system;
+use crate::driver::DriverError;
+use crate::model::ShareId;
+use crate::sys::fsxattr;
+
+/// The most that a scan may be old.
+const TRUSTED: Duration = Duration::from_secs(60);
+/// A directory that changed this short before a scan may change again without another timestamp.
+const SETTLED: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub(super) struct Census {
+    last: Mutex<Option<Scan>>,
+}
+
+struct Scan {
+    begun: Instant,
+    directory: Version,
+    /// Whether the directory's timestamp would tell a change since.
+    settled: bool,
+    by_project: BTreeMap<u32, Vec<ShareId>>,
+}
+
+/// A state of the pool's directory: which it is, and when an entry was last made or removed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Version {
+    device: dev_t,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl Version {
+    fn of(pool: &Pool) -> Result<Self, Errno> {
+        let status = fstat(&pool.fd)?;
+        Ok(Self { device: status.st_dev, inode: status.st_ino, modified: (status.st_mtime, status.st_mtime_nsec) })
+    }
+
+    fn is_settled(self, now: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.modified;
+        let modified = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now > modified + SETTLED)
+    }
+}
+
+impl Scan {
+    fn is_trusted(&self, directory: Version) -> bool {
+        self.settled && self.directory == directory && self.begun.elapsed() < TRUSTED
+    }
+}
+
+impl Census {
+    /// The place of another share of the pool with the same project.
+    pub fn twin(
+        &self,
+        places: &Places,
+        pool: &Pool,
+        share: ShareId,
+        project_id: u32,
+    ) -> Result<Option<PathBuf>, DriverError> {
+        let directory = Version::of(pool).map_err(system("stat", &pool.path))?;
+        // A panic while it was locked left a whole scan or none.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let scan = match last.take().filter(|scan| scan.is_trusted(directory)) {
+            Some(scan) => last.insert(scan),
+            None => last.insert(scan(places, pool, directory)?),
+        };
+        let suspects = scan.by_project.get(&project_id).into_iter().flatten();
+        let mut others = suspects.filter(|other| **other != share);
+        let twin = others.find(|other| project_of(places, pool, **other) == Some(project_id));
+        Ok(twin.map(|other| places.path_of(*other)))
+    }
+}
+
+fn scan(places: &Places, pool: &Pool, directory: Version) -> Result<Scan, DriverError> {
+    let begun = Instant::now();
+    let settled = directory.is_settled(SystemTime::now());
+    let mut by_project: BTreeMap<u32, Vec<ShareId>> = BTreeMap::new();
+    for share in places.list(pool)? {
+        if let Some(project) = project_of(places, pool, share) {
+            by_project.entry(project).or_default().push(share);
+        }
+    }
+    Ok(Scan { begun, directory, settled, by_project })
+}
+
+/// The project of a share; `None` for what is none, has none or cannot be read, and so cannot be accused.
+fn project_of(places: &Places, pool: &Pool, share: ShareId) -> Option<u32> {
+    let directory = places.try_open(pool, share).ok()?;
+    let attributes = fsxattr::get(directory.as_fd()).ok()?;
+    (attributes.project_id != 0).then_some(attributes.project_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trusts_a_scan_while_the_directory_is_the_same() {
+        let version = Version { device: 1, inode: 2, modified: (100, 5) };
+        let at = |milliseconds| SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
+        assert!(!version.is_settled(at(100_500)));
+        assert!(version.is_settled(at(101_500)));
+
+        let scan =
+            |settled| Scan { begun: Instant::now(), directory: version, settled, by_project: BTreeMap::default() };
+        assert!(scan(true).is_trusted(version));
+        assert!(!scan(false).is_trusted(version));
+        assert!(!scan(true).is_trusted(Version { modified: (100, 6), ..version }));
+        assert!(!scan(true).is_trusted(Version { device: 3, ..version }));
+    }
+}

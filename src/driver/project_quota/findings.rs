@@ -1,0 +1,141 @@
+//! What can be wrong with a share's quota, in words, each with the commands that heal it.
+//!
+//! The order matters: the first blocking problem is what an extend is refused with, and a later one often follows from
+//! an earlier one.
+
+use std::borrow::Cow;
+use std::cell::LazyCell;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use crate::driver::Problem;
+use crate::model::{Bytes, Reason, Refusal};
+use crate::sys::file_system::Kind;
+use crate::sys::fsxattr::Attributes;
+use crate::sys::mountinfo;
+use crate::sys::quotactl::{LIMIT_BLOCK, ProjectQuota, QuotaState};
+
+/// All that was read of a share.
+pub(super) struct Case<'a> {
+    pub location: &'a Path,
+    pub fd: BorrowedFd<'a>,
+    pub kind: Kind,
+    pub state: QuotaState,
+    pub attributes: Attributes,
+    /// Another share with the same project.
+    pub twin: Option<PathBuf>,
+    /// `None` when there is no project to read it of, or when nothing is counted.
+    pub quota: Option<ProjectQuota>,
+}
+
+/// Mount point and device for commands; words to fill in where they cannot be found.
+struct Mount {
+    point: String,
+    device: String,
+}
+
+impl Case<'_> {
+    pub fn problems(&self) -> Vec<Problem> {
+        let mount = LazyCell::new(|| match mountinfo::of_fd(self.fd) {
+            Ok(mount) => Mount { point: quoted(&mount.mount_point), device: quoted(&mount.source) },
+            Err(_) => Mount { point: "MOUNT_POINT".to_owned(), device: "DEVICE".to_owned() },
+        });
+        let location = self.location.to_path_buf();
+        let id = self.attributes.project_id;
+        let mut problems = Vec::new();
+
+        if !self.state.accounting || !self.state.enforcement {
+            let problem = if self.state.accounting {
+                "use is counted, but limits do not hold"
+            } else {
+                "project quota is off on its file system"
+            };
+            let refusal = Refusal::QuotaNotEnforced { location: location.clone(), problem: problem.to_owned() };
+            problems.push(Problem::blocking(refusal, self.turn_on(&mount)));
+        }
+        if id == 0 || !self.attributes.inherits {
+            let problem = if id == 0 {
+                "its files count for project 0".to_owned()
+            } else {
+                format!("new files do not inherit project {id}")
+            };
+            let refusal = Refusal::NoProjectId { location: location.clone(), problem };
+            let project = if id == 0 { "UNUSED_ID".to_owned() } else { id.to_string() };
+            problems.push(Problem::blocking(refusal, self.give_project(&mount, &project)));
+        }
+        if let Some(other) = self.twin.clone() {
+            let refusal = Refusal::ProjectIdShared { location: location.clone(), project_id: id, other };
+            let remedy = format!("give one of them an id of its own: {}", self.give_project(&mount, "UNUSED_ID"));
+            problems.push(Problem::blocking(refusal, remedy));
+        }
+        if let Some(quota) = self.quota.filter(|quota| quota.hard == Bytes::ZERO) {
+            let refusal = Refusal::Unlimited { location: location.clone(), project_id: id };
+            problems.push(Problem::blocking(refusal, self.set_limits(&mount, id, None, quota.soft)));
+        }
+        if let Some(quota) = self.quota.filter(|quota| quota.soft != Bytes::ZERO && quota.soft < quota.hard) {
+            let message = format!(
+                "{} has a soft limit of {} below its hard limit of {}: writes fail there once the grace time is over",
+                location.display(),
+                quota.soft,
+                quota.hard
+            );
+            let remedy = self.set_limits(&mount, id, Some(quota.hard), Bytes::ZERO);
+            problems.push(Problem::warning(Reason::SoftLimitFirst, message, remedy));
+        }
+        problems
+    }
+
+    /// XFS takes quota options only at a fresh mount; ext4 needs its quota feature, and then a command does.
+    fn turn_on(&self, mount: &Mount) -> String {
+        let Mount { point, device } = mount;
+        let fstab = "and add prjquota to its options in /etc/fstab";
+        match self.kind {
+            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
+            Kind::Ext4 if self.state.accounting => format!("quotaon -P {point}, {fstab}"),
+            Kind::Ext4 => {
+                let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
+                format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}")
+            }
+        }
+    }
+
+    fn give_project(&self, mount: &Mount, id: &str) -> String {
+        let path = quoted(self.location);
+        match self.kind {
+            Kind::Xfs => format!("xfs_quota -x -c \"project -s -p {path} {id}\" {}", mount.point),
+            Kind::Ext4 => format!("chattr -R -p {id} +P {path}"),
+        }
+    }
+
+    /// `None` is for the reader to choose, in KiB.
+    fn set_limits(&self, mount: &Mount, id: u32, hard: Option<Bytes>, soft: Bytes) -> String {
+        let blocks = |size: Bytes| size.get() / LIMIT_BLOCK;
+        let hard = hard.map_or_else(|| "KIB".to_owned(), |hard| blocks(hard).to_string());
+        let (soft, point) = (blocks(soft), &mount.point);
+        match self.kind {
+            Kind::Xfs => format!("xfs_quota -x -c \"limit -p bsoft={soft}k bhard={hard}k {id}\" {point}"),
+            // It sets the limits of inodes as well.
+            Kind::Ext4 => format!("setquota -P {id} {soft} {hard} 0 0 {point} (0 0: no limits of inodes)"),
+        }
+    }
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+,".contains(c);
+    let text = if text.chars().all(is_plain) { text } else { Cow::Owned(format!("'{}'", text.replace('\'', r"'\''"))) };
+    text.into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_what_a_shell_would_split() {
+        for (path, text) in [("/srv/a-b_1.d", "/srv/a-b_1.d"), ("/srv/a b", "'/srv/a b'"), ("/a'b", r"'/a'\''b'")] {
+            assert_eq!(quoted(Path::new(path)), text);
+        }
+    }
+}

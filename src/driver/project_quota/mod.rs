@@ -1,0 +1,221 @@
+//! Directories with a project quota, on XFS or ext4: a share's size is the hard limit of its project.
+//!
+//! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
+//! Nothing here lowers a limit.
+
+mod census;
+mod findings;
+mod places;
+mod promises;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+
+use self::census::Census;
+use self::findings::Case;
+use self::places::{Places, Pool};
+pub use self::promises::Promises;
+use super::path_template::PathTemplate;
+use super::{Driver, DriverError, Observed, Outcome, Space, SpaceId, Step};
+use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
+use crate::sys::file_system::{self, Kind};
+use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, Route};
+use crate::sys::{fsxattr, journal};
+
+/// A pool of directories on one file system.
+pub struct ProjectQuota {
+    places: Places,
+    census: Census,
+    promises: Arc<Promises>,
+}
+
+/// A share that was found, and what its quota is.
+struct Share {
+    directory: OwnedFd,
+    observed: Observed,
+    quota: Option<quotactl::ProjectQuota>,
+}
+
+impl ProjectQuota {
+    /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
+    /// be on its file system. `promises` is one for all pools of the daemon, since pools may share a file system.
+    pub fn new(
+        pool: PoolName,
+        template: PathTemplate,
+        places: Vec<(ShareId, PathBuf)>,
+        promises: Arc<Promises>,
+    ) -> Self {
+        Self { places: Places::new(pool, template, places), census: Census::default(), promises }
+    }
+
+    fn find(&self, share: ShareId) -> Result<(Pool, Share), DriverError> {
+        let pool = self.places.open_pool()?;
+        let location = self.places.path_of(share);
+        let directory = self.places.open_share(&pool, share)?;
+        let fd = directory.as_fd();
+        let kind = kind_of(&pool)?;
+        let state = quotactl::state(fd, Route::Best).map_err(system("read the quota state of", &location))?;
+        let attributes = match fsxattr::get(fd) {
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
+            result => result.map_err(system("read the project of", &location))?,
+        };
+        let quota = match attributes.project_id {
+            _ if !state.accounting => None,
+            0 => None,
+            id => read_quota(fd, id, &location)?,
+        };
+        let twin = match attributes.project_id {
+            0 => None,
+            id => self.census.twin(&self.places, &pool, share, id)?,
+        };
+        let case = Case { location: &location, fd, kind, state, attributes, twin, quota };
+        let problems = case.problems();
+        let bounded = state.enforcement && attributes.inherits;
+        let size = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
+        let used = quota.map(|quota| quota.used);
+        let observed = Observed { location, filesystem: kind.name(), size, used, problems };
+        Ok((pool, Share { directory, observed, quota }))
+    }
+
+    fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
+        let (pool, found) = self.find(share)?;
+        found.observed.extendable_size()?;
+        let location = &found.observed.location;
+        let off = || Refusal::QuotaNotEnforced { location: location.clone(), problem: "it was just turned off".into() };
+        let old = found.quota.ok_or_else(off)?;
+        if old.hard >= to {
+            return Ok(Outcome::AlreadyThere { size: old.hard });
+        }
+        let hard = round_up(to);
+        // A soft limit that was no limit of its own must not become one.
+        let soft = if old.soft == old.hard { hard } else { old.soft };
+        let begun = Instant::now();
+        match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
+            Ok(()) => {}
+            Err(QuotaError::Off) => return Err(off().into()),
+            Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
+                let free = file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free);
+                let (pool, asked) = (self.places.pool().clone(), hard.saturating_sub(old.hard));
+                return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
+            }
+            Err(QuotaError::System(Errno::ERANGE)) => {
+                let what = format!("a limit of {hard} on {}", found.observed.filesystem);
+                return Err(Refusal::Unsupported { what }.into());
+            }
+            Err(QuotaError::System(errno)) => return Err(system("set the quota of", location)(errno)),
+        }
+        // Counted even if the limit cannot be read back now.
+        self.promises.add(pool.device, hard.saturating_sub(old.hard), begun);
+        let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(off)?;
+        if new.hard < to {
+            let (location, new) = (location.display(), new.hard);
+            let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
+            return Err(Refusal::Internal { problem }.into());
+        }
+        Ok(Outcome::Grown { from: old.hard, to: new.hard })
+    }
+}
+
+impl Driver for ProjectQuota {
+    fn kind(&self) -> DriverKind {
+        DriverKind::ProjectQuota
+    }
+
+    fn location(&self) -> String {
+        self.places.template().to_string()
+    }
+
+    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
+        let pool = self.places.open_pool()?;
+        let shares = self.places.list(&pool)?;
+        if !shares.iter().any(|share| !self.places.is_explicit(*share)) {
+            self.places.check_mounted(&pool)?;
+        }
+        Ok(shares.into_iter().collect())
+    }
+
+    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
+        Ok(self.find(share)?.1.observed)
+    }
+
+    fn space_id(&self) -> Result<SpaceId, DriverError> {
+        Ok(self.places.open_pool()?.space_id())
+    }
+
+    fn space(&self) -> Result<Space, DriverError> {
+        let pool = self.places.open_pool()?;
+        let directory = self.places.template().directory();
+        let fd = pool.fd.as_fd();
+        let state = quotactl::state(fd, Route::Best).map_err(system("read the quota state of", directory))?;
+        if !state.accounting && !self.places.list(&pool)?.iter().any(|share| !self.places.is_explicit(*share)) {
+            return Err(self.places.not_mounted().into());
+        }
+        let promised = match self.promises.sum(fd, pool.device) {
+            Ok(sum) => sum,
+            Err(QuotaError::Off) => Bytes::ZERO,
+            Err(QuotaError::System(errno)) => return Err(system("sum the quotas of", directory)(errno)),
+        };
+        let capacity = file_system::capacity(fd).map_err(system("measure", directory))?;
+        let filesystem = kind_of(&pool)?.name();
+        Ok(Space { id: pool.space_id(), filesystem, total: capacity.total, free: capacity.free, promised })
+    }
+
+    fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
+        match step {
+            Step::SetLimit { to } => self.set_limit(share, to),
+        }
+    }
+
+    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
+        let pool = self.places.open_pool()?;
+        let directory = self.places.template().directory();
+        journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", directory))?;
+        let observed = self.find(share)?.1.observed;
+        match observed.size {
+            Some(size) => Ok(size),
+            None => Ok(observed.extendable_size()?),
+        }
+    }
+}
+
+/// `None` when quota is off.
+fn read_quota(fd: BorrowedFd<'_>, id: u32, location: &Path) -> Result<Option<quotactl::ProjectQuota>, DriverError> {
+    match quotactl::get(fd, Route::Best, id) {
+        Ok(quota) => Ok(Some(quota)),
+        Err(QuotaError::Off) => Ok(None),
+        Err(QuotaError::System(errno)) => Err(system("read the quota of", location)(errno)),
+    }
+}
+
+/// The type of the pool's file system; without project quotas it is refused.
+fn kind_of(pool: &Pool) -> Result<Kind, DriverError> {
+    let kind = file_system::kind(pool.fd.as_fd()).map_err(system("find the file system of", &pool.path))?;
+    let what = || format!("a share on a file system other than XFS and ext4 ({})", pool.path.display());
+    kind.ok_or_else(|| Refusal::Unsupported { what: what() }.into())
+}
+
+/// Limits count blocks; what was asked for is not more than what is set.
+fn round_up(size: Bytes) -> Bytes {
+    Bytes::new(size.get().div_ceil(LIMIT_BLOCK).saturating_mul(LIMIT_BLOCK))
+}
+
+fn system(operation: &'static str, object: &Path) -> impl FnOnce(Errno) -> DriverError {
+    move |source| DriverError::System { operation, object: object.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_up_to_blocks() {
+        for (size, rounded) in [(0, 0), (1, 1024), (1024, 1024), (1025, 2048)] {
+            assert_eq!(round_up(Bytes::new(size)), Bytes::new(rounded));
+        }
+        assert_eq!(round_up(Bytes::new(u64::MAX)), Bytes::new(u64::MAX));
+    }
+}

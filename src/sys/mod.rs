@@ -1,0 +1,12 @@
+//! What growd asks of the kernel directly. All unsafe code of the project is here.
+//!
+//! Each file wraps one interface and keeps its units and its errors; what they mean for a share is the drivers' matter.
+//! Structures of the kernel are laid out as its headers have them, and their sizes are checked when this is compiled.
+
+pub mod file_system;
+pub mod fsxattr;
+pub mod journal;
+pub mod mountinfo;
+pub mod open_beneath;
+pub mod quotactl;
+pub mod sync_file_range;

@@ -1,0 +1,166 @@
+//! Where a file system is mounted and from which device: `/proc/self/mountinfo`, see proc(5).
+//!
+//! The parser is pure and takes any bytes: a line that it does not understand is skipped, since newer kernels may add
+//! to the format.
+
+use std::cmp::Reverse;
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::libc::dev_t;
+use nix::sys::stat::{fstat, makedev};
+
+/// One mount, as this process sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// `st_dev` of the files in it.
+    pub device: dev_t,
+    /// Which directory of the file system is mounted; `/` unless it is a bind mount.
+    pub root: PathBuf,
+    pub mount_point: PathBuf,
+    /// `xfs`, `ext4`.
+    pub filesystem: OsString,
+    /// The block device, for a file system that has one.
+    pub source: PathBuf,
+}
+
+/// The mount of the file system that holds an open file: of its root directory, if that is mounted anywhere.
+///
+/// # Errors
+/// `ENOENT` when there is none, as for a file on a mount that was detached, and those of reading `/proc`.
+pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
+    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let device = fstat(fd)?.st_dev;
+    let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(errno)?;
+    let text = fs::read("/proc/self/mountinfo").map_err(errno)?;
+    find(parse(&text), device, &path).ok_or(Errno::ENOENT)
+}
+
+/// The mount of a device that shows the most of it. Of several it is the nearest above the path, and of those at one
+/// mount point the last, which is on top.
+///
+/// A bind mount may be nearer, such as the one that systemd makes for each of a service's `ReadWritePaths=`. But it is
+/// not what is in fstab, and its top directory may have a quota of its own.
+pub fn find(mounts: impl Iterator<Item = Mount>, device: dev_t, path: &Path) -> Option<Mount> {
+    mounts.filter(|mount| mount.device == device).max_by_key(|mount| {
+        let length = |path: &Path| path.components().count();
+        let nearness = path.starts_with(&mount.mount_point).then(|| length(&mount.mount_point));
+        (Reverse(length(&mount.root)), nearness)
+    })
+}
+
+/// Reads all lines that are well formed.
+pub fn parse(text: &[u8]) -> impl Iterator<Item = Mount> + '_ {
+    text.split(|byte| *byte == b'\n').filter_map(parse_line)
+}
+
+/// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/sda rw,errors=continue`
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let (major, minor) = device.split_once(':')?;
+    // makedev() of 32-bit halves cannot lose anything.
+    let device = makedev(major.parse::<u32>().ok()?.into(), minor.parse::<u32>().ok()?.into());
+    let root = unescape(fields.next()?);
+    let mount_point = unescape(fields.next()?);
+    let _options = fields.next()?;
+    // Any number of optional fields, ended by a hyphen.
+    fields.find(|field| *field == b"-")?;
+    let filesystem = unescape(fields.next()?);
+    let source = unescape(fields.next()?);
+    Some(Mount { device, root: root.into(), mount_point: mount_point.into(), filesystem, source: source.into() })
+}
+
+/// Undoes the kernel's escapes: a space is `\040`, a tab `\011`, a line feed `\012`, a backslash `\134`.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        (rest, _) = match tail {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] if *first == b'\\' => {
+                (tail, bytes.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0')))
+            }
+            _ => (tail, bytes.push(*first)),
+        };
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    const TEXT: &[u8] = br"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+36 22 98:0 / /srv rw,noatime shared:2 master:1 - xfs /dev/ubda rw,prjquota
+37 22 98:0 /in /srv/with\040space\134 rw - xfs /dev/ubda rw,prjquota
+nonsense
+38 22 98:x / /x rw - xfs /dev/x rw
+39 22 0:5 / /dev rw - devtmpfs udev rw
+";
+
+    #[test]
+    fn reads_what_proc_5_describes() {
+        let mounts: Vec<_> = parse(TEXT).collect();
+        assert_eq!(mounts.len(), 4);
+        assert_eq!(
+            mounts[2],
+            Mount {
+                device: makedev(98, 0),
+                root: "/in".into(),
+                mount_point: r"/srv/with space\".into(),
+                filesystem: "xfs".into(),
+                source: "/dev/ubda".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn finds_the_mount_of_the_whole_device_that_is_nearest() {
+        let twice = b"40 22 98:0 / /srv/deep rw - xfs /dev/ubda rw\n41 22 98:0 / /mnt rw - xfs /dev/ubda rw\n";
+        let find = |device, path: &str| {
+            find(parse(TEXT).chain(parse(twice)), device, Path::new(path)).map(|mount| mount.mount_point)
+        };
+        assert_eq!(find(makedev(98, 0), "/srv/shares"), Some("/srv".into()));
+        assert_eq!(find(makedev(98, 0), r"/srv/with space\/shares"), Some("/srv".into()));
+        assert_eq!(find(makedev(98, 0), "/srv/deep/shares"), Some("/srv/deep".into()));
+        assert_eq!(find(makedev(8, 1), "/srv/shares"), Some("/".into()));
+        assert_eq!(find(makedev(8, 2), "/srv/shares"), None);
+    }
+
+    #[test]
+    fn finds_the_mount_of_an_open_file() {
+        let proc = File::open("/proc").unwrap();
+        assert_eq!(of_fd(proc.as_fd()).unwrap().mount_point, Path::new("/proc"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            parse(&bytes).count();
+        }
+
+        #[test]
+        fn never_panics_on_what_is_nearly_right(line in r"1 1 [0-9:]{1,12} [/\\0-9]{0,6} [/\\0-9]{0,6} rw( -)? x.{0,4}") {
+            parse(line.as_bytes()).count();
+        }
+
+        #[test]
+        fn unescapes_what_the_kernel_escapes(name: Vec<u8>) {
+            let mut escaped = Vec::new();
+            for byte in &name {
+                match byte {
+                    b' ' | b'\t' | b'\n' | b'\\' => escaped.extend(format!("\\{byte:03o}").bytes()),
+                    _ => escaped.push(*byte),
+                }
+            }
+            prop_assert_eq!(unescape(&escaped).into_vec(), name);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Opens directories below another without leaving it: openat2(2).
+//!
+//! Tenants own what is in their shares, and may own the directories above them. A symbolic link or a mount that
+//! somebody puts into the way must not lead growd to another directory.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
+
+/// How every directory is opened.
+pub const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+/// Opens a directory below another one, on the same mount.
+///
+/// # Errors
+/// `ELOOP` for a symbolic link on the way or at its end, `EXDEV` for another mount or for a way out of `directory`,
+/// `ENOTDIR` for anything but a directory, `ENOENT`.
+pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_XDEV
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(directory, path, OpenHow::new().flags(DIRECTORY).resolve(resolve))
+}
+
+/// Opens a directory by its absolute path, on whatever mount, if no part of the path is a symbolic link.
+///
+/// # Errors
+/// `ELOOP` for a symbolic link, `ENOTDIR`, `ENOENT`.
+pub fn open_without_links(path: &Path) -> Result<OwnedFd, Errno> {
+    let root = open("/", DIRECTORY, Mode::empty())?;
+    let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(root, path, OpenHow::new().flags(DIRECTORY).resolve(resolve))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn opens_only_directories_that_are_really_there() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().canonicalize().unwrap();
+        fs::create_dir_all(path.join("pool/share/deep")).unwrap();
+        fs::create_dir(path.join("outside")).unwrap();
+        fs::write(path.join("pool/file"), "").unwrap();
+        symlink("share", path.join("pool/link")).unwrap();
+        symlink("../outside", path.join("pool/out")).unwrap();
+        let pool = File::open(path.join("pool")).unwrap();
+        let error = |name: &str| open_beneath(pool.as_fd(), Path::new(name)).err();
+        assert_eq!(error("share"), None);
+        assert_eq!(error("share/deep"), None);
+        assert_eq!(error("link"), Some(Errno::ELOOP));
+        assert_eq!(error("link/deep"), Some(Errno::ELOOP));
+        assert_eq!(error("out"), Some(Errno::ELOOP));
+        assert_eq!(error("../outside"), Some(Errno::EXDEV));
+        assert_eq!(error("file"), Some(Errno::ENOTDIR));
+        assert_eq!(error("missing"), Some(Errno::ENOENT));
+
+        assert!(open_without_links(&path.join("pool/share")).is_ok());
+        assert_eq!(open_without_links(&path.join("pool/link/deep")).err(), Some(Errno::ELOOP));
+        assert!(open_without_links(Path::new("/proc/self")).is_err());
+    }
+
+    #[test]
+    fn never_crosses_into_another_mount() {
+        let root = File::open("/").unwrap();
+        assert_eq!(open_beneath(root.as_fd(), Path::new("proc")).err(), Some(Errno::EXDEV));
+        assert!(open_without_links(Path::new("/proc")).is_ok());
+    }
+}

@@ -1,0 +1,479 @@
+//! The project-quota driver on real file systems: what it says and sets is checked with xfs_quota and repquota.
+
+// A test fails by panicking, also in the functions that it shares with others.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use growd::driver::project_quota::{ProjectQuota, Promises};
+use growd::driver::{Driver, DriverError, Outcome, SpaceId, Step};
+use growd::model::{Bytes, Reason, Refusal, ShareId};
+use growd::sys::quotactl::{self, QuotaError, QuotaState, Route};
+use growd::sys::{file_system, fsxattr, journal};
+use support::{Filesystem, Kind, PRJQUOTA, fill, lab};
+
+const MIB: u64 = 1 << 20;
+const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+const B: &str = "7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a12";
+const C: &str = "8d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a13";
+
+/// Runs a test on both file systems, one after the other.
+fn on_both(test: impl Fn(&Filesystem)) {
+    test(&Filesystem::xfs("ubda", PRJQUOTA));
+    test(&Filesystem::ext4("ubdb", PRJQUOTA));
+}
+
+fn id(text: &str) -> ShareId {
+    text.parse().unwrap()
+}
+
+fn driver(filesystem: &Filesystem) -> ProjectQuota {
+    driver_with(filesystem, vec![])
+}
+
+fn driver_with(filesystem: &Filesystem, places: Vec<(ShareId, PathBuf)>) -> ProjectQuota {
+    let template = format!("{}/{{share_id}}", filesystem.path().display());
+    ProjectQuota::new("pool".parse().unwrap(), template.parse().unwrap(), places, Arc::new(Promises::default()))
+}
+
+fn reasons(driver: &ProjectQuota, share: &str) -> Vec<Reason> {
+    driver.observe(id(share)).unwrap().problems.iter().map(|problem| problem.kind).collect()
+}
+
+fn remedy(driver: &ProjectQuota, share: &str) -> String {
+    driver.observe(id(share)).unwrap().problems[0].remedy.clone()
+}
+
+#[track_caller]
+fn refused<T>(result: Result<T, DriverError>) -> Refusal {
+    match result {
+        Err(DriverError::Refused(refusal)) => refusal,
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("it worked"),
+    }
+}
+
+fn set(driver: &ProjectQuota, share: &str, bytes: u64) -> Result<Outcome, DriverError> {
+    driver.apply(id(share), Step::SetLimit { to: Bytes::new(bytes) })
+}
+
+#[test]
+fn observes_what_the_tools_report() {
+    on_both(|filesystem| {
+        let share = filesystem.create_share(A, 42, 8 * MIB);
+        fill(&share.join("data"), 2 * MIB).unwrap();
+        let driver = driver(filesystem);
+        let observed = driver.observe(id(A)).unwrap();
+        assert_eq!(observed.problems, vec![]);
+        assert_eq!(observed.location, share);
+        assert_eq!(observed.size, Some(Bytes::mib(8)));
+        assert_eq!(observed.used, Some(Bytes::new(filesystem.used(42))));
+        assert!(observed.used >= Some(Bytes::mib(2)));
+        assert_eq!(observed.filesystem, if filesystem.kind() == Kind::Xfs { "xfs" } else { "ext4" });
+        assert_eq!(observed.extendable_size(), Ok(Bytes::mib(8)));
+        assert_eq!(driver.shares().unwrap(), [id(A)]);
+    });
+}
+
+#[test]
+fn grows_and_never_shrinks() {
+    on_both(|filesystem| {
+        filesystem.create_share(A, 42, MIB);
+        let driver = driver(filesystem);
+        let grown = Outcome::Grown { from: Bytes::mib(1), to: Bytes::mib(4) };
+        assert_eq!(set(&driver, A, 4 * MIB).unwrap(), grown);
+        assert_eq!(filesystem.hard_limit(42), 4 * MIB);
+        for size in [4 * MIB, 2 * MIB, 0] {
+            assert_eq!(set(&driver, A, size).unwrap(), Outcome::AlreadyThere { size: Bytes::mib(4) });
+            assert_eq!(filesystem.hard_limit(42), 4 * MIB);
+        }
+        // Odd sizes are rounded up: to 1 KiB by growd, and by XFS on to its blocks.
+        let Outcome::Grown { to, .. } = set(&driver, A, 5 * MIB + 1).unwrap() else { panic!("did not grow") };
+        assert_eq!(to.get(), filesystem.hard_limit(42));
+        let block = if filesystem.kind() == Kind::Xfs { 4096 } else { 1024 };
+        assert_eq!(to.get(), 5 * MIB + block);
+        assert_eq!(driver.verify(id(A)).unwrap(), to);
+    });
+}
+
+#[test]
+fn large_limits_are_kept_exactly() {
+    on_both(|filesystem| {
+        filesystem.create_share(A, 42, MIB);
+        let driver = driver(filesystem);
+        let size = 10 << 40;
+        set(&driver, A, size).unwrap();
+        assert_eq!(filesystem.hard_limit(42), size);
+        // XFS would take it for no limit at all.
+        assert_eq!(refused(set(&driver, A, u64::MAX)).reason(), Reason::Unsupported);
+        assert_eq!(filesystem.hard_limit(42), size);
+        let largest = (1 << 63) - (1 << 20);
+        assert_eq!(set(&driver, A, largest).unwrap().to_string(), format!("10TiB -> {}", Bytes::new(largest)));
+        assert_eq!(filesystem.hard_limit(42), largest);
+    });
+}
+
+#[test]
+fn a_soft_limit_moves_only_when_it_was_the_hard_one() {
+    on_both(|filesystem| {
+        filesystem.create_share(A, 42, 0);
+        let driver = driver(filesystem);
+        filesystem.set_limits(42, MIB, MIB);
+        assert_eq!(reasons(&driver, A), []);
+        set(&driver, A, 2 * MIB).unwrap();
+        assert_eq!((filesystem.soft_limit(42), filesystem.hard_limit(42)), (2 * MIB, 2 * MIB));
+
+        filesystem.set_limits(42, MIB, 2 * MIB);
+        assert_eq!(reasons(&driver, A), [Reason::SoftLimitFirst]);
+        println!("{}", remedy(&driver, A));
+        set(&driver, A, 3 * MIB).unwrap();
+        assert_eq!((filesystem.soft_limit(42), filesystem.hard_limit(42)), (MIB, 3 * MIB));
+
+        filesystem.set_limits(42, 0, 3 * MIB);
+        set(&driver, A, 4 * MIB).unwrap();
+        assert_eq!((filesystem.soft_limit(42), filesystem.hard_limit(42)), (0, 4 * MIB));
+    });
+}
+
+#[test]
+fn limits_of_inodes_stay() {
+    let filesystem = Filesystem::ext4("ubdb", PRJQUOTA);
+    filesystem.create_share(A, 42, MIB);
+    let mount_point = filesystem.path().to_str().unwrap();
+    lab::run("setquota", &["-P", "42", "0", "1024", "7", "9", mount_point]);
+    set(&driver(&filesystem), A, 2 * MIB).unwrap();
+    let report = lab::run("repquota", &["-P", "-n", "-O", "csv", mount_point]);
+    let row: Vec<&str> = report.lines().find(|line| line.starts_with("#42,")).unwrap().split(',').collect();
+    assert!(row.windows(2).any(|pair| pair == ["7", "9"]), "{report}");
+    assert_eq!(filesystem.hard_limit(42), 2 * MIB);
+}
+
+#[test]
+fn both_routes_say_and_do_the_same() {
+    on_both(|filesystem| {
+        let share = filesystem.create_share(A, 42, 3 * MIB);
+        filesystem.create_share(B, 77, 5 * MIB);
+        let directory = File::open(share).unwrap();
+        let fd = directory.as_fd();
+        for (route, hard) in [(Route::Descriptor, Bytes::mib(4)), (Route::Device, Bytes::mib(6))] {
+            let on = QuotaState { accounting: true, enforcement: true };
+            assert_eq!(quotactl::state(fd, route), Ok(on), "{route:?}");
+            quotactl::set_limits(fd, route, 42, hard, Bytes::mib(2)).unwrap();
+            for route in [Route::Best, Route::Descriptor, Route::Device] {
+                let quota = quotactl::get(fd, route, 42).unwrap();
+                assert_eq!((quota.hard, quota.soft, quota.id), (hard, Bytes::mib(2), 42));
+                assert_eq!(quota.used.get(), filesystem.used(42));
+                assert_eq!(quotactl::get_next(fd, route, 1), Ok(Some(quota)));
+                assert_eq!(quotactl::get_next(fd, route, 43).unwrap().map(|quota| quota.id), Some(77));
+                assert_eq!(quotactl::get_next(fd, route, 78), Ok(None));
+                let nobody = quotactl::ProjectQuota { id: 4242, ..quotactl::ProjectQuota::default() };
+                assert_eq!(quotactl::get(fd, route, 4242), Ok(nobody));
+            }
+        }
+        assert_eq!(filesystem.hard_limit(42), 6 * MIB);
+    });
+}
+
+#[test]
+fn quota_that_is_off_is_told_from_a_project_without_a_record() {
+    for filesystem in [Filesystem::xfs("ubda", "noquota"), Filesystem::ext4_without_quota_feature("ubdb")] {
+        let directory = File::open(filesystem.path()).unwrap();
+        for route in [Route::Best, Route::Descriptor, Route::Device] {
+            let fd = directory.as_fd();
+            assert_eq!(quotactl::state(fd, route), Ok(QuotaState::default()), "{route:?}");
+            assert_eq!(quotactl::get(fd, route, 42), Err(QuotaError::Off), "{route:?}");
+            assert_eq!(quotactl::get_next(fd, route, 1), Err(QuotaError::Off), "{route:?}");
+            let set = quotactl::set_limits(fd, route, 42, Bytes::mib(1), Bytes::ZERO);
+            assert_eq!(set, Err(QuotaError::Off), "{route:?}");
+        }
+    }
+}
+
+#[test]
+fn quota_that_does_not_hold_is_a_problem_and_its_remedy_heals_it() {
+    for (filesystem, off) in
+        [(Filesystem::xfs("ubda", PRJQUOTA), "pqnoenforce"), (Filesystem::ext4("ubdb", PRJQUOTA), "")]
+    {
+        filesystem.create_share(A, 42, MIB);
+        let driver = driver(&filesystem);
+        assert_eq!(reasons(&driver, A), []);
+        filesystem.mount_again(off);
+        assert_eq!(reasons(&driver, A), [Reason::QuotaNotEnforced]);
+        assert_eq!(driver.observe(id(A)).unwrap().size, None);
+        assert_eq!(refused(set(&driver, A, 2 * MIB)).reason(), Reason::QuotaNotEnforced);
+        assert_eq!(refused(driver.verify(id(A))).reason(), Reason::QuotaNotEnforced);
+        assert_eq!(filesystem.hard_limit(42), MIB);
+        run_remedy(&driver, A);
+        assert_eq!(reasons(&driver, A), []);
+    }
+}
+
+/// Runs the command of the first problem's remedy: what stands before the advice about fstab.
+fn run_remedy(driver: &ProjectQuota, share: &str) {
+    let remedy = remedy(driver, share);
+    let command = remedy.split(", and").next().unwrap();
+    println!("{command}");
+    lab::run("sh", &["-c", command]);
+}
+
+#[test]
+fn quota_that_is_off_is_a_problem_of_a_share_that_is_there() {
+    for filesystem in [Filesystem::xfs("ubda", "noquota"), Filesystem::ext4_without_quota_feature("ubdb")] {
+        let driver = driver(&filesystem);
+        assert_eq!(refused(driver.observe(id(A))).reason(), Reason::NotMounted);
+        assert_eq!(refused(driver.shares()).reason(), Reason::NotMounted);
+        assert_eq!(refused(driver.space()).reason(), Reason::NotMounted);
+        fs::create_dir(filesystem.path().join(A)).unwrap();
+        assert_eq!(reasons(&driver, A), [Reason::QuotaNotEnforced, Reason::NoProjectId]);
+        assert_eq!(driver.shares().unwrap(), [id(A)]);
+        assert_eq!(driver.space().unwrap().promised, Bytes::ZERO);
+        run_remedy(&driver, A);
+        assert_eq!(reasons(&driver, A), [Reason::NoProjectId]);
+    }
+}
+
+#[test]
+fn a_share_without_a_project_of_its_own_is_a_problem() {
+    on_both(|filesystem| {
+        let driver = driver(filesystem);
+        let share = filesystem.path().join(A);
+        fs::create_dir(&share).unwrap();
+        assert_eq!(reasons(&driver, A), [Reason::NoProjectId]);
+        assert!(remedy(&driver, A).contains("UNUSED_ID"));
+        lab::run("sh", &["-c", &remedy(&driver, A).replace("UNUSED_ID", "42")]);
+        assert_eq!(reasons(&driver, A), [Reason::Unlimited]);
+
+        filesystem.set_limits(42, 0, MIB);
+        lab::run("chattr", &["-P", share.to_str().unwrap()]);
+        assert!(!fsxattr::get(File::open(&share).unwrap().as_fd()).unwrap().inherits);
+        assert_eq!(reasons(&driver, A), [Reason::NoProjectId]);
+        assert_eq!(driver.observe(id(A)).unwrap().size, None);
+        lab::run("sh", &["-c", &remedy(&driver, A)]);
+        assert_eq!(reasons(&driver, A), []);
+    });
+}
+
+#[test]
+fn a_share_without_a_limit_cannot_be_extended() {
+    on_both(|filesystem| {
+        filesystem.create_share(A, 42, 0);
+        let driver = driver(filesystem);
+        assert_eq!(reasons(&driver, A), [Reason::Unlimited]);
+        assert_eq!(driver.observe(id(A)).unwrap().size, None);
+        assert_eq!(refused(set(&driver, A, MIB)).reason(), Reason::Unlimited);
+        assert_eq!(filesystem.hard_limit(42), 0);
+        let remedy = remedy(&driver, A).replace("KIB", "2048");
+        lab::run("sh", &["-c", remedy.split(" (").next().unwrap()]);
+        assert_eq!(filesystem.hard_limit(42), 2 * MIB);
+    });
+}
+
+#[test]
+fn shares_with_one_project_are_a_problem_until_one_moves() {
+    on_both(|filesystem| {
+        let elsewhere = filesystem.path().join("legacy");
+        filesystem.create_share(A, 42, MIB);
+        let driver = driver_with(filesystem, vec![(id(C), elsewhere.clone())]);
+        assert_eq!(reasons(&driver, A), []);
+        let b = filesystem.create_share(B, 42, MIB);
+        assert_eq!(reasons(&driver, A), [Reason::ProjectIdShared]);
+        let Refusal::ProjectIdShared { other, project_id, .. } = refused(set(&driver, B, 2 * MIB)) else {
+            panic!("another refusal")
+        };
+        assert_eq!((other, project_id), (filesystem.path().join(A), 42));
+        assert_eq!(filesystem.hard_limit(42), MIB);
+
+        filesystem.set_project(&b, 43);
+        assert_eq!(reasons(&driver, A), [], "the other is read again before it is accused");
+
+        fs::create_dir(&elsewhere).unwrap();
+        filesystem.set_project(&elsewhere, 42);
+        assert_eq!(reasons(&driver, A), [Reason::ProjectIdShared], "a share with a place of its own counts too");
+    });
+}
+
+#[test]
+fn shares_may_have_places_of_their_own() {
+    on_both(|filesystem| {
+        let legacy = filesystem.create_share("legacy", 44, 2 * MIB);
+        let strange = tempfile::tempdir_in("/mnt").unwrap();
+        let driver = driver_with(filesystem, vec![(id(C), legacy.clone()), (id(B), strange.path().to_owned())]);
+        assert_eq!(driver.observe(id(C)).unwrap().location, legacy);
+        assert_eq!(set(&driver, C, 3 * MIB).unwrap().to_string(), "2MiB -> 3MiB");
+        assert_eq!(filesystem.hard_limit(44), 3 * MIB);
+        assert_eq!(refused(driver.observe(id(B))).reason(), Reason::Unsupported);
+        assert_eq!(driver.shares().unwrap(), [id(B), id(C)]);
+
+        let link = filesystem.path().join("link");
+        symlink("legacy", &link).unwrap();
+        for place in [link.clone(), link.join("deep")] {
+            let driver = driver_with(filesystem, vec![(id(C), place)]);
+            assert_eq!(refused(driver.observe(id(C))).reason(), Reason::Unsupported);
+        }
+    });
+}
+
+#[test]
+fn links_mounts_and_files_are_not_followed() {
+    on_both(|filesystem| {
+        filesystem.create_share("target", 42, MIB);
+        symlink("target", filesystem.path().join(A)).unwrap();
+        fs::write(filesystem.path().join(B), "").unwrap();
+        let mounted = filesystem.create_share(C, 45, MIB);
+        lab::run("mount", &["--bind", filesystem.path().join("target").to_str().unwrap(), mounted.to_str().unwrap()]);
+        let driver = driver(filesystem);
+        let messages: Vec<String> = [A, B, C].map(|share| refused(driver.observe(id(share))).to_string()).into();
+        lab::run("umount", &[mounted.to_str().unwrap()]);
+        let place = |share| format!("in the place of share {share} ({}/{share})", filesystem.path().display());
+        assert_eq!(messages[0], format!("a symbolic link {} is not supported here", place(A)));
+        assert_eq!(messages[1], format!("something other than a directory {} is not supported here", place(B)));
+        assert_eq!(messages[2], format!("another mount or file system {} is not supported here", place(C)));
+        assert_eq!(refused(set(&driver, A, 2 * MIB)).reason(), Reason::Unsupported);
+        assert_eq!(filesystem.hard_limit(42), MIB);
+    });
+}
+
+#[test]
+fn a_missing_share_is_told_from_a_missing_pool() {
+    on_both(|filesystem| {
+        filesystem.create_share(A, 42, MIB);
+        let driver = driver(filesystem);
+        assert_eq!(refused(driver.observe(id(B))).reason(), Reason::ShareNotFound);
+        assert_eq!(refused(set(&driver, B, MIB)).reason(), Reason::ShareNotFound);
+        filesystem.unmount();
+        assert_eq!(refused(driver.observe(id(A))).reason(), Reason::NotMounted);
+        assert_eq!(refused(driver.shares()).reason(), Reason::NotMounted);
+        assert_eq!(refused(driver.space()).reason(), Reason::NotMounted);
+        assert_eq!(refused(driver.verify(id(A))).reason(), Reason::NotMounted);
+        fs::remove_dir(filesystem.path()).unwrap();
+        let missing = refused(driver.observe(id(A)));
+        fs::create_dir(filesystem.path()).unwrap();
+        assert!(missing.to_string().ends_with("does not exist"), "{missing}");
+        lab::run("mount", &["-o", PRJQUOTA, path(filesystem.device()), path(filesystem.path())]);
+        assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(1));
+    });
+}
+
+#[test]
+fn a_pool_may_be_seen_through_a_bind_mount() {
+    on_both(|filesystem| {
+        // systemd makes such a mount for each of a service's ReadWritePaths=.
+        let inner = filesystem.create_share("inner", 78, 3 * MIB);
+        let share = inner.join(A);
+        fs::create_dir(&share).unwrap();
+        filesystem.set_project(&share, 42);
+        filesystem.set_limits(42, 0, MIB);
+        let legacy = filesystem.create_share("legacy", 44, MIB);
+        for directory in [&inner, &legacy] {
+            lab::run("mount", &["--bind", path(directory), path(directory)]);
+        }
+        let template = format!("{}/{{share_id}}", inner.display()).parse().unwrap();
+        let places = vec![(id(C), legacy.clone())];
+        let driver = ProjectQuota::new("pool".parse().unwrap(), template, places, Arc::default());
+        let (observed, total) = (driver.observe(id(A)), driver.space().unwrap().total);
+        let (grown, grown_legacy) = (set(&driver, A, 2 * MIB), set(&driver, C, 2 * MIB));
+        let by_device = quotactl::get(File::open(&share).unwrap().as_fd(), Route::Device, 42);
+        let verified = driver.verify(id(A));
+        for directory in [&inner, &legacy] {
+            lab::run("umount", &[path(directory)]);
+        }
+        assert_eq!(observed.unwrap().problems, []);
+        assert!(total > Bytes::mib(100), "{total} is the size of a quota");
+        assert_eq!(grown.unwrap(), grown_legacy.unwrap());
+        assert_eq!((filesystem.hard_limit(42), filesystem.hard_limit(44)), (2 * MIB, 2 * MIB));
+        assert_eq!(by_device.unwrap().hard, Bytes::mib(2));
+        assert_eq!(verified.unwrap(), Bytes::mib(2));
+    });
+}
+
+#[test]
+fn a_frozen_file_system_tells_the_state_and_lets_limits_wait() {
+    on_both(|filesystem| {
+        let share = filesystem.create_share(A, 42, MIB);
+        let directory = File::open(share).unwrap();
+        for route in [Route::Descriptor, Route::Device] {
+            filesystem.freeze();
+            let fd = directory.try_clone().unwrap();
+            let state = std::thread::spawn(move || quotactl::state(fd.as_fd(), route).unwrap());
+            let fd = directory.try_clone().unwrap();
+            let get = std::thread::spawn(move || quotactl::get(fd.as_fd(), route, 42).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let finished = (state.is_finished(), get.is_finished());
+            filesystem.thaw();
+            // The kernel takes Q_GETQUOTA for a command that writes.
+            assert_eq!(finished, (true, false), "{route:?}");
+            assert!(state.join().unwrap().enforcement);
+            assert_eq!(get.join().unwrap().hard, Bytes::mib(1));
+        }
+    });
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn space_is_that_of_the_file_system_and_promises_are_all_limits() {
+    on_both(|filesystem| {
+        filesystem.create_share(A, 42, 2 * MIB);
+        filesystem.create_share("stranger", 77, 5 * MIB);
+        // The pool's own directory has a quota, which must not be taken for the file system's size.
+        let inner = filesystem.create_share("inner", 78, 3 * MIB);
+        let promises = Arc::new(Promises::default());
+        let pool = |directory: &Path| {
+            let template = format!("{}/{{share_id}}", directory.display()).parse().unwrap();
+            ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::clone(&promises))
+        };
+        let (outer, inner) = (pool(filesystem.path()), pool(&inner));
+        let space = inner.space().unwrap();
+        let statvfs: Vec<u64> = lab::run("stat", &["-f", "-c", "%s %b %a", path(filesystem.path())])
+            .split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect();
+        assert_eq!(space.total.get(), statvfs[0] * statvfs[1]);
+        assert_eq!(space.free.get(), statvfs[0] * statvfs[2]);
+        assert_eq!(space.promised, Bytes::mib(10));
+        let numbers = lab::run("mountpoint", &["-d", path(filesystem.path())]);
+        assert_eq!(space.id, SpaceId(format!("dev {}", numbers.trim())));
+        assert_eq!(outer.space_id().unwrap(), space.id);
+
+        // What another pool sets is known at once, what others set within a minute.
+        set(&outer, A, 4 * MIB).unwrap();
+        assert_eq!(inner.space().unwrap().promised, Bytes::mib(12));
+        filesystem.set_limits(77, 0, 6 * MIB);
+        assert_eq!(outer.space().unwrap().promised, Bytes::mib(12));
+    });
+}
+
+#[test]
+fn verify_works_with_a_full_share_and_a_full_file_system() {
+    on_both(|filesystem| {
+        let share = filesystem.create_share(A, 42, 2 * MIB);
+        let driver = driver(filesystem);
+        fill(&share.join("data"), 4 * MIB).unwrap();
+        assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(2));
+        set(&driver, A, 3 * MIB).unwrap();
+        assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(3));
+
+        File::create(filesystem.path().join("rest")).unwrap();
+        // A pool directory whose own project is full leaves no room for a file.
+        let full = filesystem.create_share("full", 50, 4 * 1024);
+        assert_eq!(File::create(full.join("data")).is_err(), filesystem.kind() == Kind::Xfs);
+        journal::force(File::open(&full).unwrap().as_fd()).unwrap();
+
+        let room = file_system::capacity(File::open(filesystem.path()).unwrap().as_fd()).unwrap().free;
+        lab::run(
+            "fallocate",
+            &["-l", &(room.get() - room.get() / 50).to_string(), path(&filesystem.path().join("big"))],
+        );
+        fill(&filesystem.path().join("rest"), room.get()).unwrap();
+        set(&driver, A, 4 * MIB).unwrap();
+        assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(4));
+    });
+}
