@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub mod fake;
+pub mod path_template;
 pub mod project_quota;
 
 use std::fmt;
