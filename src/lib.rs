@@ -3,6 +3,7 @@
 //! One way down: `wire -> service -> engine -> driver -> sys` and `engine -> store`; all may use `model`. Nothing
 //! imports upward; `tests/tidy.rs` holds the code to it. [`daemon`] is the only file that knows all rooms.
 
+pub mod config;
 pub mod driver;
 pub mod model;
 pub mod sys;

@@ -1,0 +1,184 @@
+//! The configuration file: read once at start, checked as a whole, every problem with its line.
+
+mod check;
+mod problem;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+pub use problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
+use read::{At, Report, Section};
+
+use crate::driver::path_template::PathTemplate;
+use crate::model::{Bytes, DriverKind, PoolName, ShareId};
+
+/// What growd is told at its start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Path of the socket.
+    pub listen: PathBuf,
+    pub state_dir: PathBuf,
+    /// How many jobs may be queued or running.
+    pub max_active_jobs: usize,
+    /// How long an ended job is kept.
+    pub retention_age: Duration,
+    /// How many ended jobs are kept.
+    pub retention_jobs: usize,
+    /// At least one, in the order of the file.
+    pub pools: Vec<PoolConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolConfig {
+    pub name: PoolName,
+    pub driver: DriverKind,
+    pub path: PathTemplate,
+    /// Space that is never promised to shares.
+    pub reserve: Bytes,
+    /// How much of the rest may be promised: 1.0 is all of it once.
+    pub overcommit: f64,
+    /// Shares at places that the template does not give, in the order of the file.
+    pub shares: Vec<(ShareId, PathBuf)>,
+}
+
+impl Config {
+    /// # Errors
+    /// The file cannot be read, or [`Config::parse`] refuses it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// # Errors
+    /// All that is wrong with the text; the file's name only appears in the messages.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigError> {
+        let mut report = Report::new(file_name, text);
+        let table = match DeTable::parse(text) {
+            Ok(table) => table.into_inner(),
+            Err(error) => {
+                let offset = error.span().map_or(0, |span| span.start);
+                let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+                report.add(offset, Problem::Syntax { message });
+                return Err(report.into_error());
+            }
+        };
+        let config = Self::from_table(&table, &mut report);
+        match config {
+            Some(config) if report.is_empty() => Ok(config),
+            _ => Err(report.into_error()),
+        }
+    }
+
+    /// Directories that should be there and are not, as messages. A pool may be mounted later, so this is no error.
+    pub fn missing_directories(&self) -> Vec<String> {
+        let directories = self.pools.iter().flat_map(|pool| {
+            let shares = pool.shares.iter().map(|(_, path)| path.as_path());
+            [pool.path.directory()].into_iter().chain(shares).map(|path| (&pool.name, path))
+        });
+        directories
+            .filter_map(|(pool, path)| {
+                let problem = match fs::metadata(path) {
+                    Ok(metadata) if metadata.is_dir() => return None,
+                    Ok(_) => "is not a directory".to_owned(),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        "does not exist: is its file system mounted?".to_owned()
+                    }
+                    Err(error) => format!("cannot be looked at: {error}"),
+                };
+                Some(format!("pool \"{pool}\": {} {problem}", path.display()))
+            })
+            .collect()
+    }
+
+    /// `None` when something has been reported. Everything is read before anything is given up, so that all is said.
+    fn from_table(table: &DeTable<'_>, report: &mut Report<'_>) -> Option<Self> {
+        let top = Section::new(Place::Top, 0, table, report);
+        let listen = top.optional("listen", PathBuf::from("/run/growd/growd.sock"), read::listen, report);
+        let state_dir = top.optional("state_dir", PathBuf::from("/var/lib/growd"), read::path, report);
+        let max_active_jobs = top.optional("max_active_jobs", 1000, read::count, report);
+        let (mut retention_age, mut retention_jobs) = (Some(DEFAULT_AGE), Some(DEFAULT_JOBS));
+        if let Some(retention) = top.table("retention", Place::Retention, report) {
+            retention_age = retention.optional("age", DEFAULT_AGE, read::duration, report);
+            retention_jobs = retention.optional("jobs", DEFAULT_JOBS, read::count, report);
+        }
+        let pools = top.tables("pool", Place::Pool, report);
+        if pools.as_ref().is_some_and(Vec::is_empty) {
+            report.add(0, Problem::NoPool);
+        }
+        let shares = top.tables("share", Place::Share, report);
+        let pools = pools.map(|all| all.iter().map(|section| PoolEntry::read(section, report)).collect::<Vec<_>>());
+        let shares = shares.map(|all| all.iter().map(|section| ShareEntry::read(section, report)).collect::<Vec<_>>());
+        let (pools, shares) = (pools?, shares?);
+        check::check(&pools, &shares, report);
+        Some(Self {
+            listen: listen?,
+            state_dir: state_dir?,
+            max_active_jobs: max_active_jobs?,
+            retention_age: retention_age?,
+            retention_jobs: retention_jobs?,
+            pools: pools.into_iter().map(|pool| pool.into_config(&shares)).collect::<Option<_>>()?,
+        })
+    }
+}
+
+const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+const DEFAULT_JOBS: usize = 100_000;
+
+/// A `[[pool]]` as far as it could be read.
+struct PoolEntry {
+    name: Option<At<PoolName>>,
+    driver: Option<At<DriverKind>>,
+    path: Option<At<PathTemplate>>,
+    reserve: Option<Bytes>,
+    overcommit: Option<f64>,
+}
+
+impl PoolEntry {
+    fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
+        Self {
+            name: section.required("name", read::parsed, report),
+            driver: section.required("driver", read::driver, report),
+            path: section.required("path", read::parsed, report),
+            reserve: section.optional("reserve", Bytes::ZERO, read::parsed, report),
+            overcommit: section.optional("overcommit", 1.0, read::overcommit, report),
+        }
+    }
+
+    fn into_config(self, shares: &[ShareEntry]) -> Option<PoolConfig> {
+        let name = self.name?.value;
+        let own = shares.iter().filter(|share| share.pool.as_ref().is_some_and(|pool| pool.value == name));
+        let shares = own.filter_map(|share| Some((share.id.as_ref()?.value, share.path.as_ref()?.value.clone())));
+        Some(PoolConfig {
+            shares: shares.collect(),
+            driver: self.driver?.value,
+            path: self.path?.value,
+            reserve: self.reserve?,
+            overcommit: self.overcommit?,
+            name,
+        })
+    }
+}
+
+/// A `[[share]]` as far as it could be read.
+struct ShareEntry {
+    id: Option<At<ShareId>>,
+    pool: Option<At<PoolName>>,
+    path: Option<At<PathBuf>>,
+}
+
+impl ShareEntry {
+    fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
+        Self {
+            id: section.required("id", read::parsed, report),
+            pool: section.required("pool", read::parsed, report),
+            path: section.required("path", read::path, report),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What can be wrong with a configuration, and where.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::driver::path_template::{PathError, PathTemplate, TemplateError};
+use crate::model::{DriverKind, InvalidName, ParseBytesError, PoolName, ShareId};
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// All that is wrong, in the order of the file.
+    #[error("{}", lines(problems))]
+    Invalid { problems: Vec<Located> },
+}
+
+fn lines(problems: &[Located]) -> String {
+    problems.iter().map(Located::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A problem and its place. Line and column count from 1, columns in characters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    pub file: String,
+    pub line: usize,
+    pub column: usize,
+    pub problem: Problem,
+}
+
+impl fmt::Display for Located {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.problem)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Problem {
+    #[error("{message}")]
+    Syntax { message: String },
+    #[error("unknown key {key:?} in {place}; {hint}")]
+    UnknownKey { key: String, place: Place, hint: Hint },
+    #[error("{place} has no {key:?}")]
+    MissingKey { key: &'static str, place: Place },
+    #[error("{key}: {problem}")]
+    Value { key: &'static str, problem: ValueProblem },
+    #[error("no [[pool]]: there is nothing to serve")]
+    NoPool,
+    #[error("pool \"{name}\" is already defined in line {line}")]
+    PoolRepeated { name: PoolName, line: usize },
+    #[error("path: {mine} and {theirs} of line {line} can be the same place, or one inside the other")]
+    PoolsMeet { mine: PathTemplate, theirs: PathTemplate, line: usize },
+    #[error("pool: \"{pool}\" is not defined; {hint}")]
+    UnknownPool { pool: PoolName, hint: Hint },
+    #[error("share {share} is already defined in line {line}")]
+    ShareRepeated { share: ShareId, line: usize },
+    #[error("path: {} is already the path of a share in line {line}", path.display())]
+    SharePathRepeated { path: PathBuf, line: usize },
+    #[error("path: {} and {} of line {line} are one inside the other", mine.display(), theirs.display())]
+    ShareInsideShare { mine: PathBuf, theirs: PathBuf, line: usize },
+    #[error(
+        "path: {} can be a place that the pool of line {line} finds by itself, or inside or around one: {template}",
+        path.display()
+    )]
+    ShareMeetsPool { path: PathBuf, template: PathTemplate, line: usize },
+}
+
+/// What is wrong with one value.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ValueProblem {
+    #[error("expected {expected}, found {found}")]
+    Type { expected: &'static str, found: &'static str },
+    #[error(transparent)]
+    Bytes(#[from] ParseBytesError),
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    #[error(transparent)]
+    Path(#[from] PathError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("{text:?} is not a duration such as 90d or 12h: {source}")]
+    Duration { text: String, source: humantime::DurationError },
+    #[error("{text:?} is not a driver; {hint}")]
+    Driver { text: String, hint: Hint },
+    #[error("{text:?} is not unix: and an absolute path, such as unix:/run/growd/growd.sock")]
+    Listen { text: String },
+    #[error("{text:?} is longer than the {most} bytes that the path of a socket may have")]
+    SocketPath { text: String, most: usize },
+    #[error("must be above zero")]
+    NotAboveZero,
+    #[error("{given} is above {most}, the largest number here")]
+    TooLarge { given: String, most: usize },
+    #[error("{given} is not between {least} and {most}")]
+    Ratio { given: f64, least: f64, most: f64 },
+}
+
+/// A table of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Top,
+    Retention,
+    Pool,
+    Share,
+}
+
+impl Place {
+    pub(super) const fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Top => &["listen", "state_dir", "max_active_jobs", "retention", "pool", "share"],
+            Self::Retention => &["age", "jobs"],
+            Self::Pool => &["name", "driver", "path", "reserve", "overcommit"],
+            Self::Share => &["id", "pool", "path"],
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Top => "the file",
+            Self::Retention => "[retention]",
+            Self::Pool => "[[pool]]",
+            Self::Share => "[[share]]",
+        })
+    }
+}
+
+/// What may have been meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    Meant(String),
+    Known { what: &'static str, names: Vec<String> },
+}
+
+impl Hint {
+    pub(super) fn new<S: AsRef<str>>(given: &str, what: &'static str, known: impl IntoIterator<Item = S>) -> Self {
+        let mut names: Vec<String> = known.into_iter().map(|name| name.as_ref().to_owned()).collect();
+        names.dedup();
+        // A third of the letters may be wrong: enough for slips, too little to offer another word.
+        let nearest = names
+            .iter()
+            .map(|name| (strsim::damerau_levenshtein(given, name), name))
+            .filter(|(distance, name)| distance * 3 <= name.chars().count().max(3))
+            .min_by_key(|(distance, _)| *distance);
+        match nearest {
+            Some((_, name)) => Self::Meant(name.clone()),
+            None => Self::Known { what, names },
+        }
+    }
+
+    pub(super) fn driver(given: &str) -> Self {
+        Self::new(given, "drivers", DriverKind::ALL.map(DriverKind::as_str))
+    }
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Meant(name) => write!(f, "did you mean {name:?}?"),
+            Self::Known { what, names } if names.is_empty() => write!(f, "there are no {what}"),
+            Self::Known { what, names } => write!(f, "{what} are {}", names.join(", ")),
+        }
+    }
+}

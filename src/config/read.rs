@@ -1,0 +1,231 @@
+//! From TOML to values, each with its place in the file.
+//!
+//! The tables are walked by hand: a derived reader stops at the first problem, and whoever edits the file should see
+//! all of them at once.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
+use crate::driver::path_template::plain_path;
+use crate::model::DriverKind;
+
+/// `sun_path` has 108 bytes, the last of which is zero.
+const SOCKET_PATH_MOST: usize = 107;
+const OVERCOMMIT: (f64, f64) = (0.1, 1000.0);
+
+/// A value and where it starts in the text.
+#[derive(Clone, Debug)]
+pub struct At<T> {
+    pub offset: usize,
+    pub value: T,
+}
+
+/// Collects what is wrong.
+pub struct Report<'t> {
+    file: &'t str,
+    text: &'t str,
+    problems: Vec<At<Problem>>,
+}
+
+impl<'t> Report<'t> {
+    pub fn new(file: &'t str, text: &'t str) -> Self {
+        Self { file, text, problems: Vec::new() }
+    }
+
+    pub fn add(&mut self, offset: usize, problem: Problem) {
+        self.problems.push(At { offset, value: problem });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    pub fn line_of(&self, offset: usize) -> usize {
+        self.before(offset).matches('\n').count() + 1
+    }
+
+    pub fn into_error(mut self) -> ConfigError {
+        self.problems.sort_by_key(|problem| problem.offset);
+        let locate = |problem: &At<Problem>| Located {
+            file: self.file.to_owned(),
+            line: self.line_of(problem.offset),
+            column: self.before(problem.offset).chars().rev().take_while(|c| *c != '\n').count() + 1,
+            problem: problem.value.clone(),
+        };
+        ConfigError::Invalid { problems: self.problems.iter().map(locate).collect() }
+    }
+
+    /// The text up to the offset, or all of it when the offset is none.
+    fn before(&self, offset: usize) -> &'t str {
+        self.text.get(..offset).unwrap_or(self.text)
+    }
+}
+
+type Read<T> = fn(&DeValue<'_>) -> Result<T, ValueProblem>;
+
+/// One table of the file.
+pub struct Section<'d, 't> {
+    place: Place,
+    pub offset: usize,
+    table: &'d DeTable<'t>,
+}
+
+impl<'d, 't> Section<'d, 't> {
+    /// Reports the keys that the table should not have.
+    pub fn new(place: Place, offset: usize, table: &'d DeTable<'t>, report: &mut Report<'_>) -> Self {
+        for key in table.keys() {
+            let name: &str = key.get_ref();
+            if !place.keys().contains(&name) {
+                let hint = Hint::new(name, "the keys here", place.keys());
+                report.add(key.span().start, Problem::UnknownKey { key: name.to_owned(), place, hint });
+            }
+        }
+        Self { place, offset, table }
+    }
+
+    /// `None` when the key is missing or its value is wrong; both are reported.
+    pub fn required<T>(&self, key: &'static str, read: Read<T>, report: &mut Report<'_>) -> Option<At<T>> {
+        match self.table.get(key) {
+            Some(value) => value_of(key, value, read, report),
+            None => {
+                report.add(self.offset, Problem::MissingKey { key, place: self.place });
+                None
+            }
+        }
+    }
+
+    /// The default when the key is missing; `None` when its value is wrong, which is reported.
+    pub fn optional<T>(&self, key: &'static str, default: T, read: Read<T>, report: &mut Report<'_>) -> Option<T> {
+        match self.table.get(key) {
+            Some(value) => value_of(key, value, read, report).map(|at| at.value),
+            None => Some(default),
+        }
+    }
+
+    /// The table under the key, if there is one.
+    pub fn table(&self, key: &'static str, place: Place, report: &mut Report<'_>) -> Option<Section<'d, 't>> {
+        section(key, self.table.get(key)?, place, report)
+    }
+
+    /// The array of tables under the key. `None` when there is something else, which is reported.
+    pub fn tables(&self, key: &'static str, place: Place, report: &mut Report<'_>) -> Option<Vec<Section<'d, 't>>> {
+        let Some(value) = self.table.get(key) else { return Some(Vec::new()) };
+        let Some(elements) = value.get_ref().as_array() else {
+            report.add(value.span().start, wrong_type(key, "an array of tables", value.get_ref()));
+            return None;
+        };
+        elements.iter().map(|element| section(key, element, place, report)).collect()
+    }
+}
+
+fn section<'d, 't>(
+    key: &'static str,
+    value: &'d Spanned<DeValue<'t>>,
+    place: Place,
+    report: &mut Report<'_>,
+) -> Option<Section<'d, 't>> {
+    let offset = value.span().start;
+    match value.get_ref().as_table() {
+        Some(table) => Some(Section::new(place, offset, table, report)),
+        None => {
+            report.add(offset, wrong_type(key, "a table", value.get_ref()));
+            None
+        }
+    }
+}
+
+fn value_of<T>(
+    key: &'static str,
+    value: &Spanned<DeValue<'_>>,
+    read: Read<T>,
+    report: &mut Report<'_>,
+) -> Option<At<T>> {
+    let offset = value.span().start;
+    match read(value.get_ref()) {
+        Ok(value) => Some(At { offset, value }),
+        Err(problem) => {
+            report.add(offset, Problem::Value { key, problem });
+            None
+        }
+    }
+}
+
+fn wrong_type(key: &'static str, expected: &'static str, found: &DeValue<'_>) -> Problem {
+    Problem::Value { key, problem: ValueProblem::Type { expected, found: found.type_str() } }
+}
+
+fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, ValueProblem> {
+    value.as_str().ok_or(ValueProblem::Type { expected: "a string", found: value.type_str() })
+}
+
+/// Anything whose text form is its own: names, ids, sizes, templates.
+pub fn parsed<T>(value: &DeValue<'_>) -> Result<T, ValueProblem>
+where
+    T: FromStr<Err: Into<ValueProblem>>,
+{
+    text(value)?.parse().map_err(Into::into)
+}
+
+pub fn path(value: &DeValue<'_>) -> Result<PathBuf, ValueProblem> {
+    Ok(plain_path(text(value)?)?)
+}
+
+pub fn listen(value: &DeValue<'_>) -> Result<PathBuf, ValueProblem> {
+    let text = text(value)?;
+    match text.strip_prefix("unix:") {
+        Some(path) if path.len() > SOCKET_PATH_MOST => {
+            Err(ValueProblem::SocketPath { text: text.to_owned(), most: SOCKET_PATH_MOST })
+        }
+        Some(path) if path.starts_with('/') => Ok(plain_path(path)?),
+        _ => Err(ValueProblem::Listen { text: text.to_owned() }),
+    }
+}
+
+pub fn driver(value: &DeValue<'_>) -> Result<DriverKind, ValueProblem> {
+    let text = text(value)?;
+    DriverKind::ALL
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+        .ok_or_else(|| ValueProblem::Driver { text: text.to_owned(), hint: Hint::driver(text) })
+}
+
+pub fn duration(value: &DeValue<'_>) -> Result<Duration, ValueProblem> {
+    let text = text(value)?;
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err(ValueProblem::NotAboveZero),
+        Ok(duration) => Ok(duration),
+        Err(source) => Err(ValueProblem::Duration { text: text.to_owned(), source }),
+    }
+}
+
+/// A number of things, at least one.
+pub fn count(value: &DeValue<'_>) -> Result<usize, ValueProblem> {
+    let integer =
+        value.as_integer().ok_or(ValueProblem::Type { expected: "a whole number", found: value.type_str() })?;
+    if integer.as_str().starts_with('-') {
+        return Err(ValueProblem::NotAboveZero);
+    }
+    match usize::from_str_radix(integer.as_str(), integer.radix()) {
+        Ok(0) => Err(ValueProblem::NotAboveZero),
+        Ok(count) => Ok(count),
+        Err(_) => Err(ValueProblem::TooLarge { given: integer.as_str().to_owned(), most: usize::MAX }),
+    }
+}
+
+pub fn overcommit(value: &DeValue<'_>) -> Result<f64, ValueProblem> {
+    // A whole number is a ratio too.
+    let number = match value {
+        DeValue::Float(float) => float.as_str(),
+        DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str(),
+        _ => return Err(ValueProblem::Type { expected: "a number", found: value.type_str() }),
+    };
+    let given = number.parse().unwrap_or(f64::NAN);
+    let (least, most) = OVERCOMMIT;
+    // Refuses NaN as well.
+    if (least..=most).contains(&given) { Ok(given) } else { Err(ValueProblem::Ratio { given, least, most }) }
+}

@@ -1,0 +1,260 @@
+//! What the configuration takes, and the exact words in which it refuses the rest.
+
+use super::*;
+use proptest::prelude::*;
+
+const FILE: &str = "/etc/growd/growd.toml";
+const ID: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+const POOL: &str = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"/srv/shares/{share_id}\"\n";
+
+fn refused(text: &str) -> Vec<String> {
+    let message = Config::parse(text, FILE).unwrap_err().to_string();
+    message.lines().map(|line| line.strip_prefix("/etc/growd/growd.toml:").unwrap().to_owned()).collect()
+}
+
+#[test]
+fn has_defaults_for_all_but_the_pools() {
+    let config = Config::parse(POOL, FILE).unwrap();
+    let pool = PoolConfig {
+        name: "home".parse().unwrap(),
+        driver: DriverKind::ProjectQuota,
+        path: "/srv/shares/{share_id}".parse().unwrap(),
+        reserve: Bytes::ZERO,
+        overcommit: 1.0,
+        shares: Vec::new(),
+    };
+    let expected = Config {
+        listen: "/run/growd/growd.sock".into(),
+        state_dir: "/var/lib/growd".into(),
+        max_active_jobs: 1000,
+        retention_age: Duration::from_secs(90 * 86_400),
+        retention_jobs: 100_000,
+        pools: vec![pool],
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn takes_every_key_and_sorts_the_shares_into_their_pools() {
+    let text = format!(
+        "listen = \"unix:/run/g.sock\"\nstate_dir = \"/var/g\"\nmax_active_jobs = 7\n\
+         [[share]]\nid = \"{ID}\"\npool = \"b\"\npath = \"/srv/legacy\"\n\
+         {POOL}reserve = \"10GiB\"\novercommit = 2\n\
+         [retention]\nage = \"12h\"\njobs = 0x10\n\
+         [[pool]]\nname = \"b\"\ndriver = \"project-quota\"\npath = \"/srv/b/{{share_id}}\"\novercommit = 1.5\n"
+    );
+    let config = Config::parse(&text, FILE).unwrap();
+    assert_eq!(config.listen, Path::new("/run/g.sock"));
+    assert_eq!(config.state_dir, Path::new("/var/g"));
+    assert_eq!((config.max_active_jobs, config.retention_jobs), (7, 16));
+    assert_eq!(config.retention_age, Duration::from_secs(12 * 3600));
+    let [home, other] = config.pools.as_slice() else { panic!("{config:?}") };
+    assert_eq!((home.reserve, home.overcommit, home.shares.len()), (Bytes::gib(10), 2.0, 0));
+    assert_eq!(other.overcommit, 1.5);
+    assert_eq!(other.shares, [(ID.parse().unwrap(), PathBuf::from("/srv/legacy"))]);
+}
+
+#[test]
+fn the_packaged_example_is_valid() {
+    let config = Config::parse(include_str!("../../systemd/growd.toml"), "growd.toml").unwrap();
+    let bare = format!("{POOL}reserve = \"10GiB\"\n");
+    assert_eq!(config, Config::parse(&bare, FILE).unwrap(), "the example shows the defaults");
+}
+
+#[test]
+fn a_slip_gets_a_hint() {
+    let text = format!("# One\n# pool.\n\n{POOL}\n\n\n\n\n\nresrve = \"10GiB\"\n");
+    assert_eq!(
+        Config::parse(&text, FILE).unwrap_err().to_string(),
+        "/etc/growd/growd.toml:14:1: unknown key \"resrve\" in [[pool]]; did you mean \"reserve\"?"
+    );
+    for (text, problems) in [
+        (
+            format!("{POOL}  colour = 1\n"),
+            vec!["5:3: unknown key \"colour\" in [[pool]]; the keys here are name, driver, path, reserve, overcommit"],
+        ),
+        (
+            format!("lisen = 1\n{POOL}[retention]\nages = 2\n"),
+            vec![
+                "1:1: unknown key \"lisen\" in the file; did you mean \"listen\"?",
+                "7:1: unknown key \"ages\" in [retention]; did you mean \"age\"?",
+            ],
+        ),
+        (
+            format!("{POOL}[[share]]\nid = \"{ID}\"\npool = \"hme\"\npath = \"/srv/a\"\n"),
+            vec!["7:8: pool: \"hme\" is not defined; did you mean \"home\"?"],
+        ),
+        (
+            POOL.replace("project-quota", "project_quota"),
+            vec!["3:10: driver: \"project_quota\" is not a driver; did you mean \"project-quota\"?"],
+        ),
+        (
+            POOL.replace("project-quota", "lvm"),
+            vec!["3:10: driver: \"lvm\" is not a driver; drivers are project-quota"],
+        ),
+    ] {
+        assert_eq!(refused(&text), problems, "{text}");
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_with_their_place() {
+    for (top, problem) in [
+        ("listen = 5", "1:10: listen: expected a string, found integer"),
+        (
+            "listen = \"tcp:1\"",
+            "1:10: listen: \"tcp:1\" is not unix: and an absolute path, such as unix:/run/growd/growd.sock",
+        ),
+        (
+            "listen = \"unix:a\"",
+            "1:10: listen: \"unix:a\" is not unix: and an absolute path, such as unix:/run/growd/growd.sock",
+        ),
+        ("listen = \"unix:/../a\"", "1:10: listen: \"/../a\" must not contain \"..\""),
+        ("state_dir = \"a\"", "1:13: state_dir: \"a\" is not absolute: it must start with \"/\""),
+        ("max_active_jobs = 0", "1:19: max_active_jobs: must be above zero"),
+        ("max_active_jobs = -1", "1:19: max_active_jobs: must be above zero"),
+        ("max_active_jobs = 1.5", "1:19: max_active_jobs: expected a whole number, found float"),
+        (
+            "max_active_jobs = 99999999999999999999",
+            "1:19: max_active_jobs: 99999999999999999999 is above 18446744073709551615, the largest number here",
+        ),
+        ("retention = 1", "1:13: retention: expected a table, found integer"),
+        ("retention.age = \"0s\"", "1:17: age: must be above zero"),
+        ("retention.jobs = 0", "1:18: jobs: must be above zero"),
+        (
+            "retention.age = \"90\"",
+            "1:17: age: \"90\" is not a duration such as 90d or 12h: \
+             time unit needed, for example 90sec or 90ms",
+        ),
+        ("share = 1", "1:9: share: expected an array of tables, found integer"),
+        ("share = [1]", "1:10: share: expected a table, found integer"),
+    ] {
+        assert_eq!(refused(&format!("{top}\n{POOL}")), [problem], "{top}");
+    }
+    let long = format!("listen = \"unix:/{}\"\n{POOL}", "a".repeat(107));
+    assert!(refused(&long)[0].ends_with("is longer than the 107 bytes that the path of a socket may have"));
+    for (line, problem) in [
+        ("reserve = 10", "5:11: reserve: expected a string, found integer"),
+        (
+            "reserve = \"10GB\"",
+            "5:11: reserve: \"10GB\" uses a decimal unit: sizes are binary here, write \"10GiB\" instead",
+        ),
+        ("overcommit = 0.05", "5:14: overcommit: 0.05 is not between 0.1 and 1000"),
+        ("overcommit = 1001", "5:14: overcommit: 1001 is not between 0.1 and 1000"),
+        ("overcommit = nan", "5:14: overcommit: NaN is not between 0.1 and 1000"),
+        ("overcommit = inf", "5:14: overcommit: inf is not between 0.1 and 1000"),
+        ("overcommit = \"1\"", "5:14: overcommit: expected a number, found string"),
+    ] {
+        assert_eq!(refused(&format!("{POOL}{line}\n")), [problem], "{line}");
+    }
+    assert_eq!(
+        refused(&POOL.replace("{share_id}", "all")),
+        ["4:8: path: \"/srv/shares/all\" does not say where the share's id goes: it needs {share_id} once"]
+    );
+}
+
+#[test]
+fn missing_keys_are_all_named() {
+    assert_eq!(
+        refused("\n[[pool]]\n\n[[share]]\nid = \"x\"\n"),
+        [
+            "2:1: [[pool]] has no \"name\"",
+            "2:1: [[pool]] has no \"driver\"",
+            "2:1: [[pool]] has no \"path\"",
+            "4:1: [[share]] has no \"pool\"",
+            "4:1: [[share]] has no \"path\"",
+            "5:6: id: \"x\" is not a UUID",
+        ]
+    );
+    for text in ["", "pool = []", "# nothing\n"] {
+        assert_eq!(refused(text), ["1:1: no [[pool]]: there is nothing to serve"]);
+    }
+    assert_eq!(refused("[pool]\nname = \"a\"\n"), ["1:1: pool: expected an array of tables, found table"]);
+}
+
+#[test]
+fn entries_are_checked_against_each_other_and_all_is_said() {
+    let pool = |name: &str, path: &str| POOL.replace("home", name).replace("/srv/shares/{share_id}", path);
+    let share =
+        |id: &str, pool: &str, path: &str| format!("[[share]]\nid = \"{id}\"\npool = \"{pool}\"\npath = \"{path}\"\n");
+    let other = ID.replace("6d", "7d");
+    let text = [
+        pool("home", "/srv/shares/{share_id}"),
+        pool("home", "/srv/shares/{share_id}/data"),
+        pool("c", "/srv/c-{share_id}"),
+        share(ID, "home", "/srv/a"),
+        share(ID, "none", "/srv/a"),
+        share(&other, "c", "/srv/a/b"),
+        share("7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a12", "c", "b"),
+        share("7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a13", "c", &format!("/srv/shares/{ID}")),
+    ]
+    .concat();
+    let shares_met = format!(
+        "32:8: path: /srv/shares/{ID} can be a place that the pool of line 4 finds by itself, \
+         or inside or around one: /srv/shares/{{share_id}}"
+    );
+    assert_eq!(
+        refused(&text),
+        [
+            "6:8: pool \"home\" is already defined in line 2",
+            "8:8: path: /srv/shares/{share_id}/data and /srv/shares/{share_id} of line 4 can be the same place, \
+             or one inside the other",
+            "18:6: share 6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11 is already defined in line 14",
+            "19:8: pool: \"none\" is not defined; the pools are home, c",
+            "20:8: path: /srv/a is already the path of a share in line 16",
+            "24:8: path: /srv/a/b and /srv/a of line 16 are one inside the other",
+            "28:8: path: \"b\" is not absolute: it must start with \"/\"",
+            &shares_met,
+        ]
+    );
+}
+
+#[test]
+fn broken_toml_and_unreadable_files_are_located() {
+    let problems = refused(&format!("{POOL}reserve = \"ü\" x\n"));
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].starts_with("5:15: "), "{problems:?}");
+    let error = Config::load(Path::new("/nonexistent/growd.toml")).unwrap_err();
+    assert_eq!(error.to_string(), "cannot read /nonexistent/growd.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("growd.toml");
+    fs::write(&file, POOL).unwrap();
+    assert_eq!(Config::load(&file).unwrap(), Config::parse(POOL, FILE).unwrap());
+}
+
+#[test]
+fn tells_which_directories_are_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = directory.path().display();
+    fs::write(directory.path().join("file"), "").unwrap();
+    let text = format!("{POOL}[[share]]\nid = \"{ID}\"\npool = \"home\"\npath = \"{here}/file\"\n")
+        .replace("/srv/shares", &format!("{here}/none"));
+    assert_eq!(
+        Config::parse(&text, FILE).unwrap().missing_directories(),
+        [
+            format!("pool \"home\": {here}/none does not exist: is its file system mounted?"),
+            format!("pool \"home\": {here}/file is not a directory"),
+        ]
+    );
+    let there = POOL.replace("/srv/shares", &here.to_string());
+    assert!(Config::parse(&there, FILE).unwrap().missing_directories().is_empty());
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,200}") {
+        let _ = Config::parse(&text, FILE).map_err(|error| error.to_string());
+    }
+
+    #[test]
+    fn no_value_makes_it_panic(
+        key in "(listen|state_dir|max_active_jobs|retention|age|pool|share|name|path|reserve|overcommit|id)",
+        value in "(\"[a-zA-Zü0-9:/{}.]{0,20}\"|-?[0-9]{1,25}(\\.[0-9]{1,3})?|nan|-inf|0xff|\\[\\]|\\{\\}|1979-05-27)",
+        place in 0..4,
+    ) {
+        let header = ["", "[retention]\n", "[[pool]]\n", "[[share]]\n"][place as usize];
+        let text = format!("{header}{key} = {value}\n");
+        let error = Config::parse(&text, FILE).map_err(|error| error.to_string());
+        prop_assert!(error.err().is_none_or(|text| text.lines().all(|line| line.starts_with(FILE))));
+    }
+}
