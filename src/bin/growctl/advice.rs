@@ -74,7 +74,7 @@ mod tests {
     fn every_reason_has_one_line() {
         for reason in Reason::ALL {
             let line = next_step(reason.as_str(), &BTreeMap::new());
-            assert!(!line.is_empty() && !line.contains('\n') && !line.contains("tell more\""), "{reason}: {line}");
+            assert!(!line.is_empty() && !line.contains('\n'), "{reason}: {line}");
         }
         assert!(next_step("FROM_A_LATER_VERSION", &BTreeMap::new()).contains("growctl doctor"));
     }
