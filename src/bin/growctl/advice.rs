@@ -1,0 +1,87 @@
+//! What to do about a refusal: one line for each reason.
+
+use std::collections::BTreeMap;
+
+use growd::model::Reason;
+
+/// `metadata` is that of the refusal: its ids make the line one that can be typed.
+pub fn next_step(reason: &str, metadata: &BTreeMap<String, String>) -> String {
+    match Reason::ALL.iter().find(|known| known.as_str() == reason) {
+        Some(known) => known_step(*known, metadata),
+        None => "`growctl doctor` and `journalctl -u growd` tell more".to_owned(),
+    }
+}
+
+fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
+    let get = |key: &str, placeholder: &'static str| metadata.get(key).map_or(placeholder, String::as_str).to_owned();
+    let job = get("job_id", "JOB");
+    let share = get("share_id", "SHARE");
+    match reason {
+        Reason::InvalidShareId => "`growctl shares` lists the ids of this node's shares".to_owned(),
+        Reason::InvalidSize => "give a size such as 10GiB, below 8EiB".to_owned(),
+        Reason::InvalidRequest => "correct the named field; `growctl help` shows what each verb takes".to_owned(),
+        Reason::SizeNotGreater => {
+            format!("ask for more than the current size (`growctl share {share}`); a share is never made smaller")
+        }
+        Reason::ShareNotFound => {
+            "`growctl shares` lists the shares of this node; the share may be on another".to_owned()
+        }
+        Reason::JobNotFound => "`growctl jobs` lists the jobs that are kept".to_owned(),
+        Reason::ShareBusy => format!("wait for the active job: `growctl job {job} --watch`"),
+        Reason::RequestIdReused => {
+            format!("`growctl job {job}` shows what the id stands for; another request needs another --request-id")
+        }
+        Reason::CurrentSizeMismatch => {
+            format!("somebody else changed the size: look (`growctl share {share}`) and decide anew")
+        }
+        Reason::NotMounted => "mount the pool's file system, then check with `growctl doctor`".to_owned(),
+        Reason::QuotaNotEnforced => {
+            "mount the file system with prjquota, then check with `growctl doctor`, which names the remedy".to_owned()
+        }
+        Reason::NoProjectId | Reason::ProjectIdShared => {
+            "give the directory a project id of its own; `growctl doctor` names the command".to_owned()
+        }
+        Reason::Unlimited => "set a first hard limit; `growctl doctor` names the command".to_owned(),
+        Reason::PoolFull => "ask for less, or free or add space; `growctl pools` shows what can be given".to_owned(),
+        Reason::QueueFull => match metadata.get(RETRY_AFTER_SECONDS) {
+            Some(seconds) => format!("try again in {seconds} s; `growctl jobs --state queued` shows what waits"),
+            None => "try again soon; `growctl jobs --state queued` shows what waits".to_owned(),
+        },
+        Reason::JobNotQueued => {
+            format!("a job at work ends by itself and is never cut short: `growctl job {job} --watch`")
+        }
+        Reason::Draining => "try again when growd has started again: `systemctl status growd`".to_owned(),
+        Reason::StoreUnavailable => {
+            "`growctl node` and `journalctl -u growd` tell what is wrong with the store".to_owned()
+        }
+        Reason::Unsupported => "`growctl node` shows the version of growd, `growctl pools` the drivers".to_owned(),
+        Reason::SoftLimitFirst => {
+            "make the soft limit equal to the hard one; `growctl doctor` names the command".to_owned()
+        }
+        Reason::PoolOvercommitted => "add space to the pool; `growctl pools` shows what is promised".to_owned(),
+        Reason::Internal => "`journalctl -u growd` tells more; asking again is safe".to_owned(),
+    }
+}
+
+/// Key under which the delay of a google.rpc.RetryInfo joins the metadata.
+pub const RETRY_AFTER_SECONDS: &str = "retry_after_seconds";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_one_line() {
+        for reason in Reason::ALL {
+            let line = next_step(reason.as_str(), &BTreeMap::new());
+            assert!(!line.is_empty() && !line.contains('\n'), "{reason}: {line}");
+        }
+        assert!(next_step("FROM_A_LATER_VERSION", &BTreeMap::new()).contains("growctl doctor"));
+    }
+
+    #[test]
+    fn a_known_id_is_part_of_the_command() {
+        let metadata = BTreeMap::from([("job_id".to_owned(), "0199-x".to_owned())]);
+        assert!(next_step("SHARE_BUSY", &metadata).contains("growctl job 0199-x --watch"));
+    }
+}

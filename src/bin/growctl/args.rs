@@ -1,0 +1,140 @@
+//! What can be typed. Ids, sizes and names are checked here, before growd is called.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use growd::model::{Bytes, JobId, JobState, PoolName, ProjectLabel, RequestId, ShareId};
+use growd::wire::client::DEFAULT_ENDPOINT;
+
+const AFTER_HELP: &str = "\
+Sizes are binary: 10GiB, 500MiB, 1.5TiB. Results go to stdout, progress and errors to stderr.
+
+Exit codes:
+  0    done; for doctor: no findings
+  1    unexpected error; for doctor: there are findings
+  2    bad usage: an argument, an id, a size or the endpoint is not well formed
+  3    refused: the request itself is wrong, not permitted or not supported
+  4    no such share or job
+  5    refused in this state: share busy, size is another one, quota not enforced, request id reused, ...
+  6    refused: the pool has not enough space
+  7    growd is not reachable, not serving or too busy, or did not answer in time: try again
+  8    the job failed or was cancelled
+  130  stopped waiting by Ctrl-C; the job goes on";
+
+/// Asks growd, the share host agent of this node: what shares there are, to extend them, what became of it.
+#[derive(Debug, Parser)]
+#[command(name = "growctl", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Where growd listens: unix:/path or http://host:port
+    #[arg(long, global = true, env = "GROWD_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "ENDPOINT")]
+    pub endpoint: String,
+    /// Tables for people or one JSON document for programs; errors too
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub output: Output,
+    /// How long growd may take to answer a call, connecting included; does not limit --wait and --watch
+    #[arg(long, global = true, default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub timeout: Duration,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Shows the node and the daemon
+    Node,
+    /// Lists the pools with what can still be given
+    Pools,
+    /// Lists the shares with the sizes that the kernel reports
+    Shares {
+        /// Only the shares of this pool
+        #[arg(long)]
+        pool: Option<PoolName>,
+    },
+    /// Shows one share
+    Share { id: ShareId },
+    /// Extends a share; returns when the job is accepted, which is on disk and survives restarts
+    Extend(ExtendArgs),
+    /// Lists jobs, newest first
+    Jobs(JobsArgs),
+    /// Shows one job
+    Job {
+        id: JobId,
+        /// Follow the job until it has ended; exits 8 when it failed or was cancelled
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Cancels a job that is still queued
+    Cancel { id: JobId },
+    /// Looks for everything that would make an extend fail or a quota not hold; exits 1 when there is any finding
+    Doctor,
+}
+
+#[derive(Debug, Args)]
+pub struct ExtendArgs {
+    /// The share
+    pub id: ShareId,
+    /// The size that it shall have, such as 10GiB: the new total, not the growth
+    pub size: Bytes,
+    /// Follow the job until it has ended; exits 8 when it failed or was cancelled
+    #[arg(long, conflicts_with = "dry_run")]
+    pub wait: bool,
+    /// Check everything, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Refuse unless the share has this size now
+    #[arg(long, value_name = "SIZE")]
+    pub expect_current: Option<Bytes>,
+    /// Makes the request repeatable: the same id and request answer the same job. Made up when not given
+    #[arg(long, value_name = "UUID")]
+    pub request_id: Option<RequestId>,
+    /// Label of the job for audit and filters
+    #[arg(long, value_name = "LABEL")]
+    pub project: Option<ProjectLabel>,
+}
+
+#[derive(Debug, Args)]
+pub struct JobsArgs {
+    /// Only jobs of this share
+    #[arg(long, value_name = "ID")]
+    pub share: Option<ShareId>,
+    /// Only jobs in this state: queued, running, succeeded, failed or cancelled
+    #[arg(long)]
+    pub state: Option<JobState>,
+    /// Only jobs with this project label
+    #[arg(long, value_name = "LABEL")]
+    pub project: Option<ProjectLabel>,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub limit: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_are_taken_behind_the_verb() {
+        let cli = Cli::try_parse_from(["growctl", "jobs", "--state", "failed", "-o", "json", "--timeout", "1m 5s"]);
+        let cli = cli.unwrap();
+        assert_eq!((cli.output, cli.timeout), (Output::Json, Duration::from_secs(65)));
+        assert!(matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(JobState::Failed), limit: 50, .. })));
+    }
+
+    #[test]
+    fn waiting_for_a_dry_run_makes_no_sense() {
+        let id = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+        assert!(Cli::try_parse_from(["growctl", "extend", id, "3GiB", "--wait", "--dry-run"]).is_err());
+    }
+}

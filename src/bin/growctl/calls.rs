@@ -1,0 +1,147 @@
+//! The calls to growd: each bounded in time, lists with all their pages, an extend repeated until it is answered.
+
+use std::future::Future;
+use std::time::Duration;
+
+use growd::model::{JobId, RequestId, ShareId};
+use growd::wire::client;
+use growd::wire::proto::{self, job_service_client::JobServiceClient, node_service_client::NodeServiceClient};
+use growd::wire::proto::{CancelJobRequest, GetJobRequest, GetShareRequest, WatchJobRequest};
+use growd::wire::proto::{ExtendShareRequest, ListJobsRequest, ListSharesRequest};
+use growd::wire::proto::{ListJobsResponse, ListSharesResponse};
+use growd::wire::proto::{Node, share_service_client::ShareServiceClient};
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
+use uuid::Uuid;
+
+use crate::failure::{CallError, Failure};
+
+/// How often an extend without an answer is asked in all. With the pause, a restart of growd lies between.
+const EXTEND_ATTEMPTS: u32 = 4;
+pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Items in a page: some hundred KiB, well below the 4 MiB that a gRPC message may have.
+const PAGE: u32 = 500;
+
+pub struct Calls {
+    channel: Channel,
+    limit: Duration,
+}
+
+impl Calls {
+    pub async fn connect(endpoint: &str, limit: Duration) -> Result<Self, Failure> {
+        match tokio::time::timeout(limit, client::connect(endpoint)).await {
+            Ok(channel) => Ok(Self { channel: channel?, limit }),
+            Err(_) => Err(Failure::timed_out(limit)),
+        }
+    }
+
+    fn shares(&self) -> ShareServiceClient<Channel> {
+        ShareServiceClient::new(self.channel.clone())
+    }
+
+    fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel.clone())
+    }
+
+    fn nodes(&self) -> NodeServiceClient<Channel> {
+        NodeServiceClient::new(self.channel.clone())
+    }
+
+    /// The answer of one call within the limit.
+    async fn answer<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallError> {
+        match tokio::time::timeout(self.limit, call).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(CallError::TimedOut(self.limit)),
+        }
+    }
+
+    pub async fn node(&self) -> Result<Node, Failure> {
+        Ok(self.answer(self.nodes().get_node(proto::GetNodeRequest {})).await?)
+    }
+
+    pub async fn pools(&self) -> Result<proto::ListPoolsResponse, Failure> {
+        Ok(self.answer(self.nodes().list_pools(proto::ListPoolsRequest {})).await?)
+    }
+
+    pub async fn diagnose(&self) -> Result<proto::DiagnoseResponse, Failure> {
+        Ok(self.answer(self.nodes().diagnose(proto::DiagnoseRequest {})).await?)
+    }
+
+    pub async fn share(&self, id: ShareId) -> Result<proto::Share, Failure> {
+        Ok(self.answer(self.shares().get_share(GetShareRequest { share_id: id.to_string() })).await?)
+    }
+
+    pub async fn job(&self, id: JobId) -> Result<proto::Job, Failure> {
+        Ok(self.answer(self.jobs().get_job(GetJobRequest { job_id: id.to_string() })).await?)
+    }
+
+    pub async fn cancel(&self, id: JobId) -> Result<proto::Job, Failure> {
+        Ok(self.answer(self.jobs().cancel_job(CancelJobRequest { job_id: id.to_string() })).await?)
+    }
+
+    /// The stream of the job's changes; it has no limit of its own, only its beginning has.
+    pub async fn watch(&self, job_id: &str) -> Result<Streaming<proto::Job>, CallError> {
+        self.answer(self.jobs().watch_job(WatchJobRequest { job_id: job_id.to_owned() })).await
+    }
+
+    /// All shares, of one pool when it is named.
+    pub async fn all_shares(&self, pool: String) -> Result<ListSharesResponse, Failure> {
+        let mut all = ListSharesResponse::default();
+        let mut request = ListSharesRequest { pool, page_size: PAGE, page_token: String::new() };
+        loop {
+            let page = self.answer(self.shares().list_shares(request.clone())).await?;
+            all.shares.extend(page.shares);
+            if page.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// The newest jobs that pass the filter, at most `limit`; the answer has a page token when there are more.
+    pub async fn newest_jobs(&self, filter: ListJobsRequest, limit: u32) -> Result<ListJobsResponse, Failure> {
+        let mut all = ListJobsResponse::default();
+        let mut request = filter;
+        let mut wanted = limit;
+        while wanted > 0 {
+            request.page_size = wanted.min(PAGE);
+            let page = self.answer(self.jobs().list_jobs(request.clone())).await?;
+            wanted = wanted.saturating_sub(u32::try_from(page.jobs.len()).unwrap_or(u32::MAX));
+            all.jobs.extend(page.jobs);
+            all.next_page_token = page.next_page_token;
+            if all.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token.clone_from(&all.next_page_token);
+        }
+        Ok(all)
+    }
+
+    /// Asks for an extend and, when the connection fails before the answer, asks again: the request id makes all
+    /// attempts one request. The limit holds for all of them together.
+    pub async fn extend(&self, mut request: ExtendShareRequest, id: Option<RequestId>) -> Result<proto::Job, Failure> {
+        let id = id.unwrap_or_else(|| RequestId::from_uuid(Uuid::new_v4()));
+        request.request_id = Some(id.to_string());
+        let attempts = async {
+            let mut attempt = 1;
+            loop {
+                match self.shares().extend_share(request.clone()).await.map_err(CallError::from) {
+                    Err(CallError::Lost(_)) if attempt < EXTEND_ATTEMPTS => attempt += 1,
+                    answer => return answer,
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        };
+        let answer = tokio::time::timeout(self.limit, attempts).await.unwrap_or(Err(CallError::TimedOut(self.limit)));
+        match answer {
+            Ok(job) => Ok(job.into_inner()),
+            Err(CallError::Refused(status)) => Err(CallError::Refused(status).into()),
+            Err(unanswered) => Err(Failure::unanswered_extend(unanswered, id)),
+        }
+    }
+
+    /// Lets growd check the extend without accepting it; the answer is no job.
+    pub async fn try_extend(&self, request: ExtendShareRequest) -> Result<proto::Job, Failure> {
+        Ok(self.answer(self.shares().extend_share(request)).await?)
+    }
+}

@@ -1,0 +1,610 @@
+//! The real growctl against a server with canned answers on a unix socket: arguments, output, exit codes, reconnecting.
+
+// A test that cannot set itself up has nothing to report but where it stopped.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use growd::wire::proto::job_service_server::{JobService, JobServiceServer};
+use growd::wire::proto::node_service_server::{NodeService, NodeServiceServer};
+use growd::wire::proto::share_service_server::{ShareService, ShareServiceServer};
+use growd::wire::proto::*;
+use serde_json::Value;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+const SHARE: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+const JOB: &str = "0199a5c8-1111-7000-8000-000000000001";
+const REQUEST: &str = "3f0e9c1a-0b1d-4a7e-8a52-111111111111";
+const GIB: u64 = 1 << 30;
+
+/// What the server answers and what it was asked. Lists of answers are used up from the front.
+#[derive(Default)]
+struct Script {
+    extend: VecDeque<Act>,
+    watch: VecDeque<Vec<Act>>,
+    findings: Vec<Finding>,
+    jobs: usize,
+    extends: Vec<ExtendShareRequest>,
+    job_lists: Vec<ListJobsRequest>,
+    share_lists: Vec<ListSharesRequest>,
+    watches: usize,
+}
+
+#[derive(Clone)]
+enum Act {
+    Job(Box<Job>),
+    Refuse(Status),
+    /// No answer, for ever.
+    Hang,
+}
+
+#[derive(Clone, Default)]
+struct Canned(Arc<Mutex<Script>>);
+
+fn job(state: JobState) -> Job {
+    Job {
+        job_id: JOB.to_owned(),
+        share_id: SHARE.to_owned(),
+        pool: "home".to_owned(),
+        driver: "project-quota".to_owned(),
+        state: state.into(),
+        size_before_bytes: 2 * GIB,
+        requested_size_bytes: 3 * GIB,
+        size_after_bytes: (state == JobState::Succeeded).then_some(3 * GIB),
+        attempt: 1,
+        ..Job::default()
+    }
+}
+
+fn act(state: JobState) -> Act {
+    Act::Job(Box::new(job(state)))
+}
+
+fn refusal(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
+    let metadata: HashMap<_, _> = metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let details = ErrorDetails::with_error_info(reason, "growd", metadata);
+    Status::with_error_details(code, format!("refused with {reason}"), details)
+}
+
+#[tonic::async_trait]
+impl ShareService for Canned {
+    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        let act = {
+            let mut script = self.0.lock().unwrap();
+            script.extends.push(request.clone());
+            script.extend.pop_front()
+        };
+        match act {
+            Some(Act::Job(mut job)) => {
+                job.request_id = request.request_id.unwrap_or_default();
+                if request.validate_only {
+                    job.job_id.clear();
+                }
+                Ok(Response::new(*job))
+            }
+            Some(Act::Refuse(status)) => Err(status),
+            Some(Act::Hang) => std::future::pending().await,
+            None => Err(Status::internal("nothing scripted")),
+        }
+    }
+
+    async fn get_share(&self, request: Request<GetShareRequest>) -> Result<Response<Share>, Status> {
+        let id = request.into_inner().share_id;
+        if id != SHARE {
+            return Err(refusal(Code::NotFound, "SHARE_NOT_FOUND", &[("share_id", &id)]));
+        }
+        Ok(Response::new(share(&id)))
+    }
+
+    async fn list_shares(&self, request: Request<ListSharesRequest>) -> Result<Response<ListSharesResponse>, Status> {
+        let request = request.into_inner();
+        self.0.lock().unwrap().share_lists.push(request.clone());
+        // Two pages with one share each.
+        Ok(Response::new(match request.page_token.as_str() {
+            _ if request.pool == "empty" => ListSharesResponse::default(),
+            "" => ListSharesResponse { shares: vec![share(SHARE)], next_page_token: "second".to_owned() },
+            _ => ListSharesResponse { shares: vec![share(REQUEST)], next_page_token: String::new() },
+        }))
+    }
+}
+
+fn share(id: &str) -> Share {
+    Share {
+        share_id: id.to_owned(),
+        pool: "home".to_owned(),
+        location: format!("/srv/shares/{id}"),
+        filesystem: "xfs".to_owned(),
+        size_bytes: Some(2 * GIB),
+        used_bytes: Some(GIB),
+        status: ShareStatus::Available.into(),
+        ..Share::default()
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Canned {
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<Job, Status>> + Send>>;
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
+        let id = request.into_inner().job_id;
+        if id == JOB {
+            return Ok(Response::new(job(JobState::Failed)));
+        }
+        Err(refusal(Code::NotFound, "JOB_NOT_FOUND", &[("job_id", &id)]))
+    }
+
+    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let mut script = self.0.lock().unwrap();
+        script.job_lists.push(request.clone());
+        let first: usize = request.page_token.parse().unwrap_or(0);
+        let last = script.jobs.min(first + request.page_size as usize);
+        Ok(Response::new(ListJobsResponse {
+            jobs: (first..last).map(|_| job(JobState::Succeeded)).collect(),
+            next_page_token: if last < script.jobs { last.to_string() } else { String::new() },
+        }))
+    }
+
+    async fn watch_job(&self, _: Request<WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        let acts = {
+            let mut script = self.0.lock().unwrap();
+            script.watches += 1;
+            script.watch.pop_front().unwrap_or_default()
+        };
+        if let Some(Act::Refuse(status)) = acts.first() {
+            return Err(status.clone());
+        }
+        let changes = tokio_stream::iter(acts).then(|act| async move {
+            match act {
+                Act::Job(job) => Ok(*job),
+                Act::Refuse(status) => Err(status),
+                Act::Hang => std::future::pending().await,
+            }
+        });
+        Ok(Response::new(Box::pin(changes)))
+    }
+
+    async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<Job>, Status> {
+        let id = request.into_inner().job_id;
+        if id == JOB {
+            return Ok(Response::new(job(JobState::Cancelled)));
+        }
+        let metadata = [("job_id", id.as_str()), ("state", "RUNNING")];
+        Err(refusal(Code::FailedPrecondition, "JOB_NOT_QUEUED", &metadata))
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Canned {
+    async fn get_node(&self, _: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
+        let node = Node { hostname: "n1".to_owned(), state: NodeState::Serving.into(), ..Node::default() };
+        Ok(Response::new(node))
+    }
+
+    async fn list_pools(&self, _: Request<ListPoolsRequest>) -> Result<Response<ListPoolsResponse>, Status> {
+        let pool = Pool { name: "home".to_owned(), total_bytes: 100 * GIB, overcommit: 1.0, ..Pool::default() };
+        Ok(Response::new(ListPoolsResponse { pools: vec![pool] }))
+    }
+
+    async fn diagnose(&self, _: Request<DiagnoseRequest>) -> Result<Response<DiagnoseResponse>, Status> {
+        Ok(Response::new(DiagnoseResponse { findings: self.0.lock().unwrap().findings.clone() }))
+    }
+}
+
+/// A server with a runtime of its own: to drop it is to kill the daemon, connections and all.
+struct Server {
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    fn start(socket: &Path, canned: &Canned) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        // What a killed server leaves behind.
+        let _ = std::fs::remove_file(socket);
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::bind(socket).unwrap()
+        };
+        runtime.spawn(
+            tonic::transport::Server::builder()
+                .add_service(ShareServiceServer::new(canned.clone()))
+                .add_service(JobServiceServer::new(canned.clone()))
+                .add_service(NodeServiceServer::new(canned.clone()))
+                .serve_with_incoming(UnixListenerStream::new(listener)),
+        );
+        Self { _runtime: runtime }
+    }
+}
+
+struct Fixture {
+    canned: Canned,
+    server: Option<Server>,
+    socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("growd.sock");
+        let canned = Canned::default();
+        let server = Some(Server::start(&socket, &canned));
+        Self { canned, server, socket, _directory: directory }
+    }
+
+    fn script<T>(&self, with: impl FnOnce(&mut Script) -> T) -> T {
+        with(&mut self.canned.0.lock().unwrap())
+    }
+
+    fn restart_server(&mut self) {
+        self.server = None;
+        self.server = Some(Server::start(&self.socket, &self.canned));
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        growctl(&format!("unix:{}", self.socket.display()), args)
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        self.command(args).output().unwrap().into()
+    }
+
+    /// Waits until the server was asked what is looked for.
+    fn until(&self, asked: impl Fn(&Script) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.script(|script| asked(script)) {
+            assert!(Instant::now() < deadline, "growctl did not ask in time");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn growctl(endpoint: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_growctl"));
+    command.args(args).env("GROWD_ENDPOINT", endpoint).stdin(Stdio::null());
+    command
+}
+
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Ran {
+    #[track_caller]
+    fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+
+    #[track_caller]
+    fn error(&self) -> Value {
+        let whole: Value = serde_json::from_str(&self.err).unwrap_or_else(|error| panic!("{error}: {self:#?}"));
+        whole["error"].clone()
+    }
+}
+
+#[test]
+fn every_verb_answers_people_and_programs() {
+    let fixture = Fixture::new();
+    fixture.script(|script| {
+        script.jobs = 2;
+        script.extend = VecDeque::from([act(JobState::Queued), act(JobState::Queued)]);
+    });
+    let verbs: [(&[&str], &str, &str, Value); 9] = [
+        (&["node"], "host:                n1\n", "/hostname", "n1".into()),
+        (&["pools"], "100GiB", "/pools/0/total_bytes", (100 * GIB).into()),
+        (&["shares"], REQUEST, "/shares/1/share_id", REQUEST.into()),
+        (&["share", SHARE], "used:        1GiB, 50%\n", "/used_bytes", GIB.into()),
+        (&["extend", SHARE, "3GiB"], "state:          QUEUED\n", "/state", "QUEUED".into()),
+        (&["jobs"], "SUCCEEDED", "/jobs/1/size_after_bytes", (3 * GIB).into()),
+        (&["job", JOB], "state:          FAILED\n", "/job_id", JOB.into()),
+        (&["cancel", JOB], "state:          CANCELLED\n", "/state", "CANCELLED".into()),
+        (&["doctor"], "no findings\n", "/findings", Value::Array(Vec::new())),
+    ];
+    for (args, in_table, pointer, value) in verbs {
+        let table = fixture.run(args).exits(0);
+        assert!(table.out.contains(in_table), "{args:?}: {table:#?}");
+        let json = fixture.run(&[args, &["--output", "json"]].concat()).exits(0);
+        assert_eq!(json.json().pointer(pointer), Some(&value), "{args:?}: {json:#?}");
+        assert!(table.err.is_empty() && json.err.is_empty(), "{args:?}: {table:#?} {json:#?}");
+    }
+}
+
+#[test]
+fn extend_passes_on_what_was_typed() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.extend = VecDeque::from(vec![act(JobState::Queued); 3]));
+    let all = ["--expect-current", "2GiB", "--request-id", REQUEST, "--project", "Süd"];
+    fixture.run(&[&["extend", SHARE, "1.5TiB"], &all[..]].concat()).exits(0);
+    let bare = fixture.run(&["extend", SHARE, "3GiB"]).exits(0);
+    let dry = fixture.run(&["extend", SHARE, "3GiB", "--dry-run"]).exits(0);
+    assert!(dry.out.starts_with("would be accepted; nothing was changed\n"), "{dry:#?}");
+
+    let asked = fixture.script(|script| script.extends.clone());
+    let expected = ExtendShareRequest {
+        share_id: SHARE.to_owned(),
+        new_size_bytes: 3 << 39,
+        expected_current_size_bytes: Some(2 * GIB),
+        request_id: Some(REQUEST.to_owned()),
+        project_id: "Süd".to_owned(),
+        validate_only: false,
+    };
+    assert_eq!(asked[0], expected);
+    let made_up = asked[1].request_id.clone().unwrap();
+    assert_eq!(uuid::Uuid::parse_str(&made_up).unwrap().get_version_num(), 4);
+    assert!(bare.out.contains(&made_up), "{bare:#?}");
+    assert!(asked[2].validate_only && asked[2].request_id.is_none());
+}
+
+#[test]
+fn lists_follow_pages_and_pass_on_filters() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.jobs = 1_200);
+    let filter = ["--share", SHARE, "--state", "failed", "--project", "p"];
+    let some = fixture.run(&[&["jobs", "--limit", "700"], &filter[..]].concat()).exits(0);
+    assert_eq!(some.out.lines().count(), 701);
+    assert_eq!(some.err, "the newest 700 are shown; --limit shows more\n");
+    let asked = fixture.script(|script| std::mem::take(&mut script.job_lists));
+    let sizes: Vec<_> = asked.iter().map(|list| (list.page_size, list.page_token.as_str())).collect();
+    assert_eq!(sizes, [(500, ""), (200, "500")]);
+    assert!(asked.iter().all(|list| list.share_id == SHARE && list.project_id == "p"));
+    assert!(asked.iter().all(|list| list.state() == JobState::Failed));
+
+    let all = fixture.run(&["jobs", "--limit", "5000", "-o", "json"]).exits(0);
+    assert_eq!(all.json()["jobs"].as_array().unwrap().len(), 1_200);
+    assert_eq!(fixture.run(&["jobs"]).exits(0).out.lines().count(), 51);
+
+    fixture.run(&["shares", "--pool", "home"]).exits(0);
+    let pools = fixture.script(|script| script.share_lists.iter().map(|list| list.pool.clone()).collect::<Vec<_>>());
+    assert_eq!(pools, ["home", "home"]);
+}
+
+#[test]
+fn an_empty_list_has_no_lines() {
+    let fixture = Fixture::new();
+    let jobs = fixture.run(&["jobs"]).exits(0);
+    assert_eq!((jobs.out.as_str(), jobs.err.as_str()), ("", "no jobs\n"));
+    let shares = fixture.run(&["shares", "--pool", "empty"]).exits(0);
+    assert_eq!((shares.out.as_str(), shares.err.as_str()), ("", "no shares\n"));
+    let json = fixture.run(&["shares", "--pool", "empty", "-o", "json"]).exits(0);
+    assert_eq!(json.json()["shares"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn bad_usage_is_told_before_growd_is_called() {
+    for (args, hint) in [
+        (&["extend", SHARE, "3GB"][..], "write \"3GiB\" instead"),
+        (&["extend", SHARE, "3"], "has no unit"),
+        (&["extend", SHARE, "3GiB", "--request-id", "7"], "is not a UUID"),
+        (&["extend", SHARE, "3GiB", "--expect-current", "2G"], "write \"2GiB\" instead"),
+        (&["share", "../etc"], "\"../etc\" is not a UUID"),
+        (&["job", "6d0ad3f47c5e4c0e9a3e0c2d2f7c9a11"], "is not the UUID of a job"),
+        (&["jobs", "--state", "done"], "is not a job state"),
+        (&["jobs", "--limit", "0"], "0 is not in"),
+        (&["shares", "--pool", "a/b"], "is not a pool name"),
+        (&["node", "--timeout", "soon"], "--timeout"),
+        (&["node", "--endpoint", "growd.sock"], "write unix:/path or http://host:port"),
+        (&[], "Usage: growctl"),
+    ] {
+        let ran = Ran::from(growctl("unix:/nowhere/growd.sock", args).output().unwrap()).exits(2);
+        assert!(ran.err.contains(hint) && ran.out.is_empty(), "{args:?}: {ran:#?}");
+    }
+}
+
+#[test]
+fn help_documents_the_exit_codes() {
+    let help = Ran::from(growctl("", &["--help"]).output().unwrap()).exits(0).out;
+    for code in ["0", "1", "2", "3", "4", "5", "6", "7", "8", "130"] {
+        assert!(help.lines().any(|line| line.starts_with(&format!("  {code:<5}"))), "{code}: {help}");
+    }
+}
+
+#[test]
+fn a_refusal_tells_reason_sizes_next_step_and_its_exit_code() {
+    let fixture = Fixture::new();
+    let sizes = [("current_size_bytes", "2147483648"), ("new_size_bytes", "1073741824"), ("share_id", SHARE)];
+    let full = [("free_bytes", "1073741824"), ("asked_bytes", "3221225472"), ("reserved_bytes", "0")];
+    for (status, exit, in_error) in [
+        (refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", &sizes), 3, "current size: 2GiB (2147483648 bytes)"),
+        (refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", &sizes), 3, "new size: 1GiB (1073741824 bytes)"),
+        (refusal(Code::PermissionDenied, "FORBIDDEN", &[]), 3, "error: FORBIDDEN: "),
+        (refusal(Code::NotFound, "SHARE_NOT_FOUND", &[]), 4, "`growctl shares`"),
+        (refusal(Code::Aborted, "SHARE_BUSY", &[("job_id", JOB)]), 5, &format!("`growctl job {JOB} --watch`")),
+        (refusal(Code::FailedPrecondition, "QUOTA_NOT_ENFORCED", &[]), 5, "prjquota"),
+        (refusal(Code::AlreadyExists, "REQUEST_ID_REUSED", &[]), 5, "--request-id"),
+        (refusal(Code::ResourceExhausted, "POOL_FULL", &full), 6, "asked: 3GiB (3221225472 bytes)"),
+        (refusal(Code::Unavailable, "DRAINING", &[]), 7, "systemctl status growd"),
+        (refusal(Code::Internal, "INTERNAL", &[]), 1, "journalctl -u growd"),
+        (Status::unknown("odd"), 1, "error: UNKNOWN: odd"),
+    ] {
+        fixture.script(|script| script.extend = VecDeque::from(vec![Act::Refuse(status.clone()); 2]));
+        let ran = fixture.run(&["extend", SHARE, "1GiB"]).exits(exit);
+        assert!(ran.err.contains(in_error) && ran.out.is_empty(), "{in_error}: {ran:#?}");
+        assert!(ran.err.contains("\n  next: "), "{ran:#?}");
+        let error = fixture.run(&["extend", SHARE, "1GiB", "-o", "json"]).exits(exit).error();
+        assert_eq!(error["message"], status.message());
+        assert!(error["next"].is_string() && error["metadata"].is_object() && error["code"].is_string(), "{error}");
+    }
+    // A refusal is an answer: it is not asked again.
+    assert_eq!(fixture.script(|script| script.extends.len()), 22);
+    let other = fixture.run(&["cancel", REQUEST]).exits(5);
+    assert!(other.err.contains("JOB_NOT_QUEUED"), "{other:#?}");
+    fixture.run(&["job", REQUEST]).exits(4);
+    fixture.run(&["share", REQUEST]).exits(4);
+}
+
+#[test]
+fn doctor_exits_1_when_there_is_a_finding() {
+    let fixture = Fixture::new();
+    fixture.script(|script| {
+        script.findings = vec![Finding {
+            kind: "NO_PROJECT_ID".to_owned(),
+            pool: "home".to_owned(),
+            share_id: SHARE.to_owned(),
+            message: "project id is 0".to_owned(),
+            remedy: "xfs_quota ...".to_owned(),
+        }];
+    });
+    let ran = fixture.run(&["doctor"]).exits(1);
+    let text = format!("NO_PROJECT_ID  pool home  share {SHARE}\n  project id is 0\n  remedy: xfs_quota ...\n");
+    assert_eq!((ran.out, ran.err.as_str()), (text, ""));
+    let json = fixture.run(&["doctor", "-o", "json"]).exits(1);
+    assert_eq!(json.json()["findings"][0]["kind"], "NO_PROJECT_ID");
+}
+
+#[test]
+fn without_growd_it_says_where_it_looked_and_what_to_do() {
+    let fixture = Fixture::new();
+    let ran = Ran::from(growctl("unix:///nowhere/growd.sock", &["node"]).output().unwrap()).exits(7);
+    assert!(ran.err.contains("cannot connect to unix:///nowhere/growd.sock: No such file"), "{ran:#?}");
+    assert!(ran.err.contains("systemctl status growd"), "{ran:#?}");
+    // Nobody listens on port 1.
+    let ran = fixture.run(&["node", "--endpoint", "http://127.0.0.1:1", "-o", "json"]).exits(7);
+    assert_eq!(ran.error()["reason"], "UNREACHABLE");
+}
+
+#[test]
+fn no_answer_in_time_ends_the_call_and_names_the_request_id() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.extend = VecDeque::from([Act::Hang]));
+    let ran = fixture.run(&["extend", SHARE, "3GiB", "--timeout", "300ms"]).exits(7);
+    let id = fixture.script(|script| script.extends[0].request_id.clone()).unwrap();
+    assert!(ran.err.contains("did not answer within 300ms; growd may have accepted"), "{ran:#?}");
+    assert!(ran.err.contains(&format!("--request-id {id}")), "{ran:#?}");
+}
+
+#[test]
+fn wait_follows_the_job_to_its_end() {
+    let fixture = Fixture::new();
+    fixture.script(|script| {
+        script.extend = VecDeque::from(vec![act(JobState::Queued); 3]);
+        let end = |state| vec![act(JobState::Queued), act(JobState::Running), act(JobState::Running), act(state)];
+        script.watch = [JobState::Succeeded, JobState::Failed, JobState::Cancelled].map(end).into();
+    });
+    let done = fixture.run(&["extend", SHARE, "3GiB", "--wait"]).exits(0);
+    assert_eq!(done.err, "QUEUED\nRUNNING\nSUCCEEDED\n");
+    assert!(done.out.contains("size after:     3GiB\n"), "{done:#?}");
+    let failed = fixture.run(&["extend", SHARE, "3GiB", "--wait", "-o", "json"]).exits(8);
+    assert_eq!(failed.json()["state"], "FAILED");
+    assert!(failed.error()["message"].as_str().unwrap().contains("failed"), "{failed:#?}");
+    let cancelled = fixture.run(&["job", JOB, "--watch"]).exits(8);
+    assert!(cancelled.err.contains("error: JOB_CANCELLED: "), "{cancelled:#?}");
+}
+
+#[test]
+fn watch_of_an_unknown_job_ends_at_once() {
+    let fixture = Fixture::new();
+    let unknown = Act::Refuse(refusal(Code::NotFound, "JOB_NOT_FOUND", &[]));
+    fixture.script(|script| script.watch = VecDeque::from([vec![unknown]]));
+    let ran = fixture.run(&["job", JOB, "--watch"]).exits(4);
+    assert!(ran.err.starts_with("error: JOB_NOT_FOUND"), "{ran:#?}");
+}
+
+#[test]
+fn waiting_outlives_a_restart_of_growd() {
+    let mut fixture = Fixture::new();
+    fixture.script(|script| {
+        script.extend = VecDeque::from([act(JobState::Queued)]);
+        script.watch = VecDeque::from([
+            // Killed, then a server that still starts, then one that shuts down in between.
+            vec![act(JobState::Running), Act::Hang],
+            vec![Act::Refuse(refusal(Code::Unavailable, "STORE_UNAVAILABLE", &[]))],
+            vec![act(JobState::Running)],
+            vec![act(JobState::Running), act(JobState::Succeeded)],
+        ]);
+    });
+    let mut command = fixture.command(&["extend", SHARE, "3GiB", "--wait"]);
+    let mut waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut progress = BufReader::new(waiting.stderr.take().unwrap()).lines();
+    assert_eq!(progress.next().unwrap().unwrap(), "RUNNING");
+    fixture.restart_server();
+    let later: Vec<String> = progress.map(Result::unwrap).collect();
+    assert!(later[0].starts_with("connection to growd lost"), "{later:#?}");
+    assert_eq!(later.last().unwrap(), "SUCCEEDED");
+    let ran = Ran::from(waiting.wait_with_output().unwrap()).exits(0);
+    assert!(ran.out.contains("state:          SUCCEEDED\n"), "{ran:#?}");
+    assert_eq!(fixture.script(|script| (script.watches, script.extends.len())), (4, 1));
+}
+
+#[test]
+fn an_extend_without_an_answer_is_asked_again_as_the_same_request() {
+    let mut fixture = Fixture::new();
+    fixture.script(|script| script.extend = VecDeque::from([Act::Hang, act(JobState::Queued)]));
+    let mut command = fixture.command(&["extend", SHARE, "3GiB"]);
+    let asking = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    fixture.until(|script| script.extends.len() == 1);
+    fixture.restart_server();
+    let ran = Ran::from(asking.wait_with_output().unwrap()).exits(0);
+    let asked = fixture.script(|script| script.extends.clone());
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[0], asked[1]);
+    assert!(ran.out.contains(&asked[0].request_id.clone().unwrap()), "{ran:#?}");
+}
+
+#[test]
+fn an_extend_that_stays_without_an_answer_names_the_request_id() {
+    let mut fixture = Fixture::new();
+    fixture.script(|script| script.extend = VecDeque::from([Act::Hang]));
+    let mut command = fixture.command(&["extend", SHARE, "3GiB", "--request-id", REQUEST, "-o", "json"]);
+    let asking = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    fixture.until(|script| script.extends.len() == 1);
+    fixture.server = None;
+    let error = Ran::from(asking.wait_with_output().unwrap()).exits(7).error();
+    assert_eq!(error["reason"], "CONNECTION_LOST");
+    assert!(error["next"].as_str().unwrap().contains(&format!("--request-id {REQUEST}")), "{error}");
+}
+
+#[test]
+fn interrupting_stops_the_waiting_only() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.watch = VecDeque::from([vec![act(JobState::Running), Act::Hang]]));
+    let mut command = fixture.command(&["job", JOB, "--watch"]);
+    let waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    fixture.until(|script| script.watches == 1);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(waiting.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let ran = Ran::from(waiting.wait_with_output().unwrap()).exits(130);
+    assert!(ran.err.contains(&format!("job {JOB} goes on")), "{ran:#?}");
+    assert!(ran.err.contains(&format!("`growctl job {JOB} --watch`")), "{ran:#?}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.jobs = 5_000);
+    let mut command = fixture.command(&["jobs", "--limit", "5000"]);
+    let mut writing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(writing.stdout.take());
+    let ran = Ran::from(writing.wait_with_output().unwrap()).exits(0);
+    assert_eq!(ran.err, "");
+}
