@@ -31,7 +31,7 @@ deps: ## install the Debian packages that build and tests need (as root), and ch
 	fi
 	@command -v $(CARGO) >/dev/null || { \
 		echo "cargo is missing. Install Rust $$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer:" \
-			"https://rustup.rs" >&2; exit 1; }
+			"for example with rustup." >&2; exit 1; }
 
 build: deps ## build the daemon and its tools, optimized, into target/release
 	$(CARGO) build --release --bins

@@ -202,14 +202,15 @@ impl Committer {
             return;
         }
         // sled's lock and its threads go with the last handle, so it is dropped before the next one is opened.
-        let mut slot = self.shared.db.write();
+        let shared = Arc::clone(&self.shared);
+        let mut slot = shared.db.write();
         *slot = None;
         match open::database(&self.files.jobs()).and_then(|db| self.settle(&db).map(|()| db)) {
             Ok(db) => {
                 *slot = Some(db);
                 drop(slot);
                 info!("the job store can be written again");
-                self.shared.failure.send_replace(None);
+                shared.failure.send_replace(None);
             }
             Err(problem) => error!(problem, "the job store cannot be opened again"),
         }

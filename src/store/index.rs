@@ -115,7 +115,8 @@ mod tests {
 
     fn index() -> Index {
         let mut index = Index::default();
-        for (n, state) in [(1, JobState::Succeeded), (2, JobState::Failed), (3, JobState::Queued), (4, JobState::Succeeded)]
+        for (n, state) in
+            [(1, JobState::Succeeded), (2, JobState::Failed), (3, JobState::Queued), (4, JobState::Succeeded)]
         {
             let mut job = any_job(n, state);
             job.request_id = Some(RequestId::from_uuid(Uuid::from_u128(n)));

@@ -80,7 +80,8 @@ pub fn open(dir: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenE
     if exists && !mark.is_some_and(|mark| mark.clean) {
         let path = files.before_open();
         if !path.exists() {
-            copy_tree(&files.jobs(), &path).map_err(|source| OpenError::io("cannot copy the store to", &path, source))?;
+            copy_tree(&files.jobs(), &path)
+                .map_err(|source| OpenError::io("cannot copy the store to", &path, source))?;
         }
         copy = Some(path);
     }

@@ -1,0 +1,156 @@
+//! Who may have a job accepted for a share: one at a time.
+//!
+//! Acceptance takes a flush, and nothing may be seen before it. Whoever comes meanwhile, for the same share or with the
+//! same request id, waits for its outcome.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::model::{JobId, RequestId, ShareId};
+
+/// How an acceptance has ended: with the job that was accepted, or with none.
+type Outcome = Option<Option<JobId>>;
+
+enum Slot {
+    Accepting(watch::Receiver<Outcome>),
+    Active(JobId),
+}
+
+#[derive(Default)]
+pub struct Claims {
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    shares: HashMap<ShareId, Slot>,
+    requests: HashMap<RequestId, watch::Receiver<Outcome>>,
+    /// Set when growd drains: no new claims.
+    closed: bool,
+}
+
+/// Why a share cannot be claimed now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// A job is active.
+    Busy(JobId),
+    /// So many shares are claimed, which is the most.
+    Full(usize),
+    Closed,
+}
+
+/// The right to have a job accepted; given back when it is dropped.
+pub struct Claim<'a> {
+    claims: &'a Claims,
+    pub share: ShareId,
+    request_id: Option<RequestId>,
+    outcome: watch::Sender<Outcome>,
+}
+
+impl Claims {
+    /// Claims a share, and a request id with it. Waits while an acceptance for either is under way.
+    ///
+    /// `known` tells whether the request id already belongs to a job: then nothing is claimed and the job is given.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub async fn claim(
+        &self,
+        share: ShareId,
+        request_id: Option<RequestId>,
+        most: usize,
+        known: impl Fn(RequestId) -> Option<JobId>,
+    ) -> Result<Result<Claim<'_>, JobId>, Denied> {
+        loop {
+            let (mut outcome, of_share) = {
+                let mut slots = self.slots.lock();
+                let accepting = request_id.and_then(|id| slots.requests.get(&id));
+                if let Some(accepting) = accepting {
+                    (accepting.clone(), false)
+                } else if let Some(job) = request_id.and_then(&known) {
+                    return Ok(Err(job));
+                } else if slots.closed {
+                    return Err(Denied::Closed);
+                } else {
+                    match slots.shares.get(&share) {
+                        Some(Slot::Active(job)) => return Err(Denied::Busy(*job)),
+                        Some(Slot::Accepting(accepting)) => (accepting.clone(), true),
+                        None if slots.shares.len() >= most => return Err(Denied::Full(slots.shares.len())),
+                        None => return Ok(Ok(self.take(&mut slots, share, request_id))),
+                    }
+                }
+            };
+            // A sender that is gone without a word has given its claim back.
+            let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| *outcome);
+            if let (Ok(Some(Some(job))), true) = (outcome, of_share) {
+                // It was accepted while this one waited: they were at it together, even if that job has ended by now.
+                return Err(Denied::Busy(job));
+            }
+        }
+    }
+
+    fn take(&self, slots: &mut Slots, share: ShareId, request_id: Option<RequestId>) -> Claim<'_> {
+        let (outcome, accepting) = watch::channel(None);
+        slots.shares.insert(share, Slot::Accepting(accepting.clone()));
+        if let Some(request_id) = request_id {
+            slots.requests.insert(request_id, accepting);
+        }
+        Claim { claims: self, share, request_id, outcome }
+    }
+
+    /// Marks a share as having an active job, at the start. False when it has one already.
+    pub fn activate(&self, share: ShareId, job: JobId) -> bool {
+        let mut slots = self.slots.lock();
+        let free = !slots.shares.contains_key(&share);
+        if free {
+            slots.shares.insert(share, Slot::Active(job));
+        }
+        free
+    }
+
+    /// Gives a share free whose job has ended.
+    pub fn release(&self, share: ShareId) {
+        self.slots.lock().shares.remove(&share);
+    }
+
+    pub fn active(&self, share: ShareId) -> Option<JobId> {
+        match self.slots.lock().shares.get(&share) {
+            Some(Slot::Active(job)) => Some(*job),
+            _ => None,
+        }
+    }
+
+    /// Allows no new claims from now on.
+    pub fn close(&self) {
+        self.slots.lock().closed = true;
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.slots.lock().closed
+    }
+}
+
+impl Claim<'_> {
+    /// The job is durable: whoever waited is told that the share is busy with it.
+    pub fn accepted(self, job: JobId) {
+        self.claims.slots.lock().shares.insert(self.share, Slot::Active(job));
+        self.outcome.send_replace(Some(Some(job)));
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.claims.slots.lock();
+        if let Some(request_id) = self.request_id {
+            slots.requests.remove(&request_id);
+        }
+        if matches!(slots.shares.get(&self.share), Some(Slot::Accepting(_))) {
+            slots.shares.remove(&self.share);
+        }
+        if self.outcome.borrow().is_none() {
+            self.outcome.send_replace(Some(None));
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The life of a job: accepted, queued, at work, ended. Knows the store and the drivers; nothing of gRPC.
+//!
+//! What always holds: a job is on disk before anyone sees it; a share has at most one active job; an ended job is on disk
+//! before anyone sees that it has ended; nobody's deadline or disconnect stops any of this.
+
+mod claims;
+mod ledger;
+mod plan;
+pub mod pools;
+mod runner;
+mod state;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::driver::SpaceId;
+use crate::model::{Bytes, Job, JobId, JobState, Reason, Refusal, ShareId};
+use crate::store::{Selection, Store, StoreError};
+use claims::Claims;
+use ledger::Ledger;
+use pools::Pools;
+use state::Event;
+
+pub use claims::{Claim, Denied};
+pub use ledger::{Moment, Shortage};
+
+pub struct Engine {
+    pub pools: Pools,
+    pub store: Store,
+    pub claims: Claims,
+    ledger: Mutex<Ledger>,
+    /// Jobs that have not ended, as they are now: RUNNING and steps are seen here before they are on disk.
+    live: Mutex<HashMap<JobId, Live>>,
+    /// The id given out last: ids must sort even when the clock is set back.
+    last_id: Mutex<JobId>,
+    /// How many jobs are at work, for whoever waits until none is.
+    running: watch::Sender<usize>,
+}
+
+/// A job that has not ended.
+struct Live {
+    job: watch::Sender<Job>,
+    promise: Option<Promise>,
+    /// Its cancellation is on its way to the disk: it must not start.
+    cancelling: bool,
+}
+
+/// Growth that was reserved for a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promise {
+    pub space: SpaceId,
+    pub growth: Bytes,
+}
+
+impl Engine {
+    /// `store` as it was opened; [`Engine::recover`] must follow with its unfinished jobs.
+    pub fn new(store: Store, pools: Pools) -> Arc<Self> {
+        let last_id = store.newest().unwrap_or(JobId::from_uuid(Uuid::nil()));
+        Arc::new(Self {
+            pools,
+            store,
+            claims: Claims::default(),
+            ledger: Mutex::default(),
+            live: Mutex::default(),
+            last_id: Mutex::new(last_id),
+            running: watch::channel(0).0,
+        })
+    }
+
+    /// An id that sorts behind all that were given out, also before a restart.
+    pub fn new_id(&self) -> JobId {
+        let mut last = self.last_id.lock();
+        let following = Uuid::from_u128(last.as_uuid().as_u128().wrapping_add(1));
+        *last = JobId::from_uuid(Uuid::now_v7().max(following));
+        *last
+    }
+
+    pub fn moment(&self, space: &SpaceId) -> Moment {
+        self.ledger.lock().moment(space)
+    }
+
+    /// # Errors
+    /// [`Shortage`] when the growth does not fit into what is `left` since `moment`.
+    pub fn reserve(&self, promise: &Promise, moment: Moment, left: Bytes) -> Result<(), Shortage> {
+        self.ledger.lock().reserve(&promise.space, moment, left, promise.growth)
+    }
+
+    pub fn unreserve(&self, promise: &Promise) {
+        self.ledger.lock().release(&promise.space, promise.growth);
+    }
+
+    pub fn queued_growth(&self, space: &SpaceId) -> Bytes {
+        self.ledger.lock().queued(space)
+    }
+
+    /// Takes up a job that has just been made durable.
+    fn take_up(self: &Arc<Self>, job: Job, promise: Option<Promise>) {
+        let id = job.id;
+        self.live.lock().insert(id, Live { job: watch::channel(job).0, promise, cancelling: false });
+        tokio::spawn(Arc::clone(self).run(id));
+    }
+
+    /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
+    ///
+    /// # Errors
+    /// STORE_UNAVAILABLE; the job is then not accepted, and its promise is given back.
+    pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, promise: Promise) -> Result<Job, Refusal> {
+        let stored = self.store.commit(vec![job.clone()]).await;
+        if let Err(error) = stored {
+            self.unreserve(&promise);
+            return Err(store_refusal(&error));
+        }
+        self.take_up(job.clone(), Some(promise));
+        claim.accepted(job.id);
+        Ok(job)
+    }
+
+    /// Queues the jobs that a restart has interrupted; each run asks the kernel what is left to do.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn recover(self: &Arc<Self>, unfinished: Vec<Job>) -> Result<(), StoreError> {
+        let now = SystemTime::now();
+        let jobs: Vec<Job> = unfinished.iter().filter_map(|job| state::apply(job, Event::Restart, now)).collect();
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        info!(jobs = jobs.len(), "going on with the jobs of before the restart");
+        // Durable first: the revision must not fall when growd is killed again before they end.
+        self.store.commit(jobs.clone()).await?;
+        for job in jobs {
+            let promise = self.promise_of(&job).await;
+            if let Some(promise) = &promise {
+                self.ledger.lock().add(&promise.space, promise.growth);
+            }
+            if !self.claims.activate(job.share, job.id) {
+                warn!(job = %job.id, share = %job.share, "the share has another unfinished job; this one runs beside it");
+            }
+            self.take_up(job, promise);
+        }
+        Ok(())
+    }
+
+    async fn promise_of(&self, job: &Job) -> Option<Promise> {
+        let pool = self.pools.get(&job.pool)?;
+        let space = pool.call(|driver| driver.space_id()).await.ok()?;
+        Some(Promise { space, growth: job.requested_size.saturating_sub(job.size_before) })
+    }
+
+    /// A job as it is now.
+    ///
+    /// # Errors
+    /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
+    pub fn job(&self, id: JobId) -> Result<Job, Refusal> {
+        if let Some(live) = self.live.lock().get(&id) {
+            return Ok(live.job.borrow().clone());
+        }
+        self.store.get(id).map_err(|error| store_refusal(&error))?.ok_or(Refusal::JobNotFound { job: id })
+    }
+
+    /// Follows a job; the last value that it gives is the ended job.
+    ///
+    /// # Errors
+    /// As [`Engine::job`].
+    pub fn watch(&self, id: JobId) -> Result<watch::Receiver<Job>, Refusal> {
+        if let Some(live) = self.live.lock().get(&id) {
+            return Ok(live.job.subscribe());
+        }
+        self.job(id).map(|job| watch::channel(job).1)
+    }
+
+    /// Up to `limit` jobs of a selection, newest first, and whether there may be more.
+    ///
+    /// # Errors
+    /// STORE_UNAVAILABLE.
+    pub fn list(&self, selection: &Selection, before: Option<JobId>, limit: usize) -> Result<Vec<Job>, Refusal> {
+        let ids = self.store.newest_first(selection, before, limit);
+        ids.into_iter()
+            .map(|id| self.job(id))
+            // One that retention removes at this moment is not listed.
+            .filter(|job| !matches!(job, Err(Refusal::JobNotFound { .. })))
+            .collect()
+    }
+
+    /// The newest job of a share that was not cancelled.
+    pub fn last_job(&self, share: ShareId) -> Option<Job> {
+        let selection = Selection { share: Some(share), state: None };
+        let jobs = self.list(&selection, None, 20).unwrap_or_default();
+        jobs.into_iter().find(|job| job.state != JobState::Cancelled)
+    }
+
+    /// How many jobs are queued and how many are running.
+    pub fn active(&self) -> (usize, usize) {
+        let running = *self.running.borrow();
+        (self.live.lock().len().saturating_sub(running), running)
+    }
+
+    /// Cancels a job that is QUEUED. Goes on to its end even if the caller no longer waits.
+    ///
+    /// # Errors
+    /// JOB_NOT_FOUND, JOB_NOT_QUEUED, STORE_UNAVAILABLE.
+    pub async fn cancel(self: Arc<Self>, id: JobId) -> Result<Job, Refusal> {
+        let cancelled = {
+            let mut live = self.live.lock();
+            let current = live.get_mut(&id).filter(|live| !live.cancelling);
+            let Some(current) = current else {
+                drop(live);
+                return match self.job(id)? {
+                    job if job.state == JobState::Cancelled => Ok(job),
+                    job => Err(Refusal::JobNotQueued { job: id, state: job.state }),
+                };
+            };
+            let job = current.job.borrow().clone();
+            let Some(cancelled) = state::apply(&job, Event::Cancel, SystemTime::now()) else {
+                return Err(Refusal::JobNotQueued { job: id, state: job.state });
+            };
+            current.cancelling = true;
+            cancelled
+        };
+        if let Err(error) = self.store.commit(vec![cancelled.clone()]).await {
+            if let Some(live) = self.live.lock().get_mut(&id) {
+                live.cancelling = false;
+            }
+            // Its turn may have come and passed meanwhile; a second run of it finds nothing to start.
+            tokio::spawn(Arc::clone(&self).run(id));
+            return Err(store_refusal(&error));
+        }
+        self.ended(cancelled.clone());
+        Ok(cancelled)
+    }
+
+    /// Tells everyone that a job has ended; its record is on disk.
+    fn ended(&self, job: Job) {
+        let Some(live) = self.live.lock().remove(&job.id) else { return };
+        if let Some(promise) = &live.promise {
+            self.unreserve(promise);
+        }
+        if self.claims.active(job.share) == Some(job.id) {
+            self.claims.release(job.share);
+        }
+        live.job.send_replace(job);
+    }
+
+    /// Refuses new jobs and waits until the steps at work have ended. Queued jobs stay for the next start.
+    pub async fn drain(&self) {
+        self.claims.close();
+        let mut running = self.running.subscribe();
+        // The sender lives as long as the engine, so the wait ends with the last job only.
+        let _ = running.wait_for(|running| *running == 0).await;
+    }
+}
+
+pub fn store_refusal(error: &StoreError) -> Refusal {
+    Refusal::StoreUnavailable { problem: error.to_string() }
+}
+
+/// What a job is told that ends by a refusal.
+fn job_error(refusal: &Refusal) -> crate::model::JobError {
+    let reason: Reason = refusal.reason();
+    crate::model::JobError {
+        reason: reason.to_string(),
+        message: refusal.to_string(),
+        retryable: reason.is_retryable(),
+    }
+}
+
+#[cfg(test)]
+pub mod fixture {
+    use super::*;
+    use crate::model::DriverKind;
+
+    pub fn job() -> Job {
+        Job {
+            id: JobId::from_uuid(Uuid::now_v7()),
+            share: ShareId::from_uuid(Uuid::from_u128(7)),
+            pool: "home".parse().unwrap(),
+            driver: DriverKind::ProjectQuota,
+            state: JobState::Queued,
+            size_before: Bytes::gib(1),
+            requested_size: Bytes::gib(2),
+            expected_size: None,
+            size_after: None,
+            steps: Vec::new(),
+            error: None,
+            attempt: 1,
+            revision: 1,
+            requested_by: "uid=0".to_owned(),
+            project: "".parse().unwrap(),
+            request_id: None,
+            created_at: SystemTime::now(),
+            started_at: None,
+            finished_at: None,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The pools of the node, and how their drivers are called: on blocking threads, a bounded number for each pool, so that
+//! a pool whose disk hangs holds up nobody else.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::driver::{Driver, DriverError, Observed};
+use crate::model::{Bytes, PoolName, Refusal, ShareId};
+
+/// Jobs of a pool that are at work at once. Setting a limit waits for the journal, so a few share one flush.
+pub const TURNS: usize = 16;
+/// Questions to a pool's kernel side at once.
+pub const LOOKS: usize = 32;
+
+pub struct Pool {
+    pub name: PoolName,
+    pub driver: Arc<dyn Driver>,
+    /// Space that is never promised to shares.
+    pub reserve: Bytes,
+    /// Limits may add up to this times (total - reserve).
+    pub overcommit: f64,
+    pub turns: Semaphore,
+    looks: Semaphore,
+}
+
+impl Pool {
+    pub fn new(name: PoolName, driver: Arc<dyn Driver>, reserve: Bytes, overcommit: f64) -> Self {
+        Self { name, driver, reserve, overcommit, turns: Semaphore::new(TURNS), looks: Semaphore::new(LOOKS) }
+    }
+
+    /// Runs a call of the driver on a blocking thread.
+    ///
+    /// # Errors
+    /// What the driver answers; INTERNAL when it panicked.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let crashed = |what: String| Refusal::Internal { problem: format!("driver of pool {}: {what}", self.name) };
+        let _look = self.looks.acquire().await.map_err(|error| crashed(error.to_string()))?;
+        let driver = Arc::clone(&self.driver);
+        match tokio::task::spawn_blocking(move || call(&*driver)).await {
+            Ok(answer) => answer.map_err(DriverError::into_refusal),
+            Err(error) => Err(crashed(error.to_string())),
+        }
+    }
+}
+
+/// All pools, in the order of the configuration.
+#[derive(Default)]
+pub struct Pools(Vec<Arc<Pool>>);
+
+impl Pools {
+    pub fn new(pools: Vec<Pool>) -> Self {
+        Self(pools.into_iter().map(Arc::new).collect())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.0.iter()
+    }
+
+    pub fn get(&self, name: &PoolName) -> Option<&Arc<Pool>> {
+        self.0.iter().find(|pool| pool.name == *name)
+    }
+
+    /// Asks all pools at once for a share, so that one that hangs does not hide the others.
+    ///
+    /// # Errors
+    /// SHARE_NOT_FOUND when every pool says so; otherwise what the pool said that could not tell.
+    pub async fn find(&self, share: ShareId) -> Result<(Arc<Pool>, Observed), Refusal> {
+        let mut answers = JoinSet::new();
+        for pool in &self.0 {
+            let pool = Arc::clone(pool);
+            answers.spawn(async move { (pool.call(move |driver| driver.observe(share)).await, pool) });
+        }
+        let mut undecided = None;
+        while let Some(answer) = answers.join_next().await {
+            match answer {
+                Ok((Ok(observed), pool)) => return Ok((pool, observed)),
+                Ok((Err(Refusal::ShareNotFound { .. }), _)) => {}
+                Ok((Err(refusal), _)) => undecided = Some(refusal),
+                Err(error) => undecided = Some(Refusal::Internal { problem: error.to_string() }),
+            }
+        }
+        Err(undecided.unwrap_or(Refusal::ShareNotFound { share }))
+    }
+}

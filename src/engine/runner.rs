@@ -1,0 +1,145 @@
+//! One run of one job: wait for a turn, then observe, plan, apply one step, observe again, until nothing is left.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tracing::{info, warn};
+
+use super::state::{self, Event};
+use super::{Engine, job_error, plan};
+use crate::driver::Step;
+use crate::engine::pools::Pool;
+use crate::model::{Bytes, Job, JobId, JobState, Refusal, StepRecord};
+
+/// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
+const MOST_STEPS: usize = 8;
+
+impl Engine {
+    pub(super) async fn run(self: Arc<Self>, id: JobId) {
+        let Ok(job) = self.job(id) else { return };
+        let Some(pool) = self.pools.get(&job.pool).map(Arc::clone) else {
+            let problem = "it is not in the configuration any more".to_owned();
+            if self.start(id) {
+                self.finish(id, Err(Refusal::NotMounted { pool: job.pool, problem })).await;
+            }
+            return;
+        };
+        let Ok(mut changes) = self.watch(id) else { return };
+        let _turn = tokio::select! {
+            turn = pool.turns.acquire() => turn,
+            // A cancelled job gives up its place, or a stuck pool would collect them.
+            _ = changes.wait_for(|job| job.state.is_ended()) => return,
+        };
+        if !self.start(id) {
+            return;
+        }
+        if let Some(result) = self.work(&pool, id).await {
+            self.finish(id, result).await;
+        } else {
+            self.running.send_modify(|running| *running -= 1);
+        }
+    }
+
+    /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
+    fn start(&self, id: JobId) -> bool {
+        let started = !self.claims.is_closed() && self.change(id, Event::Start).is_some();
+        if started {
+            self.running.send_modify(|running| *running += 1);
+        }
+        started
+    }
+
+    /// A change that is seen at once and reaches the disk with the next commit of the job.
+    fn change(&self, id: JobId, event: Event) -> Option<Job> {
+        let live = self.live.lock();
+        let live = live.get(&id).filter(|live| !live.cancelling)?;
+        let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
+        live.job.send_replace(job.clone());
+        Some(job)
+    }
+
+    /// The size that was reached, or why it was not; `None` when growd drains between two steps.
+    async fn work(&self, pool: &Pool, id: JobId) -> Option<Result<Bytes, Refusal>> {
+        let job = match self.job(id) {
+            Ok(job) => job,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let share = job.share;
+        for taken in 0..MOST_STEPS {
+            let size = match pool.call(move |driver| driver.observe(share)).await {
+                Ok(observed) => observed.extendable_size(),
+                Err(refusal) => Err(refusal),
+            };
+            let step = match size.map(|size| plan::next_step(job.requested_size, size)) {
+                Ok(Some(step)) => step,
+                Ok(None) => return Some(self.verify(pool, &job).await),
+                Err(refusal) => return Some(Err(refusal)),
+            };
+            if taken > 0 {
+                if self.claims.is_closed() {
+                    return None;
+                }
+                // What was done so far is on disk before the next step begins: after a crash the job tells of it.
+                if let Err(error) = self.store.commit(vec![self.job(id).ok()?]).await {
+                    warn!(job = %id, %error, "a step's record must wait for the next commit");
+                }
+            }
+            if let Err(refusal) = self.step(pool, &job, step).await {
+                return Some(Err(refusal));
+            }
+        }
+        let problem = format!("{MOST_STEPS} steps did not bring share {share} to {}", job.requested_size);
+        Some(Err(Refusal::Internal { problem }))
+    }
+
+    async fn step(&self, pool: &Pool, job: &Job, step: Step) -> Result<(), Refusal> {
+        let (share, started_at) = (job.share, SystemTime::now());
+        let outcome = pool.call(move |driver| driver.apply(share, step)).await?;
+        info!(job = %job.id, %share, step = step.name(), %outcome, "step done");
+        self.record(job.id, step.name(), started_at, outcome.to_string());
+        Ok(())
+    }
+
+    /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
+    /// SUCCEEDED with a limit that is the old one again would be a lie.
+    async fn verify(&self, pool: &Pool, job: &Job) -> Result<Bytes, Refusal> {
+        let (share, started_at) = (job.share, SystemTime::now());
+        let size = pool.call(move |driver| driver.verify(share)).await?;
+        if size < job.requested_size {
+            let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
+            return Err(Refusal::Internal { problem });
+        }
+        self.record(job.id, "verify", started_at, format!("read back {size}"));
+        Ok(size)
+    }
+
+    fn record(&self, id: JobId, name: &str, started_at: SystemTime, detail: String) {
+        let step = StepRecord { name: name.to_owned(), started_at, finished_at: SystemTime::now(), detail };
+        self.change(id, Event::StepDone(step));
+    }
+
+    /// Makes the end durable, then visible. While the store cannot be written the job stays RUNNING and waits.
+    async fn finish(&self, id: JobId, result: Result<Bytes, Refusal>) {
+        let event = match &result {
+            Ok(size) => Event::Succeed { size: *size },
+            Err(refusal) => Event::Fail(job_error(refusal)),
+        };
+        let ended = self.job(id).ok().and_then(|job| state::apply(&job, event, SystemTime::now()));
+        if let Some(job) = ended {
+            if job.state == JobState::Failed {
+                warn!(job = %id, share = %job.share, error = ?job.error, "job failed");
+            }
+            let mut failure = self.store.failure();
+            while let Err(error) = self.store.commit(vec![job.clone()]).await {
+                warn!(job = %id, %error, "the end of the job waits until the store can be written");
+                if self.claims.is_closed() || failure.wait_for(Option::is_none).await.is_err() {
+                    // The next start finds the job unfinished and asks the kernel.
+                    self.running.send_modify(|running| *running -= 1);
+                    return;
+                }
+            }
+            self.ended(job);
+        }
+        self.running.send_modify(|running| *running -= 1);
+    }
+}

@@ -1,0 +1,104 @@
+//! The rules by which an extend is let in: pure, over what was asked and what the kernel said.
+
+use crate::driver::Space;
+use crate::model::{Bytes, Job, ProjectLabel, Refusal, RequestId, ShareId};
+
+/// A request to extend a share, well formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtendRequest {
+    pub share: ShareId,
+    pub new_size: Bytes,
+    pub expected_size: Option<Bytes>,
+    pub request_id: Option<RequestId>,
+    pub project: ProjectLabel,
+    pub validate_only: bool,
+    /// Who asks, as the transport tells.
+    pub requested_by: String,
+}
+
+/// By how much the share grows.
+///
+/// # Errors
+/// CURRENT_SIZE_MISMATCH, SIZE_NOT_GREATER.
+pub fn growth(request: &ExtendRequest, current: Bytes) -> Result<Bytes, Refusal> {
+    let share = request.share;
+    match request.expected_size {
+        Some(expected) if expected != current => Err(Refusal::CurrentSizeMismatch { share, current, expected }),
+        _ if request.new_size <= current => {
+            Err(Refusal::SizeNotGreater { share, current, requested: request.new_size })
+        }
+        _ => Ok(request.new_size.saturating_sub(current)),
+    }
+}
+
+/// What a space can still be given by the kernel's account alone, queued jobs not counted.
+pub fn left(space: &Space, reserve: Bytes, overcommit: f64) -> Bytes {
+    space.total.saturating_sub(reserve).scaled(overcommit).saturating_sub(space.promised)
+}
+
+/// Whether a request with a known id is the one that the job was made for.
+///
+/// # Errors
+/// REQUEST_ID_REUSED, naming the field that differs.
+pub fn same_request(request: &ExtendRequest, request_id: RequestId, job: &Job) -> Result<(), Refusal> {
+    let fields = [
+        ("share_id", request.share == job.share),
+        ("new_size_bytes", request.new_size == job.requested_size),
+        ("expected_current_size_bytes", request.expected_size == job.expected_size),
+        ("project_id", request.project == job.project),
+    ];
+    match fields.iter().find(|(_, same)| !same) {
+        Some((field, _)) => Err(Refusal::RequestIdReused { request_id, job: job.id, field }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::SpaceId;
+    use crate::model::Reason;
+    use uuid::Uuid;
+
+    fn request(new: Bytes, expected: Option<Bytes>) -> ExtendRequest {
+        ExtendRequest {
+            share: ShareId::from_uuid(Uuid::nil()),
+            new_size: new,
+            expected_size: expected,
+            request_id: None,
+            project: ProjectLabel::default(),
+            validate_only: false,
+            requested_by: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_a_greater_size_from_the_expected_one() {
+        let gib = Bytes::gib;
+        let reason = |new, expected| growth(&request(new, expected), gib(2)).map_err(|refusal| refusal.reason());
+        assert_eq!(reason(gib(3), None), Ok(gib(1)));
+        assert_eq!(reason(gib(3), Some(gib(2))), Ok(gib(1)));
+        assert_eq!(reason(gib(2), None), Err(Reason::SizeNotGreater));
+        assert_eq!(reason(gib(1), None), Err(Reason::SizeNotGreater));
+        assert_eq!(reason(gib(3), Some(gib(1))), Err(Reason::CurrentSizeMismatch));
+        let text = growth(&request(gib(1), None), gib(2)).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "Invalid input: New size for extend must be greater than current size (current: 2GiB, new: 1GiB)"
+        );
+    }
+
+    #[test]
+    fn what_is_left_honours_reserve_and_overcommit() {
+        let space = Space {
+            id: SpaceId(String::new()),
+            filesystem: "xfs",
+            total: Bytes::gib(10),
+            free: Bytes::gib(9),
+            promised: Bytes::gib(6),
+        };
+        assert_eq!(left(&space, Bytes::ZERO, 1.0), Bytes::gib(4));
+        assert_eq!(left(&space, Bytes::gib(2), 2.0), Bytes::gib(10));
+        assert_eq!(left(&space, Bytes::gib(9), 1.0), Bytes::ZERO);
+    }
+}

@@ -1,0 +1,175 @@
+//! The use cases: what each request does, and by which rules it is let in. Knows nothing of gRPC.
+
+pub mod admission;
+mod report;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::engine::{Denied, Engine, Promise, store_refusal};
+use crate::model::{Bytes, Job, JobId, JobState, ProjectLabel, Refusal};
+use crate::store::{Selection, StoreError};
+use admission::ExtendRequest;
+
+pub use report::NodeReport;
+
+/// Records that one page of a listing may read: a filter that fits few jobs gives short pages, not a long wait.
+const MOST_READ: usize = 10_000;
+const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub struct Service {
+    engine: Arc<Engine>,
+    max_active_jobs: usize,
+    started_at: SystemTime,
+}
+
+impl Service {
+    pub fn new(engine: Arc<Engine>, max_active_jobs: usize) -> Self {
+        Self { engine, max_active_jobs, started_at: SystemTime::now() }
+    }
+
+    /// Accepts a request to extend a share: the job is on disk when this returns. Must be driven to its end, also when
+    /// the caller no longer waits.
+    ///
+    /// # Errors
+    /// Every refusal of an extend.
+    pub async fn extend(&self, request: ExtendRequest) -> Result<Job, Refusal> {
+        let engine = &self.engine;
+        if let Some(problem) = &*engine.store.failure().borrow() {
+            return Err(store_refusal(&StoreError::Write { problem: problem.clone() }));
+        }
+        let known = |id| engine.store.of_request(id);
+        let claim = engine.claims.claim(request.share, request.request_id, self.max_active_jobs, known).await;
+        let claim = match claim {
+            Ok(Ok(claim)) => claim,
+            Ok(Err(id)) => return self.repeated(&request, id),
+            Err(Denied::Busy(job)) => return Err(Refusal::ShareBusy { share: request.share, job }),
+            Err(Denied::Full(active)) => return Err(Refusal::QueueFull { active, retry_after: QUEUE_RETRY_AFTER }),
+            Err(Denied::Closed) => return Err(Refusal::Draining),
+        };
+
+        let (pool, observed) = engine.pools.find(request.share).await?;
+        let current = observed.extendable_size()?;
+        let growth = admission::growth(&request, current)?;
+        // The moment is taken before the kernel is asked, so that no job that ends in between is counted in neither.
+        let space_id = pool.call(|driver| driver.space_id()).await?;
+        let moment = engine.moment(&space_id);
+        let space = pool.call(|driver| driver.space()).await?;
+        let left = admission::left(&space, pool.reserve, pool.overcommit);
+        let promise = Promise { space: space_id, growth };
+        engine.reserve(&promise, moment, left).map_err(|shortage| Refusal::PoolFull {
+            pool: pool.name.clone(),
+            free: shortage.free,
+            reserved: pool.reserve.saturating_add(shortage.queued),
+            asked: growth,
+        })?;
+
+        let mut job = Job {
+            id: engine.new_id(),
+            share: request.share,
+            pool: pool.name.clone(),
+            driver: pool.driver.kind(),
+            state: JobState::Queued,
+            size_before: current,
+            requested_size: request.new_size,
+            expected_size: request.expected_size,
+            size_after: None,
+            steps: Vec::new(),
+            error: None,
+            attempt: 1,
+            revision: 1,
+            requested_by: request.requested_by,
+            project: request.project,
+            request_id: request.request_id,
+            created_at: SystemTime::now(),
+            started_at: None,
+            finished_at: None,
+        };
+        if request.validate_only {
+            engine.unreserve(&promise);
+            job.id = JobId::from_uuid(uuid::Uuid::nil());
+            return Ok(job);
+        }
+        let job = engine.accept(claim, job, promise).await?;
+        tracing::info!(
+            job = %job.id, share = %job.share, from = %job.size_before, to = %job.requested_size,
+            requested_by = job.requested_by, "accepted an extend"
+        );
+        Ok(job)
+    }
+
+    fn repeated(&self, request: &ExtendRequest, id: JobId) -> Result<Job, Refusal> {
+        let job = self.engine.job(id)?;
+        if let Some(request_id) = request.request_id {
+            admission::same_request(request, request_id, &job)?;
+        }
+        Ok(job)
+    }
+
+    /// # Errors
+    /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
+    pub fn job(&self, id: JobId) -> Result<Job, Refusal> {
+        self.engine.job(id)
+    }
+
+    /// # Errors
+    /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
+    pub fn watch(&self, id: JobId) -> Result<tokio::sync::watch::Receiver<Job>, Refusal> {
+        self.engine.watch(id)
+    }
+
+    /// # Errors
+    /// JOB_NOT_FOUND, JOB_NOT_QUEUED, STORE_UNAVAILABLE.
+    pub async fn cancel(&self, id: JobId) -> Result<Job, Refusal> {
+        Arc::clone(&self.engine).cancel(id).await
+    }
+
+    /// A page of jobs, newest first, from the one before `before` on, and the job that the next page goes on from.
+    ///
+    /// # Errors
+    /// STORE_UNAVAILABLE.
+    pub fn list_jobs(
+        &self,
+        selection: &Selection,
+        project: &ProjectLabel,
+        before: Option<JobId>,
+        size: usize,
+    ) -> Result<(Vec<Job>, Option<JobId>), Refusal> {
+        let fits = |job: &Job| {
+            let state = selection.state.is_none_or(|state| state == job.state);
+            state && (project.as_str().is_empty() || job.project == *project)
+        };
+        let mut page = Vec::new();
+        let (mut from, mut read) = (before, 0);
+        loop {
+            let ids = self.engine.store.newest_first(selection, from, size);
+            let exhausted = ids.len() < size;
+            read += ids.len();
+            for id in ids {
+                from = Some(id);
+                let job = match self.engine.job(id) {
+                    // Retention removed it at this moment.
+                    Err(Refusal::JobNotFound { .. }) => continue,
+                    job => job?,
+                };
+                if fits(&job) {
+                    page.push(job);
+                    if page.len() == size {
+                        return Ok((page, from));
+                    }
+                }
+            }
+            if exhausted {
+                return Ok((page, None));
+            }
+            if read >= MOST_READ {
+                return Ok((page, from));
+            }
+        }
+    }
+
+    /// Bytes for a pool of `total` that can still be promised.
+    fn available(left: Bytes, queued: Bytes) -> Bytes {
+        left.saturating_sub(queued)
+    }
+}
