@@ -147,7 +147,7 @@ nonsense
         }
 
         #[test]
-        fn never_panics_on_what_is_nearly_right(line in r"1 1 [0-9:]{1,12} [/\\0-9]{0,6} [/\\0-9]{0,6} rw( -)? x.{0,4}") {
+        fn never_panics_on_near_misses(line in r"1 1 [0-9:]{1,12} [/\\0-9]{0,6} [/\\0-9]{0,6} rw( -)? x.{0,4}") {
             parse(line.as_bytes()).count();
         }
 
