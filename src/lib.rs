@@ -1,9 +1,10 @@
 //! growd, the share host agent: extends file shares on a storage node and never loses a request it has accepted.
 //!
 //! One way down: `wire -> service -> engine -> driver -> sys` and `engine -> store`; all may use `model`. Nothing
-//! imports upward. [`daemon`] is the only file that knows all rooms.
+//! imports upward; `tests/tidy.rs` holds the code to it. [`daemon`] is the only file that knows all rooms.
 
 pub mod config;
+pub mod daemon;
 pub mod driver;
 pub mod engine;
 pub mod model;

@@ -1,3 +1,129 @@
-//! The daemon.
+//! `growd`, the share host agent of a storage node.
 
-fn main() {}
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use growd::config::Config;
+use growd::store::offline;
+use growd::{daemon, wire};
+
+/// Extends file shares on this storage node, durably.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Configuration file.
+    #[arg(long, global = true, default_value = "/etc/growd/growd.toml", env = "GROWD_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM. The log level is RUST_LOG, by default info.
+    Run,
+    /// Check the configuration and the pools that it names, and change nothing.
+    CheckConfig,
+    /// Look at the job store, or set it aside, while growd is stopped.
+    #[command(subcommand)]
+    Store(StoreCommand),
+}
+
+#[derive(Subcommand)]
+enum StoreCommand {
+    /// Check every record; exit code 1 when anything is wrong. Works on a copy and changes nothing.
+    Verify,
+    /// Print every job that can be read as a line of JSON. Works on a copy and changes nothing.
+    Export,
+    /// Move the store away, so that the next start begins with an empty one.
+    SetAside,
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("growd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: Arguments) -> Result<ExitCode> {
+    let config = Config::load(&arguments.config)?;
+    match arguments.command {
+        Command::Run => run(config),
+        Command::CheckConfig => check_config(&config),
+        Command::Store(command) => store(&config, &command),
+    }
+}
+
+fn run(config: Config) -> Result<ExitCode> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(daemon::blocking_threads(&config))
+        .build()?;
+    runtime.block_on(daemon::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_config(config: &Config) -> Result<ExitCode> {
+    let mut problems = config.missing_directories();
+    if problems.is_empty() {
+        for pool in daemon::pools(config).iter() {
+            match pool.driver.space() {
+                Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
+                Err(error) => problems.push(format!("pool {:?}: {error}", pool.name.as_str())),
+            }
+        }
+    }
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn store(config: &Config, command: &StoreCommand) -> Result<ExitCode> {
+    match command {
+        StoreCommand::Verify => {
+            let verdict = offline::verify(&config.state_dir, |_| {})?;
+            println!(
+                "{} jobs, {} of them unfinished; last commit {}; {} problems",
+                verdict.jobs, verdict.unfinished, verdict.commit, verdict.problems
+            );
+            if let Some(problem) = verdict.first_problem {
+                bail!("first problem: {problem}");
+            }
+        }
+        StoreCommand::Export => {
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            let mut failed = None;
+            let verdict = offline::verify(&config.state_dir, |job| {
+                let line = wire::json::to_json(&wire::job_message(job), "growd.v1.Job")
+                    .map_err(anyhow::Error::from)
+                    .and_then(|line| writeln!(out, "{line}").map_err(Into::into));
+                if let Err(error) = line {
+                    failed.get_or_insert(error);
+                }
+            })?;
+            out.flush()?;
+            if let Some(error) = failed {
+                return Err(error.context("cannot write the export"));
+            }
+            if let Some(problem) = verdict.first_problem {
+                bail!("{} records could not be exported; first problem: {problem}", verdict.problems);
+            }
+        }
+        StoreCommand::SetAside => {
+            let aside = offline::set_aside(&config.state_dir).context("cannot set the store aside")?;
+            println!("the store is in {} now", aside.display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

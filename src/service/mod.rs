@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{Denied, Engine, Promise, store_refusal};
-use crate::model::{Bytes, Job, JobId, JobState, ProjectLabel, Refusal};
+use crate::model::{Job, JobId, JobState, ProjectLabel, Refusal};
 use crate::store::{Selection, StoreError};
 use admission::ExtendRequest;
 
@@ -21,11 +21,18 @@ pub struct Service {
     engine: Arc<Engine>,
     max_active_jobs: usize,
     started_at: SystemTime,
+    host: Host,
+}
+
+/// The machine, for whoever looks at several.
+pub struct Host {
+    pub name: String,
+    pub kernel: String,
 }
 
 impl Service {
-    pub fn new(engine: Arc<Engine>, max_active_jobs: usize) -> Self {
-        Self { engine, max_active_jobs, started_at: SystemTime::now() }
+    pub fn new(engine: Arc<Engine>, max_active_jobs: usize, host: Host) -> Self {
+        Self { engine, max_active_jobs, started_at: SystemTime::now(), host }
     }
 
     /// Accepts a request to extend a share: the job is on disk when this returns. Must be driven to its end, also when
@@ -166,10 +173,5 @@ impl Service {
                 return Ok((page, from));
             }
         }
-    }
-
-    /// Bytes for a pool of `total` that can still be promised.
-    fn available(left: Bytes, queued: Bytes) -> Bytes {
-        left.saturating_sub(queued)
     }
 }

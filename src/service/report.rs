@@ -14,6 +14,8 @@ use crate::model::{
 /// The node at one moment.
 #[derive(Clone, Debug)]
 pub struct NodeReport {
+    pub hostname: String,
+    pub kernel: String,
     pub started_at: SystemTime,
     pub draining: bool,
     pub store_failed: bool,
@@ -134,7 +136,7 @@ impl Service {
         report.filesystem = space.filesystem.to_owned();
         (report.total, report.free, report.promised) = (space.total, space.free, space.promised);
         report.queued = self.engine.queued_growth(&space.id);
-        report.available = Self::available(admission::left(&space, pool.reserve, pool.overcommit), report.queued);
+        report.available = admission::left(&space, pool.reserve, pool.overcommit).saturating_sub(report.queued);
         report.shares = shares;
         let allowed = space.total.saturating_sub(pool.reserve).scaled(pool.overcommit);
         if space.promised > allowed {
@@ -176,6 +178,8 @@ impl Service {
     pub fn node(&self) -> NodeReport {
         let (queued, running) = self.engine.active();
         NodeReport {
+            hostname: self.host.name.clone(),
+            kernel: self.host.kernel.clone(),
             started_at: self.started_at,
             draining: self.engine.claims.is_closed(),
             store_failed: self.engine.store.failure().borrow().is_some(),

@@ -42,6 +42,9 @@ pub enum Work {
     },
 }
 
+/// Jobs that wait to be written, and who waits for it.
+type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
+
 pub struct Committer {
     pub shared: Arc<Shared>,
     pub files: Files,
@@ -82,7 +85,7 @@ impl Committer {
         self.close();
     }
 
-    fn commit_group(&mut self, waiting: &mut Vec<(Vec<Job>, oneshot::Sender<Result<(), StoreError>>)>) {
+    fn commit_group(&mut self, waiting: &mut Vec<Waiting>) {
         let written = match &*self.shared.failure.borrow() {
             Some(problem) => Err(problem.clone()),
             None => Ok(()),

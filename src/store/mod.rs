@@ -146,7 +146,8 @@ impl Store {
             // An error here means that the committer has already ended, which is what was asked for.
             let _ = answered.await;
         }
-        if let Some(committer) = self.committer.lock().take() {
+        let committer = self.committer.lock().take();
+        if let Some(committer) = committer {
             let _ = tokio::task::spawn_blocking(move || committer.join()).await;
         }
     }

@@ -1,0 +1,256 @@
+//! Between the contract's messages and the model: requests are checked here, field by field.
+
+use std::time::SystemTime;
+
+use super::proto;
+use crate::model::{
+    Bytes, Finding, Job, JobId, JobState, PoolReport, ProjectLabel, Refusal, ShareId, ShareReport, ShareStatus,
+};
+use crate::service::NodeReport;
+use crate::service::admission::ExtendRequest;
+
+/// Entries of a page when the caller names no size, and the most that are given.
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MOST: usize = 1000;
+
+pub fn extend_request(message: &proto::ExtendShareRequest, requested_by: String) -> Result<ExtendRequest, Refusal> {
+    let request_id = message.request_id.as_deref().map(str::parse).transpose();
+    Ok(ExtendRequest {
+        share: share_id(&message.share_id)?,
+        new_size: size("new_size_bytes", message.new_size_bytes)?,
+        expected_size: message.expected_current_size_bytes.map(Bytes::new),
+        request_id: request_id.map_err(|error| invalid("request_id", &error))?,
+        project: project(&message.project_id)?,
+        validate_only: message.validate_only,
+        requested_by,
+    })
+}
+
+pub fn share_id(text: &str) -> Result<ShareId, Refusal> {
+    text.parse().map_err(|_| Refusal::InvalidShareId { given: text.chars().take(100).collect() })
+}
+
+pub fn job_id(text: &str) -> Result<JobId, Refusal> {
+    text.parse().map_err(|error| invalid("job_id", &error))
+}
+
+pub fn project(text: &str) -> Result<ProjectLabel, Refusal> {
+    text.parse().map_err(|error| invalid("project_id", &error))
+}
+
+fn size(field: &'static str, given: u64) -> Result<Bytes, Refusal> {
+    let refuse = |problem| Err(Refusal::InvalidSize { field, given, problem });
+    match Bytes::new(given) {
+        Bytes::ZERO => refuse("must be above 0"),
+        size if size > Bytes::MAX_FILE => refuse("is above the largest size, 8 EiB - 1"),
+        size => Ok(size),
+    }
+}
+
+pub fn invalid(field: &'static str, problem: &dyn std::fmt::Display) -> Refusal {
+    Refusal::InvalidRequest { field, problem: problem.to_string() }
+}
+
+pub fn page_size(asked: u32) -> usize {
+    match asked as usize {
+        0 => PAGE_DEFAULT,
+        asked => asked.min(PAGE_MOST),
+    }
+}
+
+/// A page token says which filter it belongs to and which entry it follows. `None` for the first page.
+pub fn page_after<T: std::str::FromStr>(token: &str, filter: &str) -> Result<Option<T>, Refusal> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let unknown = || Refusal::InvalidRequest {
+        field: "page_token",
+        problem: "is not one that this listing, with this filter, has given".to_owned(),
+    };
+    let (sum, entry) = token.split_once('.').ok_or_else(unknown)?;
+    if sum != filter_sum(filter) {
+        return Err(unknown());
+    }
+    entry.parse().map(Some).map_err(|_| unknown())
+}
+
+pub fn page_token(after: Option<impl std::fmt::Display>, filter: &str) -> String {
+    after.map(|entry| format!("{}.{entry}", filter_sum(filter))).unwrap_or_default()
+}
+
+fn filter_sum(filter: &str) -> String {
+    format!("{:08x}", crc32fast::hash(filter.as_bytes()))
+}
+
+/// `None` for all states.
+pub fn state_filter(state: i32) -> Result<Option<JobState>, Refusal> {
+    Ok(match proto::JobState::try_from(state) {
+        Ok(proto::JobState::Unspecified) => None,
+        Ok(proto::JobState::Queued) => Some(JobState::Queued),
+        Ok(proto::JobState::Running) => Some(JobState::Running),
+        Ok(proto::JobState::Succeeded) => Some(JobState::Succeeded),
+        Ok(proto::JobState::Failed) => Some(JobState::Failed),
+        Ok(proto::JobState::Cancelled) => Some(JobState::Cancelled),
+        Err(_) => return Err(invalid("state", &format!("{state} is not a job state"))),
+    })
+}
+
+pub fn job(job: &Job) -> proto::Job {
+    let state = match job.state {
+        JobState::Queued => proto::JobState::Queued,
+        JobState::Running => proto::JobState::Running,
+        JobState::Succeeded => proto::JobState::Succeeded,
+        JobState::Failed => proto::JobState::Failed,
+        JobState::Cancelled => proto::JobState::Cancelled,
+    };
+    proto::Job {
+        // Only a job that validate_only answers has the nil id.
+        job_id: if job.id.as_uuid().is_nil() { String::new() } else { job.id.to_string() },
+        share_id: job.share.to_string(),
+        pool: job.pool.to_string(),
+        driver: job.driver.to_string(),
+        state: state.into(),
+        size_before_bytes: job.size_before.get(),
+        requested_size_bytes: job.requested_size.get(),
+        size_after_bytes: job.size_after.map(Bytes::get),
+        steps: job
+            .steps
+            .iter()
+            .map(|step| proto::JobStep {
+                name: step.name.clone(),
+                started_at: time(step.started_at),
+                finished_at: time(step.finished_at),
+                detail: step.detail.clone(),
+            })
+            .collect(),
+        error: job.error.as_ref().map(|error| proto::JobError {
+            reason: error.reason.clone(),
+            message: error.message.clone(),
+            retryable: error.retryable,
+        }),
+        attempt: job.attempt,
+        revision: job.revision,
+        requested_by: job.requested_by.clone(),
+        project_id: job.project.as_str().to_owned(),
+        request_id: job.request_id.map(|id| id.to_string()).unwrap_or_default(),
+        created_at: time(job.created_at),
+        started_at: job.started_at.and_then(time),
+        finished_at: job.finished_at.and_then(time),
+    }
+}
+
+pub fn share(report: ShareReport) -> proto::Share {
+    let status = match report.status {
+        ShareStatus::Available => proto::ShareStatus::Available,
+        ShareStatus::Extending => proto::ShareStatus::Extending,
+        ShareStatus::ExtendingError => proto::ShareStatus::ExtendingError,
+    };
+    let id = |id: Option<JobId>| id.map(|id| id.to_string()).unwrap_or_default();
+    proto::Share {
+        share_id: report.share.to_string(),
+        pool: report.pool.to_string(),
+        driver: report.driver.to_string(),
+        location: report.location.display().to_string(),
+        filesystem: report.filesystem,
+        size_bytes: report.size.map(Bytes::get),
+        used_bytes: report.used.map(Bytes::get),
+        status: status.into(),
+        active_job_id: id(report.active_job),
+        last_job_id: id(report.last_job),
+        findings: report.findings.into_iter().map(finding).collect(),
+    }
+}
+
+pub fn pool(report: PoolReport) -> proto::Pool {
+    proto::Pool {
+        name: report.pool.to_string(),
+        driver: report.driver.to_string(),
+        location: report.location,
+        filesystem: report.filesystem,
+        total_bytes: report.total.get(),
+        free_bytes: report.free.get(),
+        promised_bytes: report.promised.get(),
+        queued_bytes: report.queued.get(),
+        available_bytes: report.available.get(),
+        reserve_bytes: report.reserve.get(),
+        overcommit: report.overcommit,
+        shares: report.shares as u64,
+        findings: report.findings.into_iter().map(finding).collect(),
+    }
+}
+
+pub fn finding(finding: Finding) -> proto::Finding {
+    proto::Finding {
+        kind: finding.kind.to_string(),
+        pool: finding.pool.to_string(),
+        share_id: finding.share.map(|share| share.to_string()).unwrap_or_default(),
+        message: finding.message,
+        remedy: finding.remedy,
+    }
+}
+
+pub fn node(report: &NodeReport) -> proto::Node {
+    let state = match (report.draining, report.store_failed) {
+        (true, _) => proto::NodeState::Draining,
+        (false, true) => proto::NodeState::StoreFailed,
+        (false, false) => proto::NodeState::Serving,
+    };
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    proto::Node {
+        hostname: report.hostname.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: report.kernel.clone(),
+        state: state.into(),
+        started_at: time(report.started_at),
+        queued_jobs: count(report.queued),
+        running_jobs: count(report.running),
+        max_active_jobs: count(report.max_active_jobs),
+        kept_jobs: report.kept_jobs as u64,
+        store_bytes: report.store_bytes,
+    }
+}
+
+fn time(time: SystemTime) -> Option<prost_types::Timestamp> {
+    Some(time.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Reason;
+
+    #[test]
+    fn bad_fields_are_named() {
+        let good = proto::ExtendShareRequest {
+            share_id: "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11".to_owned(),
+            new_size_bytes: 1,
+            ..Default::default()
+        };
+        let reason = |message: &proto::ExtendShareRequest| {
+            extend_request(message, String::new()).map(|_| ()).map_err(|refusal| refusal.reason())
+        };
+        assert_eq!(reason(&good), Ok(()));
+        for share_id in ["", "../..", "x"] {
+            let bad = proto::ExtendShareRequest { share_id: share_id.to_owned(), ..good.clone() };
+            assert_eq!(reason(&bad), Err(Reason::InvalidShareId));
+        }
+        for new_size_bytes in [0, u64::MAX, 1 << 63] {
+            assert_eq!(reason(&proto::ExtendShareRequest { new_size_bytes, ..good.clone() }), Err(Reason::InvalidSize));
+        }
+        let bad = proto::ExtendShareRequest { request_id: Some("7".to_owned()), ..good.clone() };
+        assert_eq!(reason(&bad), Err(Reason::InvalidRequest));
+        let bad = proto::ExtendShareRequest { project_id: "a\n".to_owned(), ..good };
+        assert_eq!(reason(&bad), Err(Reason::InvalidRequest));
+    }
+
+    #[test]
+    fn a_page_token_belongs_to_its_filter() {
+        let id = job_id("018f0000-0000-7000-8000-000000000000").unwrap();
+        let token = page_token(Some(id), "share=1");
+        assert_eq!(page_after(&token, "share=1"), Ok(Some(id)));
+        assert_eq!(page_after::<JobId>("", "share=1"), Ok(None));
+        for (token, filter) in [(token.as_str(), "share=2"), ("rubbish", "share=1"), ("0.0", "share=1")] {
+            assert!(page_after::<JobId>(token, filter).is_err(), "{token}");
+        }
+    }
+}

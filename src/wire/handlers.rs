@@ -1,0 +1,160 @@
+//! The handlers: parse, call, answer.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+
+use super::proto::job_service_server::JobService;
+use super::proto::node_service_server::NodeService;
+use super::proto::share_service_server::ShareService;
+use super::{convert, proto, status::status};
+use crate::model::{Job, PoolName, Refusal};
+use crate::service::Service;
+use crate::store::Selection;
+
+/// Answers all three services. Empty until growd has read its store and taken up what a restart interrupted.
+#[derive(Clone, Default)]
+pub struct Handlers {
+    pub service: Arc<OnceLock<Arc<Service>>>,
+}
+
+impl Handlers {
+    fn service(&self) -> Result<&Arc<Service>, Refusal> {
+        let starting = || Refusal::StoreUnavailable { problem: "growd is starting: it reads its job store".to_owned() };
+        self.service.get().ok_or_else(starting)
+    }
+
+    /// Runs a change to its end in a task of its own: a caller that goes away drops only its answer.
+    async fn change<F>(change: F) -> Result<Response<proto::Job>, Status>
+    where
+        F: Future<Output = Result<Job, Refusal>> + Send + 'static,
+    {
+        match tokio::spawn(change).await {
+            Ok(answer) => answer.map(|job| Response::new(convert::job(&job))).map_err(status),
+            Err(error) => Err(status(Refusal::Internal { problem: error.to_string() })),
+        }
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> String {
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    match peer {
+        Some(peer) => match peer.pid() {
+            Some(pid) => format!("uid={} pid={pid}", peer.uid()),
+            None => format!("uid={}", peer.uid()),
+        },
+        None => "unknown".to_owned(),
+    }
+}
+
+#[tonic::async_trait]
+impl ShareService for Handlers {
+    async fn extend_share(&self, request: Request<proto::ExtendShareRequest>) -> Result<Response<proto::Job>, Status> {
+        let service = Arc::clone(self.service().map_err(status)?);
+        let caller = caller(&request);
+        let request = convert::extend_request(request.get_ref(), caller).map_err(status)?;
+        Self::change(async move { service.extend(request).await }).await
+    }
+
+    async fn get_share(&self, request: Request<proto::GetShareRequest>) -> Result<Response<proto::Share>, Status> {
+        let share = convert::share_id(&request.get_ref().share_id).map_err(status)?;
+        let report = self.service().map_err(status)?.share(share).await.map_err(status)?;
+        Ok(Response::new(convert::share(report)))
+    }
+
+    async fn list_shares(
+        &self,
+        request: Request<proto::ListSharesRequest>,
+    ) -> Result<Response<proto::ListSharesResponse>, Status> {
+        let request = request.into_inner();
+        let answer = async {
+            let pool = match request.pool.as_str() {
+                "" => None,
+                name => Some(name.parse::<PoolName>().map_err(|error| convert::invalid("pool", &error))?),
+            };
+            let after = convert::page_after(&request.page_token, &request.pool)?;
+            self.service()?.shares(pool.as_ref(), after, convert::page_size(request.page_size)).await
+        };
+        let (shares, next) = answer.await.map_err(status)?;
+        Ok(Response::new(proto::ListSharesResponse {
+            shares: shares.into_iter().map(convert::share).collect(),
+            next_page_token: convert::page_token(next, &request.pool),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Handlers {
+    async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let job = convert::job_id(&request.get_ref().job_id).and_then(|id| self.service()?.job(id));
+        job.map(|job| Response::new(convert::job(&job))).map_err(status)
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<proto::ListJobsRequest>,
+    ) -> Result<Response<proto::ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let service = Arc::clone(self.service().map_err(status)?);
+        let filter = format!("{}/{}/{}", request.share_id, request.state, request.project_id);
+        let listed = filter.clone();
+        // Up to a thousand records are read, which is too long for a thread that serves others.
+        let answer = tokio::task::spawn_blocking(move || {
+            let share = match request.share_id.as_str() {
+                "" => None,
+                id => Some(convert::share_id(id)?),
+            };
+            let selection = Selection { share, state: convert::state_filter(request.state)? };
+            let project = convert::project(&request.project_id)?;
+            let before = convert::page_after(&request.page_token, &listed)?;
+            service.list_jobs(&selection, &project, before, convert::page_size(request.page_size))
+        });
+        let answer = answer.await.unwrap_or_else(|error| Err(Refusal::Internal { problem: error.to_string() }));
+        let (jobs, next) = answer.map_err(status)?;
+        Ok(Response::new(proto::ListJobsResponse {
+            jobs: jobs.iter().map(convert::job).collect(),
+            next_page_token: convert::page_token(next, &filter),
+        }))
+    }
+
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<proto::Job, Status>> + Send>>;
+
+    async fn watch_job(
+        &self,
+        request: Request<proto::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let changes = convert::job_id(&request.get_ref().job_id).and_then(|id| self.service()?.watch(id));
+        let changes = changes.map_err(status)?;
+        Ok(Response::new(Box::pin(WatchStream::new(changes).map(|job| Ok(convert::job(&job))))))
+    }
+
+    async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let service = Arc::clone(self.service().map_err(status)?);
+        let id = convert::job_id(&request.get_ref().job_id).map_err(status)?;
+        Self::change(async move { service.cancel(id).await }).await
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Handlers {
+    async fn get_node(&self, _: Request<proto::GetNodeRequest>) -> Result<Response<proto::Node>, Status> {
+        Ok(Response::new(convert::node(&self.service().map_err(status)?.node())))
+    }
+
+    async fn list_pools(
+        &self,
+        _: Request<proto::ListPoolsRequest>,
+    ) -> Result<Response<proto::ListPoolsResponse>, Status> {
+        let pools = self.service().map_err(status)?.pools().await;
+        Ok(Response::new(proto::ListPoolsResponse { pools: pools.into_iter().map(convert::pool).collect() }))
+    }
+
+    async fn diagnose(&self, _: Request<proto::DiagnoseRequest>) -> Result<Response<proto::DiagnoseResponse>, Status> {
+        let findings = self.service().map_err(status)?.diagnose().await;
+        Ok(Response::new(proto::DiagnoseResponse { findings: findings.into_iter().map(convert::finding).collect() }))
+    }
+}

@@ -1,0 +1,109 @@
+//! The listener on the unix socket, with health and reflection beside the services.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::handlers::Handlers;
+use super::proto;
+use super::proto::job_service_server::JobServiceServer;
+use super::proto::node_service_server::NodeServiceServer;
+use super::proto::share_service_server::ShareServiceServer;
+use crate::service::Service;
+
+/// The largest request that is read: the longest legal one has less than 2 KiB.
+const MESSAGE_MOST: usize = 64 << 10;
+/// Streams of one connection at once; HTTP/2 itself would allow any number.
+const STREAMS_MOST: u32 = 1024;
+/// Only root and the socket's group may connect.
+const SOCKET_MODE: u32 = 0o660;
+
+/// What the daemon tells the server while it serves.
+#[derive(Clone)]
+pub struct Control {
+    service: Arc<OnceLock<Arc<Service>>>,
+    health: HealthReporter,
+}
+
+impl Control {
+    /// Requests are answered from now on.
+    pub fn start(&self, service: Arc<Service>) {
+        // Called once, by the daemon; a second service would not be taken.
+        let _ = self.service.set(service);
+    }
+
+    /// What the health service says of growd as a whole and of each of its services.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let services = ["", "growd.v1.ShareService", "growd.v1.JobService", "growd.v1.NodeService"];
+        for service in services {
+            self.health.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// Why the server could not be started or went down.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {path}")]
+    Listen { path: String, source: io::Error },
+    #[error("the server failed")]
+    Serve(#[from] tonic::transport::Error),
+    #[error("cannot serve the contract by reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Binds the socket. The caller holds the lock of the job store, so a socket that is there already is a leftover.
+///
+/// # Errors
+/// [`ServeError::Listen`].
+pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
+    let failed = |source| ServeError::Listen { path: path.display().to_string(), source };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves until `shutdown`, then lets the requests at hand end. NOT_SERVING until the control says otherwise.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn serve(
+    listener: UnixListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(Control, impl Future<Output = Result<(), ServeError>>), ServeError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let handlers = Handlers::default();
+    let control = Control { service: Arc::clone(&handlers.service), health };
+    control.set_serving(false).await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS_MOST)
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(ShareServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
+        .add_service(JobServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
+        .add_service(NodeServiceServer::new(handlers).max_decoding_message_size(MESSAGE_MOST))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown);
+    Ok((control, async { Ok(server.await?) }))
+}

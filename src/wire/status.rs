@@ -1,0 +1,92 @@
+//! The one table from refusals to gRPC codes and HTTP statuses.
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::model::{Reason, Refusal};
+
+/// Domain of the reasons in google.rpc.ErrorInfo.
+const DOMAIN: &str = "growd";
+
+/// The gRPC code of a reason, and the HTTP status that an API tier answers for it.
+const fn codes(reason: Reason) -> (Code, u16) {
+    match reason {
+        Reason::InvalidShareId | Reason::InvalidSize | Reason::InvalidRequest | Reason::SizeNotGreater => {
+            (Code::InvalidArgument, 400)
+        }
+        Reason::ShareNotFound | Reason::JobNotFound => (Code::NotFound, 404),
+        Reason::ShareBusy => (Code::Aborted, 409),
+        Reason::RequestIdReused => (Code::AlreadyExists, 409),
+        Reason::CurrentSizeMismatch
+        | Reason::NotMounted
+        | Reason::QuotaNotEnforced
+        | Reason::NoProjectId
+        | Reason::ProjectIdShared
+        | Reason::Unlimited
+        | Reason::SoftLimitFirst
+        | Reason::PoolOvercommitted
+        | Reason::JobNotQueued => (Code::FailedPrecondition, 409),
+        Reason::PoolFull => (Code::ResourceExhausted, 409),
+        Reason::QueueFull | Reason::Draining | Reason::StoreUnavailable => (Code::Unavailable, 503),
+        Reason::Unsupported => (Code::Unimplemented, 501),
+        Reason::Internal => (Code::Internal, 500),
+    }
+}
+
+/// The answer for a refusal, with its google.rpc details. The log level follows the class.
+#[allow(clippy::needless_pass_by_value, reason = "it is the end of a refusal's way, in map_err")]
+pub fn status(refusal: Refusal) -> Status {
+    let reason = refusal.reason();
+    let (code, http) = codes(reason);
+    let message = refusal.to_string();
+    if code == Code::Internal {
+        tracing::error!(%reason, message, "internal error");
+    } else {
+        tracing::info!(%reason, message, "refused");
+    }
+    let mut metadata: std::collections::HashMap<String, String> =
+        refusal.metadata().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    metadata.insert("http_status".to_owned(), http.to_string());
+    let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, metadata);
+    let field = match &refusal {
+        Refusal::InvalidShareId { .. } => Some("share_id"),
+        Refusal::InvalidSize { field, .. } | Refusal::InvalidRequest { field, .. } => Some(*field),
+        Refusal::SizeNotGreater { .. } => Some("new_size_bytes"),
+        _ => None,
+    };
+    if let Some(field) = field {
+        details.add_bad_request_violation(field, message.as_str());
+    }
+    if let Refusal::QueueFull { retry_after, .. } = &refusal {
+        details.set_retry_info(Some(*retry_after));
+    }
+    Status::with_error_details(code, message, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_and_http_status_travel_as_details() {
+        let refusal = Refusal::InvalidSize { field: "new_size_bytes", given: 0, problem: "must be above 0" };
+        let status = status(refusal);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(
+            (status.code(), info.reason.as_str(), info.domain.as_str()),
+            (Code::InvalidArgument, "INVALID_SIZE", "growd")
+        );
+        assert_eq!(info.metadata["http_status"], "400");
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "new_size_bytes");
+    }
+
+    #[test]
+    fn only_what_may_pass_by_itself_is_unavailable() {
+        for reason in Reason::ALL {
+            if codes(*reason).0 == Code::Unavailable {
+                assert!(reason.is_retryable(), "{reason}");
+            }
+        }
+    }
+}
