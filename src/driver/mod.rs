@@ -3,8 +3,6 @@
 //! A driver tells what the kernel says and applies one step at a time. It is synchronous and is called on blocking
 //! threads. It knows nothing of jobs, of the store or of gRPC, and it never makes anything smaller.
 
-#[cfg(test)]
-pub mod fake;
 pub mod path_template;
 pub mod project_quota;
 

@@ -87,7 +87,7 @@ pub fn open(dir: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenE
     }
 
     let mut db = database(&files.jobs()).map_err(|problem| damaged(problem, copy.clone()))?;
-    let scan = Scan::of(&db, |_| {});
+    let mut scan = Scan::of(&db, |_| {});
     if let Some((problem, newer)) = scan.first_problem {
         return Err(if newer { OpenError::Newer { dir: dir.to_owned(), problem } } else { damaged(problem, copy) });
     }
@@ -96,6 +96,8 @@ pub fn open(dir: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenE
     {
         return Err(OpenError::Older { dir: dir.to_owned(), found: scan.commit, expected: mark.commit });
     }
+    // Another number than the last start's: sled writes nothing for a value that is there already.
+    scan.commit += 1;
     check_flush(&db, scan.commit)?;
     for created in [files.jobs(), files.dir().to_owned()] {
         sync_dir(&created).map_err(|source| OpenError::io("cannot sync", &created, source))?;

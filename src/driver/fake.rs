@@ -1,1 +1,0 @@
-//! Shares in memory, for unit and property tests only.
