@@ -14,7 +14,8 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("engine", &["driver", "store", "model"]),
     ("service", &["engine", "driver", "store", "model"]),
     ("wire", &["service", "model"]),
-    ("config", &["model", "driver"]),
+    // Where shares are is pure text; the drivers themselves start from a checked config and not the other way round.
+    ("config", &["model", "driver::path_template"]),
     ("daemon", ALL),
     ("bin/growd", ALL),
     ("bin/growctl", &["wire::proto", "wire::client", "wire::json", "model"]),
@@ -124,10 +125,20 @@ fn check_tools(place: &str, source: &str, code: &str, report: &mut impl FnMut(us
         let line = line_of(code, at);
         match word {
             "unsafe" if !place.starts_with("sys/") => report(line, "unsafe is only for sys/".to_owned()),
-            "unsafe" if !has_safety_comment(source, line) => {
-                report(line, "unsafe has a // SAFETY: comment just above it".to_owned());
+            "unsafe" => {
+                let (comments, rule): (&[&str], _) = if declares_unsafe(code, at) {
+                    (&["/// # Safety", "// SAFETY:"], "what is unsafe to call or to link says why, under # Safety")
+                } else {
+                    (&["// SAFETY:"], "unsafe has a // SAFETY: comment just above it")
+                };
+                if !has_comment(source, line, comments) {
+                    report(line, rule.to_owned());
+                }
             }
             "unbounded_channel" => report(line, "every channel has a bound: no unbounded_channel".to_owned()),
+            "channel" if is_unbounded(code, at) => {
+                report(line, "every channel has a bound: std has sync_channel".to_owned());
+            }
             _ => {}
         }
     }
@@ -140,11 +151,25 @@ fn check_tools(place: &str, source: &str, code: &str, report: &mut impl FnMut(us
     }
 }
 
-/// Whether the comment that ends just above the line, attributes aside, says why the line is sound.
-fn has_safety_comment(source: &str, line: usize) -> bool {
+/// Whether this `channel` is the one of std, which has no bound: tokio's takes its bound, a oneshot needs none.
+fn is_unbounded(code: &str, at: usize) -> bool {
+    let arguments = code[at + "channel".len()..].trim_start();
+    let call = arguments.find('(').map_or("", |open| &arguments[open..]);
+    call.starts_with("()") && code[..at].ends_with("mpsc::")
+}
+
+/// Whether this `unsafe` is a promise asked of others, `unsafe fn` or `#[unsafe(no_mangle)]`, and not one that is kept.
+fn declares_unsafe(code: &str, at: usize) -> bool {
+    let rest = &code[at + "unsafe".len()..];
+    let head = &rest[..rest.find(['{', ';']).unwrap_or(rest.len())];
+    code[..at].ends_with("#[") || words(head).any(|(_, word)| word == "fn")
+}
+
+/// Whether the comment that ends just above the line, attributes aside, has a line that starts so.
+fn has_comment(source: &str, line: usize, starts: &[&str]) -> bool {
     let lines: Vec<&str> = source.lines().map(str::trim).take(line - 1).collect();
-    let above = lines.iter().rev().skip_while(|line| line.starts_with("#["));
-    above.take_while(|line| line.starts_with("//")).any(|line| line.starts_with("// SAFETY:"))
+    let mut comment = lines.iter().rev().skip_while(|line| line.starts_with("#[")).take_while(|l| l.starts_with("//"));
+    comment.any(|line| starts.iter().any(|start| line.starts_with(start)))
 }
 
 /// The source with comments and the contents of literals turned into spaces; lines stay where they are.
@@ -319,8 +344,17 @@ fn imports_against_the_law_are_caught() {
         ),
         ("src/service/a.rs", "use crate::sys;", "2: service imports only engine, driver, store, model, and not sys"),
         ("src/wire/a.rs", "pub use crate::engine as e;", "2: wire imports only service, model, and not engine"),
-        ("src/config.rs", "type A = crate::sys::B<u8>;", "2: config imports only model, driver, and not sys::B"),
-        ("src/config.rs", "use crate::*;", "2: config imports only model, driver, and not *"),
+        (
+            "src/config.rs",
+            "type A = crate::sys::B<u8>;",
+            "2: config imports only model, driver::path_template, and not sys::B",
+        ),
+        (
+            "src/config/a.rs",
+            "use crate::driver::{path_template::PathTemplate, fake};",
+            "2: config imports only model, driver::path_template, and not driver::fake",
+        ),
+        ("src/config.rs", "use crate::*;", "2: config imports only model, driver::path_template, and not *"),
         (
             "src/bin/growctl/main.rs",
             "use growd::wire::{client::{A as B, C}, handlers, json};",
@@ -345,12 +379,18 @@ fn tools_outside_of_their_places_are_caught() {
         ("src/driver/a.rs", "// SAFETY: no.\nunsafe { f() }", "3: unsafe is only for sys/"),
         ("src/sys/a.rs", "unsafe { f() }", "2: unsafe has a // SAFETY: comment just above it"),
         ("src/sys/a.rs", "// SAFETY: a.\nf();\nunsafe { g() }", "4: unsafe has a // SAFETY: comment just above it"),
+        ("src/sys/a.rs", "/// # Safety\nunsafe { f() }", "3: unsafe has a // SAFETY: comment just above it"),
+        ("src/sys/a.rs", "unsafe impl Send for A {}", "2: unsafe has a // SAFETY: comment just above it"),
+        ("src/sys/a.rs", "unsafe fn f() {}", "2: what is unsafe to call or to link says why, under # Safety"),
+        ("src/sys/a.rs", "#[unsafe(no_mangle)]", "2: what is unsafe to call or to link says why, under # Safety"),
         ("src/store/a.rs", "std::process::exit(1)", "2: process::exit is only for bin/: it skips what is to be closed"),
         (
             "src/daemon.rs",
             "use std::process::{Command, exit};",
             "2: process::exit is only for bin/: it skips what is to be closed",
         ),
+        ("src/store/a.rs", "let (a, b) = mpsc::channel();", "2: every channel has a bound: std has sync_channel"),
+        ("src/store/a.rs", "std::sync::mpsc::channel::<u8>()", "2: every channel has a bound: std has sync_channel"),
         ("src/wire/a.rs", "mpsc::unbounded_channel()", "2: every channel has a bound: no unbounded_channel"),
     ] {
         assert_eq!(reported(file, body), [format!("{file}:{broken}")], "{body}");
@@ -378,8 +418,14 @@ fn what_is_lawful_passes() {
         ("src/model/a.rs", "fn f<'a>(x: &'a str) -> &'a str { x } // unsafe\nconst D: char = '\\'';"),
         ("src/model/a.rs", "fn unsafe_op(sled: u8, tonic: u8) -> u8 { sled + tonic }\nmod tests { use super::*; }"),
         ("src/config.rs", "use crate::driver::path_template::PathTemplate;\nmod tests { use super::*; }"),
+        (
+            "src/sys/a.rs",
+            "/// # Safety\n/// Any.\n#[unsafe(no_mangle)]\n\
+             pub unsafe extern \"C\" fn f() {}\n/// # Safety\nunsafe fn g();",
+        ),
         ("src/sys/a.rs", "// SAFETY: it is, because\n// of this.\n#[inline]\nunsafe fn f() {}"),
         ("src/store/record.rs", "use prost::Message;"),
+        ("src/store/a.rs", "mpsc::channel(8); mpsc::channel::<u8>(8); oneshot::channel(); oneshot::channel::<u8>()"),
         ("src/daemon.rs", "use crate::{config, wire};\nuse anyhow::Context;"),
         ("src/wire/a.rs", "use crate::{service, wire::proto};\nuse tonic::Status;"),
         ("src/bin/growd.rs", "use growd::daemon;\nfn f() { std::process::exit(1) }"),

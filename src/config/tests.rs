@@ -62,6 +62,27 @@ fn the_packaged_example_is_valid() {
 }
 
 #[test]
+fn the_packaged_example_shows_every_key_with_its_default() {
+    let example = include_str!("../../systemd/growd.toml");
+    let lines = example.lines().map(|line| line.strip_prefix('#').unwrap_or(line));
+    let shown: String = lines.filter(|line| !line.starts_with(' ')).map(|line| format!("{line}\n")).collect();
+    let mut config = Config::parse(&shown, "growd.toml").unwrap();
+    assert_eq!(config.pools[0].shares.len(), 1);
+    config.pools[0].shares.clear();
+    assert_eq!(config, Config::parse(example, "growd.toml").unwrap());
+    let table = DeTable::parse(&shown).unwrap().into_inner();
+    let first = |key: &str| table[key].get_ref().get(0).and_then(|item| item.get_ref().as_table()).unwrap();
+    for (place, table) in [
+        (Place::Top, &table),
+        (Place::Retention, table["retention"].get_ref().as_table().unwrap()),
+        (Place::Pool, first("pool")),
+        (Place::Share, first("share")),
+    ] {
+        assert!(place.keys().iter().all(|key| table.contains_key(*key)), "{place}");
+    }
+}
+
+#[test]
 fn a_slip_gets_a_hint() {
     let text = format!("# One\n# pool.\n\n{POOL}\n\n\n\n\n\nresrve = \"10GiB\"\n");
     assert_eq!(
