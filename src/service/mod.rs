@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use crate::engine::{Denied, Engine, Promise, store_refusal};
 use crate::model::{Job, JobId, JobState, ProjectLabel, Refusal};
-use crate::store::{Selection, StoreError};
+use crate::store::StoreError;
 use admission::ExtendRequest;
 
+pub use crate::store::Selection;
 pub use report::NodeReport;
 
 /// Records that one page of a listing may read: a filter that fits few jobs gives short pages, not a long wait.

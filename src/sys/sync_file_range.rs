@@ -31,18 +31,7 @@ pub unsafe extern "C" fn sync_file_range(fd: c_int, _offset: off64_t, _bytes: of
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use nix::errno::Errno;
-
-    #[test]
-    fn sled_flushes_through_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let before = redirected_calls();
-        let db = sled::open(directory.path()).unwrap();
-        db.insert("key", "value").unwrap();
-        db.flush().unwrap();
-        assert!(redirected_calls() > before);
-    }
 
     #[test]
     fn reports_a_bad_descriptor() {

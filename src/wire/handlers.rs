@@ -13,8 +13,7 @@ use super::proto::node_service_server::NodeService;
 use super::proto::share_service_server::ShareService;
 use super::{convert, proto, status::status};
 use crate::model::{Job, PoolName, Refusal};
-use crate::service::Service;
-use crate::store::Selection;
+use crate::service::{Selection, Service};
 
 /// Answers all three services. Empty until growd has read its store and taken up what a restart interrupted.
 #[derive(Clone, Default)]

@@ -1,0 +1,111 @@
+#!/bin/bash
+# The main job, shown on a lab node: a share that is full grows while it is in use, refusals say why, and a daemon that
+# is killed finishes what it had accepted. Argument: the directory of the binaries. Stops at the first step that fails.
+set -euo pipefail
+bin=$(realpath "$1")
+export PATH="$bin:$PATH" GROWD_ENDPOINT=unix:/run/growd/growd.sock RUST_LOG=warn
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'DEMO FAILED: %s\n' "$*" >&2; exit 1; }
+share() { printf '00000000-0000-4000-8000-%012d' "$1"; }
+# Root may write past an ext4 limit; a tenant may not.
+fill() { setpriv --bounding-set=-sys_resource dd if=/dev/zero of="$1" bs=1M count="$2" conv=fsync status=none; }
+# A command that must be refused, with this reason.
+refused() {
+    local reason=$1 out
+    shift
+    if out=$("$@" 2>&1); then fail "not refused: $*"; fi
+    printf '%s\n' "$out"
+    [[ $out == *"$reason"* ]] || fail "$* was not refused with $reason"
+}
+
+say "A storage node with XFS and ext4 under project quotas"
+mkfs.xfs -qf /dev/ubda
+mkfs.ext4 -qF -O quota,project -E quotatype=prjquota /dev/ubdb
+mkfs.ext4 -qF /dev/ubdd
+mkdir -p /mnt/xfs /mnt/ext4 /mnt/state
+mount -o prjquota /dev/ubda /mnt/xfs
+mount -o prjquota /dev/ubdb /mnt/ext4
+mount /dev/ubdd /mnt/state
+xfs=$(share 1) ext4=$(share 2)
+mkdir "/mnt/xfs/$xfs" "/mnt/ext4/$ext4"
+xfs_quota -x -c "project -s -p /mnt/xfs/$xfs 1" -c "limit -p bhard=8m 1" /mnt/xfs >/dev/null
+chattr -p 2 +P "/mnt/ext4/$ext4"
+setquota -P 2 0 8M 0 0 /mnt/ext4
+for n in $(seq 11 40); do
+    mkdir "/mnt/xfs/$(share "$n")"
+    xfs_quota -x -c "project -s -p /mnt/xfs/$(share "$n") $n" -c "limit -p bhard=8m $n" /mnt/xfs >/dev/null
+done
+mkdir -p /run/growd
+cat >/run/growd/growd.toml <<TOML
+state_dir = "/mnt/state/growd"
+[[pool]]
+name = "xfs"
+driver = "project-quota"
+path = "/mnt/xfs/{share_id}"
+[[pool]]
+name = "ext4"
+driver = "project-quota"
+path = "/mnt/ext4/{share_id}"
+TOML
+growd check-config --config /run/growd/growd.toml
+start() {
+    growd run --config /run/growd/growd.toml &
+    pid=$!
+    for _ in $(seq 200); do growctl node >/dev/null 2>&1 && return; sleep 0.05; done
+    fail "growd did not become ready"
+}
+start
+growctl node
+growctl pools
+
+for kind in xfs ext4; do
+    id=${!kind}
+    say "$kind: a share at its limit"
+    fill "/mnt/$kind/$id/a" 20 && fail "the limit of 8 MiB did not hold"
+    say "$kind: growctl extend $id 32MiB --wait"
+    growctl extend "$id" 32MiB --wait || fail "the extend failed"
+    fill "/mnt/$kind/$id/b" 16 || fail "the share did not grow"
+    echo "the same write succeeds"
+    growctl share "$id"
+done
+
+say "Refusals: smaller, equal, unknown, a decimal unit"
+refused SIZE_NOT_GREATER growctl extend "$xfs" 1MiB
+refused SIZE_NOT_GREATER growctl extend "$xfs" 32MiB
+refused SHARE_NOT_FOUND growctl extend "$(share 999)" 64MiB
+refused GiB growctl extend "$xfs" 1GB
+
+say "A frozen file system holds its jobs: busy, queued; then SIGKILL, and every job is finished after the restart"
+fsfreeze -f /mnt/xfs
+# Reads of the quota wait too while the file system is frozen, so what is asked now is asked in the background.
+jobs_before=$(growctl jobs --limit 1000 -o json | grep -c '"job_id"')
+for n in $(seq 11 40); do growctl extend "$(share "$n")" 16MiB --timeout 60s >"/run/growd/ack.$n" 2>&1 & acks+=($!); done
+sleep 1
+fsfreeze -u /mnt/xfs
+for ack in "${acks[@]}"; do wait "$ack" || true; [[ $(grep -lc . /run/growd/ack.* | wc -l) -ge 5 ]] && break; done
+kill -KILL "$pid"
+wait "$pid" 2>/dev/null || true
+for ack in "${acks[@]}"; do wait "$ack" || true; done
+start
+growctl doctor || fail "the doctor found something"
+deadline=$((SECONDS + 60))
+while growctl jobs --limit 1000 -o json | grep -qE '"state": *"(QUEUED|RUNNING)"'; do
+    ((SECONDS < deadline)) || fail "jobs do not end"
+    sleep 0.1
+done
+acknowledged=0
+for n in $(seq 11 40); do
+    grep -q 00000000-0000 "/run/growd/ack.$n" 2>/dev/null || continue
+    grep -qE 'error|refused' "/run/growd/ack.$n" && continue
+    acknowledged=$((acknowledged + 1))
+    limit=$(xfs_quota -x -c "quota -p -v -N -b $n" /mnt/xfs | awk '{print $4}')
+    [[ $limit == 16384 ]] || fail "share $n was acknowledged and has $limit KiB"
+done
+growctl jobs --limit 5
+((acknowledged > 0)) || fail "no extend was acknowledged before the kill"
+kill -TERM "$pid"
+wait "$pid" || fail "growd did not end in order"
+growd store verify --config /run/growd/growd.toml
+echo
+echo "Shown: XFS and ext4 shares grew in use, refusals said why, $acknowledged acknowledged jobs outlived SIGKILL."
