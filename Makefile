@@ -1,7 +1,7 @@
 # Every target works from a fresh clone; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test demo bench audit clean
+.PHONY: help deps build test demo audit clean
 
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
@@ -45,10 +45,6 @@ test: deps ## check format and lints, then run every test, those named lab_* on 
 
 demo: build ## show the daemon at work on a lab node
 	tests/lab/run --lab tests/lab/demo.sh target/release
-
-bench: deps ## run the benchmarks, those named lab_* on a lab node
-	$(CARGO) build --release --bins
-	$(CARGO) bench
 
 audit: ## check dependencies against deny.toml (needs cargo-deny)
 	@$(CARGO) deny --version >/dev/null 2>&1 || { \

@@ -191,11 +191,12 @@ impl Committer {
     }
 
     fn write_mark(&mut self, clean: bool) {
-        self.marked_at = Instant::now();
         match self.files.write_mark(Mark { commit: self.commit, clean }) {
             Ok(()) => self.marked = self.commit,
             Err(error) => warn!(%error, "cannot write {}", self.files.mark().display()),
         }
+        // Counted from its end: on a slow disk the next groups must not each wait for another one.
+        self.marked_at = Instant::now();
     }
 
     /// Opens the database again after a failed write, as soon as the disk takes writes.

@@ -77,13 +77,16 @@ refused SHARE_NOT_FOUND growctl extend "$(share 999)" 64MiB
 refused GiB growctl extend "$xfs" 1GB
 
 say "A slow disk: jobs queue up, a busy share is named; then SIGKILL, and every accepted job is finished all the same"
-# Flushing the journal, the last step of a job, takes 8 seconds from now on.
-strace -f -qq -p "$pid" -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=8000000 &
+# Flushing the journal, the last step of a job, takes 6 seconds from now on.
+strace -f -qq -p "$pid" -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=6000000 &
 strace=$!
 sleep 0.5
+calls=()
 for n in $(seq 11 30); do
-    growctl extend "$(share "$n")" 16MiB --timeout 60s -o json >"/run/growd/accepted.$n" || fail "share $n was refused"
+    growctl extend "$(share "$n")" 16MiB --timeout 60s -o json >"/run/growd/accepted.$n" &
+    calls+=($!)
 done
+for call in "${calls[@]}"; do wait "$call" || fail "an extend was refused"; done
 refused SHARE_BUSY growctl extend "$(share 30)" 32MiB
 growctl jobs --limit 40 | awk '{ print $3 }' | sort | uniq -c
 kill -KILL "$pid"
