@@ -175,24 +175,12 @@ impl Engine {
         self.job(id).map(|job| watch::channel(job).1)
     }
 
-    /// Up to `limit` jobs of a selection, newest first, and whether there may be more.
-    ///
-    /// # Errors
-    /// STORE_UNAVAILABLE.
-    pub fn list(&self, selection: &Selection, before: Option<JobId>, limit: usize) -> Result<Vec<Job>, Refusal> {
-        let ids = self.store.newest_first(selection, before, limit);
-        ids.into_iter()
-            .map(|id| self.job(id))
-            // One that retention removes at this moment is not listed.
-            .filter(|job| !matches!(job, Err(Refusal::JobNotFound { .. })))
-            .collect()
-    }
-
     /// The newest job of a share that was not cancelled.
     pub fn last_job(&self, share: ShareId) -> Option<Job> {
         let selection = Selection { share: Some(share), state: None };
-        let jobs = self.list(&selection, None, 20).unwrap_or_default();
-        jobs.into_iter().find(|job| job.state != JobState::Cancelled)
+        // One record is read as a rule: only cancelled jobs lead on to the next.
+        let ids = self.store.newest_first(&selection, None, 20);
+        ids.into_iter().filter_map(|id| self.job(id).ok()).find(|job| job.state != JobState::Cancelled)
     }
 
     /// How many jobs are queued and how many are running.

@@ -21,6 +21,7 @@ impl Engine {
             let problem = "it is not in the configuration any more".to_owned();
             if self.start(id) {
                 self.finish(id, Err(Refusal::NotMounted { pool: job.pool, problem })).await;
+                self.stopped();
             }
             return;
         };
@@ -35,9 +36,13 @@ impl Engine {
         }
         if let Some(result) = self.work(&pool, id).await {
             self.finish(id, result).await;
-        } else {
-            self.running.send_modify(|running| *running -= 1);
         }
+        self.stopped();
+    }
+
+    /// The counterpart of [`Engine::start`]: a drain waits for it.
+    fn stopped(&self) {
+        self.running.send_modify(|running| *running -= 1);
     }
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
@@ -134,12 +139,10 @@ impl Engine {
                 warn!(job = %id, %error, "the end of the job waits until the store can be written");
                 if self.claims.is_closed() || failure.wait_for(Option::is_none).await.is_err() {
                     // The next start finds the job unfinished and asks the kernel.
-                    self.running.send_modify(|running| *running -= 1);
                     return;
                 }
             }
             self.ended(job);
         }
-        self.running.send_modify(|running| *running -= 1);
     }
 }
