@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
 use crate::config::{Config, PoolConfig};
@@ -88,7 +88,7 @@ pub fn pools(config: &Config) -> Pools {
                 Arc::clone(&promises),
             )),
         };
-        Pool::new(pool.name.clone(), driver, pool.reserve, pool.overcommit)
+        Pool::new(pool.name.clone(), driver, pool.reserve, pool.overcommit, Arc::new(Semaphore::new(TURNS)))
     };
     Pools::new(config.pools.iter().map(pool).collect())
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use growd::driver::project_quota::{ProjectQuota, Promises};
-use growd::driver::{Driver, DriverError, Outcome, SpaceId, Step};
+use growd::driver::{Driver, DriverError, Outcome, Sizes, SpaceId, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::sys::quotactl::{self, Route};
 use growd::sys::{file_system, fsxattr, journal};
@@ -72,11 +72,11 @@ fn observes_what_the_tools_report() {
         let observed = driver.observe(id(A)).unwrap();
         assert_eq!(observed.problems, vec![]);
         assert_eq!(observed.location, share);
-        assert_eq!(observed.size, Some(Bytes::mib(8)));
+        assert_eq!(observed.size(), Some(Bytes::mib(8)));
         assert_eq!(observed.used, Some(Bytes::new(filesystem.used(42))));
         assert!(observed.used >= Some(Bytes::mib(2)));
         assert_eq!(observed.filesystem, if filesystem.kind() == Kind::Xfs { "xfs" } else { "ext4" });
-        assert_eq!(observed.extendable_size(), Ok(Bytes::mib(8)));
+        assert_eq!(observed.extendable(), Ok(Sizes::Limit(Bytes::mib(8))));
         assert_eq!(driver.shares().unwrap(), [id(A)]);
     });
 }
@@ -164,7 +164,7 @@ fn quota_that_does_not_hold_is_a_problem_and_its_remedy_heals_it() {
         assert_eq!(reasons(&driver, A), []);
         filesystem.mount_again(off);
         assert_eq!(reasons(&driver, A), [Reason::QuotaNotEnforced]);
-        assert_eq!(driver.observe(id(A)).unwrap().size, None);
+        assert_eq!(driver.observe(id(A)).unwrap().size(), None);
         assert_eq!(refused(set(&driver, A, 2 * MIB)).reason(), Reason::QuotaNotEnforced);
         assert_eq!(refused(driver.verify(id(A))).reason(), Reason::QuotaNotEnforced);
         assert_eq!(filesystem.hard_limit(42), MIB);
@@ -212,7 +212,7 @@ fn a_share_without_a_project_of_its_own_is_a_problem() {
         lab::run("chattr", &["-P", share.to_str().unwrap()]);
         assert!(!fsxattr::get(File::open(&share).unwrap().as_fd()).unwrap().inherits);
         assert_eq!(reasons(&driver, A), [Reason::NoProjectId]);
-        assert_eq!(driver.observe(id(A)).unwrap().size, None);
+        assert_eq!(driver.observe(id(A)).unwrap().size(), None);
         lab::run("sh", &["-c", &remedy(&driver, A)]);
         assert_eq!(reasons(&driver, A), []);
     });
@@ -224,7 +224,7 @@ fn a_share_without_a_limit_cannot_be_extended() {
         filesystem.create_share(A, 42, 0);
         let driver = driver(filesystem);
         assert_eq!(reasons(&driver, A), [Reason::Unlimited]);
-        assert_eq!(driver.observe(id(A)).unwrap().size, None);
+        assert_eq!(driver.observe(id(A)).unwrap().size(), None);
         assert_eq!(refused(set(&driver, A, MIB)).reason(), Reason::Unlimited);
         assert_eq!(filesystem.hard_limit(42), 0);
         let remedy = remedy(&driver, A).replace("KIB", "2048");

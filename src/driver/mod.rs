@@ -32,6 +32,20 @@ pub trait Driver: Send + Sync {
     /// [`Refusal::ShareNotFound`], or [`Refusal::NotMounted`] when the pool is not there and the share might be on it.
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError>;
 
+    /// All that decides on an extend to `target`, at one moment.
+    ///
+    /// # Errors
+    /// As [`Driver::observe`] and [`Driver::space`].
+    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError>;
+
+    /// The sizes alone, between the steps of a job.
+    ///
+    /// # Errors
+    /// As [`Driver::observe`], and what [`Observed::extendable`] refuses.
+    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
+        Ok(self.observe(share)?.extendable()?)
+    }
+
     /// Which space the pool's shares grow into; pools with the same id compete for it. Cheap, never scans.
     ///
     /// # Errors
@@ -61,28 +75,65 @@ pub trait Driver: Send + Sync {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
     pub location: PathBuf,
-    /// Type of the file system: `xfs`, `ext4`.
+    /// Type of the file system: `xfs`, `ext4`, `btrfs`; empty for a volume without one.
     pub filesystem: &'static str,
-    /// What its users can use. `None` when nothing bounds it or the kernel cannot tell; `problems` says why.
-    pub size: Option<Bytes>,
+    /// `None` when nothing bounds it or the kernel cannot tell; `problems` says why.
+    pub sizes: Option<Sizes>,
     pub used: Option<Bytes>,
     /// What is wrong, the most telling first.
     pub problems: Vec<Problem>,
 }
 
 impl Observed {
-    /// The size, unless something is wrong that an extend must not build on.
+    /// What its users can use.
+    pub fn size(&self) -> Option<Bytes> {
+        self.sizes.map(Sizes::usable)
+    }
+
+    /// The sizes, unless something is wrong that an extend must not build on.
     ///
     /// # Errors
     /// The first blocking problem.
-    pub fn extendable_size(&self) -> Result<Bytes, Refusal> {
+    pub fn extendable(&self) -> Result<Sizes, Refusal> {
         match self.problems.iter().find_map(|problem| problem.refusal.clone()) {
             Some(refusal) => Err(refusal),
-            None => self.size.ok_or_else(|| Refusal::Internal {
+            None => self.sizes.ok_or_else(|| Refusal::Internal {
                 problem: format!("the size of {} could not be read", self.location.display()),
             }),
         }
     }
+}
+
+/// What bounds a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sizes {
+    /// The hard limit of a quota.
+    Limit(Bytes),
+    Volume {
+        /// The largest file system that the volume holds; of a volume without one, its size.
+        room: Bytes,
+        /// `None` for a volume without one.
+        filesystem: Option<Bytes>,
+    },
+}
+
+impl Sizes {
+    /// What users can use.
+    pub fn usable(self) -> Bytes {
+        match self {
+            Self::Limit(limit) => limit,
+            Self::Volume { room, filesystem } => filesystem.map_or(room, |filesystem| filesystem.min(room)),
+        }
+    }
+}
+
+/// What decides on an extend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assessment {
+    pub observed: Observed,
+    /// What the extend would take of the space, or why the backend cannot grow a share that far.
+    pub growth: Result<Bytes, Refusal>,
+    pub space: Space,
 }
 
 /// Something that is wrong with a share or a pool.
@@ -106,7 +157,7 @@ impl Problem {
     }
 }
 
-/// Identity of a space that shares grow into: a file system by its device number.
+/// Identity of a space that shares grow into: a file system, a volume group, a thin pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpaceId(pub String);
 
@@ -114,11 +165,14 @@ pub struct SpaceId(pub String);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Space {
     pub id: SpaceId,
+    /// Type of the file system, empty where it is none.
     pub filesystem: &'static str,
     pub total: Bytes,
     pub free: Bytes,
-    /// Sum of all that has been promised to shares: for quotas the hard limits of the whole file system.
+    /// Sum of all that cannot be promised again: the hard limits of a file system, the volumes of a group.
     pub promised: Bytes,
+    /// What is wrong with the space itself.
+    pub problems: Vec<Problem>,
 }
 
 /// One change that brings a share nearer to its target.
@@ -126,13 +180,26 @@ pub struct Space {
 pub enum Step {
     /// Raise the hard limit of the project quota to at least this.
     SetLimit { to: Bytes },
+    /// Grow the volume until it holds a file system of at least this size.
+    GrowVolume { to: Bytes },
+    /// Grow the file system to fill its volume, which gives at least this.
+    GrowFilesystem { to: Bytes },
 }
 
 impl Step {
     pub const fn name(self) -> &'static str {
         match self {
             Self::SetLimit { .. } => "set_limit",
+            Self::GrowVolume { .. } => "grow_volume",
+            Self::GrowFilesystem { .. } => "grow_filesystem",
         }
+    }
+}
+
+impl Step {
+    /// What a driver answers to a step that is none of its own.
+    fn unknown_to(self, driver: DriverKind) -> DriverError {
+        Refusal::Internal { problem: format!("driver {driver} knows no step {}", self.name()) }.into()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::driver::{Driver, DriverError, Observed};
+use crate::driver::{Driver, DriverError};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
 
 /// Jobs of a pool that are at work at once. Setting a limit waits for the journal, so a few share one flush.
@@ -21,13 +21,21 @@ pub struct Pool {
     pub reserve: Bytes,
     /// Limits may add up to this times (total - reserve).
     pub overcommit: f64,
-    pub turns: Semaphore,
+    /// How many of its jobs are at work at once.
+    pub turns: Arc<Semaphore>,
     looks: Semaphore,
 }
 
 impl Pool {
-    pub fn new(name: PoolName, driver: Arc<dyn Driver>, reserve: Bytes, overcommit: f64) -> Self {
-        Self { name, driver, reserve, overcommit, turns: Semaphore::new(TURNS), looks: Semaphore::new(LOOKS) }
+    /// `turns` are shared by the pools that must wait for each other: those of one volume group.
+    pub fn new(
+        name: PoolName,
+        driver: Arc<dyn Driver>,
+        reserve: Bytes,
+        overcommit: f64,
+        turns: Arc<Semaphore>,
+    ) -> Self {
+        Self { name, driver, reserve, overcommit, turns, looks: Semaphore::new(LOOKS) }
     }
 
     /// Runs a call of the driver on a blocking thread.
@@ -69,16 +77,20 @@ impl Pools {
     ///
     /// # Errors
     /// SHARE_NOT_FOUND when every pool says so; otherwise what the pool said that could not tell.
-    pub async fn find(&self, share: ShareId) -> Result<(Arc<Pool>, Observed), Refusal> {
+    pub async fn find<T: Send + 'static>(
+        &self,
+        share: ShareId,
+        ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
+    ) -> Result<(Arc<Pool>, T), Refusal> {
         let mut answers = JoinSet::new();
         for pool in &self.0 {
-            let pool = Arc::clone(pool);
-            answers.spawn(async move { (pool.call(move |driver| driver.observe(share)).await, pool) });
+            let (pool, ask) = (Arc::clone(pool), ask.clone());
+            answers.spawn(async move { (pool.call(ask).await, pool) });
         }
         let mut undecided = None;
         while let Some(answer) = answers.join_next().await {
             match answer {
-                Ok((Ok(observed), pool)) => return Ok((pool, observed)),
+                Ok((Ok(answer), pool)) => return Ok((pool, answer)),
                 Ok((Err(Refusal::ShareNotFound { .. }), _)) => {}
                 Ok((Err(refusal), _)) => undecided = Some(refusal),
                 Err(error) => undecided = Some(Refusal::Internal { problem: error.to_string() }),

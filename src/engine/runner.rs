@@ -9,7 +9,7 @@ use super::state::{self, Event};
 use super::{Engine, job_error, plan};
 use crate::driver::Step;
 use crate::engine::pools::Pool;
-use crate::model::{Bytes, Job, JobId, JobState, Refusal, StepRecord};
+use crate::model::{Bytes, Job, JobId, JobState, Refusal};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
@@ -71,11 +71,12 @@ impl Engine {
         };
         let share = job.share;
         for taken in 0..MOST_STEPS {
-            let size = match pool.call(move |driver| driver.observe(share)).await {
-                Ok(observed) => observed.extendable_size(),
-                Err(refusal) => Err(refusal),
+            // What could be wrong with the share is looked at once; between the steps its sizes are enough.
+            let sizes = match taken {
+                0 => pool.call(move |driver| Ok(driver.observe(share)?.extendable()?)).await,
+                _ => pool.call(move |driver| driver.measure(share)).await,
             };
-            let step = match size.map(|size| plan::next_step(job.requested_size, size)) {
+            let step = match sizes.map(|sizes| plan::next_step(job.requested_size, sizes)) {
                 Ok(Some(step)) => step,
                 Ok(None) => return Some(self.verify(pool, &job).await),
                 Err(refusal) => return Some(Err(refusal)),
@@ -98,29 +99,26 @@ impl Engine {
     }
 
     async fn step(&self, pool: &Pool, job: &Job, step: Step) -> Result<(), Refusal> {
-        let (share, started_at) = (job.share, SystemTime::now());
+        let share = job.share;
+        self.change(job.id, Event::BeginStep { name: step.name() });
         let outcome = pool.call(move |driver| driver.apply(share, step)).await?;
         info!(job = %job.id, %share, step = step.name(), %outcome, "step done");
-        self.record(job.id, step.name(), started_at, outcome.to_string());
+        self.change(job.id, Event::EndStep { detail: outcome.to_string() });
         Ok(())
     }
 
     /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
     /// SUCCEEDED with a limit that is the old one again would be a lie.
     async fn verify(&self, pool: &Pool, job: &Job) -> Result<Bytes, Refusal> {
-        let (share, started_at) = (job.share, SystemTime::now());
+        let share = job.share;
+        self.change(job.id, Event::BeginStep { name: "verify" });
         let size = pool.call(move |driver| driver.verify(share)).await?;
         if size < job.requested_size {
             let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
             return Err(Refusal::Internal { problem });
         }
-        self.record(job.id, "verify", started_at, format!("read back {size}"));
+        self.change(job.id, Event::EndStep { detail: format!("read back {size}") });
         Ok(size)
-    }
-
-    fn record(&self, id: JobId, name: &str, started_at: SystemTime, detail: String) {
-        let step = StepRecord { name: name.to_owned(), started_at, finished_at: SystemTime::now(), detail };
-        self.change(id, Event::StepDone(step));
     }
 
     /// Makes the end durable, then visible. While the store cannot be written the job stays RUNNING and waits.

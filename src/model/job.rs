@@ -52,13 +52,14 @@ impl FromStr for JobState {
     }
 }
 
-/// A step of the work that has been done.
+/// A step of the work.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
     /// Text, for a kept job may name a step that this version does not know.
     pub name: String,
     pub started_at: SystemTime,
-    pub finished_at: SystemTime,
+    /// `None` while it is at work.
+    pub finished_at: Option<SystemTime>,
     pub detail: String,
 }
 

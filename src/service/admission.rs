@@ -16,18 +16,18 @@ pub struct ExtendRequest {
     pub requested_by: String,
 }
 
-/// By how much the share grows.
+/// Whether the size that was asked for is one to grow to.
 ///
 /// # Errors
 /// CURRENT_SIZE_MISMATCH, SIZE_NOT_GREATER.
-pub fn growth(request: &ExtendRequest, current: Bytes) -> Result<Bytes, Refusal> {
+pub fn check_size(request: &ExtendRequest, current: Bytes) -> Result<(), Refusal> {
     let share = request.share;
     match request.expected_size {
         Some(expected) if expected != current => Err(Refusal::CurrentSizeMismatch { share, current, expected }),
         _ if request.new_size <= current => {
             Err(Refusal::SizeNotGreater { share, current, requested: request.new_size })
         }
-        _ => Ok(request.new_size.saturating_sub(current)),
+        _ => Ok(()),
     }
 }
 
@@ -75,13 +75,13 @@ mod tests {
     #[test]
     fn only_a_greater_size_from_the_expected_one() {
         let gib = Bytes::gib;
-        let reason = |new, expected| growth(&request(new, expected), gib(2)).map_err(|refusal| refusal.reason());
-        assert_eq!(reason(gib(3), None), Ok(gib(1)));
-        assert_eq!(reason(gib(3), Some(gib(2))), Ok(gib(1)));
+        let reason = |new, expected| check_size(&request(new, expected), gib(2)).map_err(|refusal| refusal.reason());
+        assert_eq!(reason(gib(3), None), Ok(()));
+        assert_eq!(reason(gib(3), Some(gib(2))), Ok(()));
         assert_eq!(reason(gib(2), None), Err(Reason::SizeNotGreater));
         assert_eq!(reason(gib(1), None), Err(Reason::SizeNotGreater));
         assert_eq!(reason(gib(3), Some(gib(1))), Err(Reason::CurrentSizeMismatch));
-        let text = growth(&request(gib(1), None), gib(2)).unwrap_err().to_string();
+        let text = check_size(&request(gib(1), None), gib(2)).unwrap_err().to_string();
         assert_eq!(
             text,
             "Invalid input: New size for extend must be greater than current size (current: 2GiB, new: 1GiB)"
@@ -96,6 +96,7 @@ mod tests {
             total: Bytes::gib(10),
             free: Bytes::gib(9),
             promised: Bytes::gib(6),
+            problems: Vec::new(),
         };
         assert_eq!(left(&space, Bytes::ZERO, 1.0), Bytes::gib(4));
         assert_eq!(left(&space, Bytes::gib(2), 2.0), Bytes::gib(10));

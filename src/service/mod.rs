@@ -6,6 +6,7 @@ mod report;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::driver::Driver;
 use crate::engine::{Denied, Engine, Promise, store_refusal};
 use crate::model::{Job, JobId, JobState, ProjectLabel, Refusal};
 use crate::store::StoreError;
@@ -56,15 +57,22 @@ impl Service {
             Err(Denied::Closed) => return Err(Refusal::Draining),
         };
 
-        let (pool, observed) = engine.pools.find(request.share).await?;
-        let current = observed.extendable_size()?;
-        let growth = admission::growth(&request, current)?;
-        // The moment is taken before the kernel is asked, so that no job that ends in between is counted in neither.
-        let space_id = pool.call(|driver| driver.space_id()).await?;
-        let moment = engine.moment(&space_id);
-        let space = pool.call(|driver| driver.space()).await?;
+        let (share, target) = (request.share, request.new_size);
+        let ask = {
+            let engine = Arc::clone(engine);
+            move |driver: &dyn Driver| {
+                // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
+                let moment = engine.moment(&driver.space_id()?);
+                Ok((moment, driver.assess(share, target)?))
+            }
+        };
+        let (pool, (moment, assessment)) = engine.pools.find(share, ask).await?;
+        let current = assessment.observed.extendable()?.usable();
+        admission::check_size(&request, current)?;
+        let growth = assessment.growth?;
+        let space = assessment.space;
         let left = admission::left(&space, pool.reserve, pool.overcommit);
-        let promise = Promise { space: space_id, growth };
+        let promise = Promise { space: space.id, growth };
         engine.reserve(&promise, moment, left).map_err(|shortage| Refusal::PoolFull {
             pool: pool.name.clone(),
             free: shortage.free,

@@ -32,7 +32,7 @@ impl Service {
     pub async fn share(&self, share: ShareId) -> Result<ShareReport, Refusal> {
         // The jobs are asked first: a size that is read later is never older than the status says.
         let jobs = self.jobs_of(share);
-        let (pool, observed) = self.engine.pools.find(share).await?;
+        let (pool, observed) = self.engine.pools.find(share, move |driver| driver.observe(share)).await?;
         Ok(report(&pool, share, observed, jobs))
     }
 
@@ -76,7 +76,7 @@ impl Service {
                     let observed = Observed {
                         location: PathBuf::from(pool.driver.location()),
                         filesystem: "",
-                        size: None,
+                        sizes: None,
                         used: None,
                         problems: vec![problem],
                     };
@@ -200,14 +200,15 @@ struct Jobs {
 }
 
 fn report(pool: &Pool, share: ShareId, observed: Observed, jobs: Jobs) -> ShareReport {
+    let size = observed.size();
     let findings = observed.problems.into_iter().map(|problem| finding(&pool.name, Some(share), problem)).collect();
     ShareReport {
         share,
         pool: pool.name.clone(),
         driver: pool.driver.kind(),
+        size,
         location: observed.location,
         filesystem: observed.filesystem.to_owned(),
-        size: observed.size,
         used: observed.used,
         status: jobs.status,
         active_job: jobs.active,

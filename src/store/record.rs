@@ -68,8 +68,8 @@ struct StepOnDisk {
     name: String,
     #[prost(uint64, tag = "2")]
     started_at: u64,
-    #[prost(uint64, tag = "3")]
-    finished_at: u64,
+    #[prost(uint64, optional, tag = "3")]
+    finished_at: Option<u64>,
     #[prost(string, tag = "4")]
     detail: String,
 }
@@ -229,7 +229,7 @@ fn step_on_disk(step: &StepRecord) -> StepOnDisk {
     StepOnDisk {
         name: step.name.clone(),
         started_at: nanos(step.started_at),
-        finished_at: nanos(step.finished_at),
+        finished_at: step.finished_at.map(nanos),
         detail: step.detail.clone(),
     }
 }
@@ -238,7 +238,7 @@ fn step_from_disk(step: StepOnDisk) -> StepRecord {
     StepRecord {
         name: step.name,
         started_at: time(step.started_at),
-        finished_at: time(step.finished_at),
+        finished_at: step.finished_at.map(time),
         detail: step.detail,
     }
 }
@@ -272,7 +272,7 @@ pub mod tests {
             steps: vec![StepRecord {
                 name: "set_limit".to_owned(),
                 started_at: time(5),
-                finished_at: time(6),
+                finished_at: Some(time(6)),
                 detail: "1GiB -> 2GiB".to_owned(),
             }],
             error: Some(JobError {

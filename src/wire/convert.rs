@@ -119,7 +119,7 @@ pub fn job(job: &Job) -> proto::Job {
             .map(|step| proto::JobStep {
                 name: step.name.clone(),
                 started_at: time(step.started_at),
-                finished_at: time(step.finished_at),
+                finished_at: step.finished_at.and_then(time),
                 detail: step.detail.clone(),
             })
             .collect(),

@@ -20,7 +20,7 @@ use self::findings::Case;
 use self::places::{Places, Pool};
 pub use self::promises::Promises;
 use super::path_template::PathTemplate;
-use super::{Driver, DriverError, Observed, Outcome, Space, SpaceId, Step};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
 use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, Route};
@@ -75,15 +75,15 @@ impl ProjectQuota {
         let case = Case { location: &location, fd, kind, state, attributes, twin, quota };
         let problems = case.problems();
         let bounded = state.enforcement && attributes.inherits;
-        let size = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
+        let limit = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
         let used = quota.map(|quota| quota.used);
-        let observed = Observed { location, filesystem: kind.name(), size, used, problems };
+        let observed = Observed { location, filesystem: kind.name(), sizes: limit.map(Sizes::Limit), used, problems };
         Ok((pool, Share { directory, observed, quota }))
     }
 
     fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
         let (pool, found) = self.find(share)?;
-        found.observed.extendable_size()?;
+        found.observed.extendable()?;
         let location = &found.observed.location;
         let off = || Refusal::QuotaNotEnforced { location: location.clone(), problem: "it was just turned off".into() };
         let old = found.quota.ok_or_else(off)?;
@@ -142,6 +142,12 @@ impl Driver for ProjectQuota {
         Ok(self.find(share)?.1.observed)
     }
 
+    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
+        let observed = self.observe(share)?;
+        let growth = round_up(target).saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
+        Ok(Assessment { observed, growth: Ok(growth), space: self.space()? })
+    }
+
     fn space_id(&self) -> Result<SpaceId, DriverError> {
         Ok(self.places.open_pool()?.space_id())
     }
@@ -161,12 +167,20 @@ impl Driver for ProjectQuota {
         };
         let capacity = file_system::capacity(fd).map_err(system("measure", directory))?;
         let filesystem = kind_of(&pool)?.name();
-        Ok(Space { id: pool.space_id(), filesystem, total: capacity.total, free: capacity.free, promised })
+        Ok(Space {
+            id: pool.space_id(),
+            filesystem,
+            total: capacity.total,
+            free: capacity.free,
+            promised,
+            problems: Vec::new(),
+        })
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::SetLimit { to } => self.set_limit(share, to),
+            Step::GrowVolume { .. } | Step::GrowFilesystem { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 
@@ -175,9 +189,9 @@ impl Driver for ProjectQuota {
         let directory = self.places.template().directory();
         journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", directory))?;
         let observed = self.find(share)?.1.observed;
-        match observed.size {
+        match observed.size() {
             Some(size) => Ok(size),
-            None => Ok(observed.extendable_size()?),
+            None => Ok(observed.extendable()?.usable()),
         }
     }
 }
