@@ -16,7 +16,8 @@ use toml::de::DeTable;
 pub use problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use read::{At, Report, Section};
 
-use crate::driver::path_template::PathTemplate;
+use crate::driver::lvm::ThinPool;
+use crate::driver::path_template::{NameTemplate, PathTemplate};
 use crate::model::{Bytes, DriverKind, PoolName, ShareId};
 
 /// What growd is told at its start.
@@ -38,14 +39,37 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolConfig {
     pub name: PoolName,
-    pub driver: DriverKind,
-    pub path: PathTemplate,
+    pub backend: Backend,
     /// Space that is never promised to shares.
     pub reserve: Bytes,
     /// How much of the rest may be promised: 1.0 is all of it once.
     pub overcommit: f64,
-    /// Shares at places that the template does not give, in the order of the file.
-    pub shares: Vec<(ShareId, PathBuf)>,
+}
+
+/// Where the shares of a pool are. `shares` are those at places that the template does not give, in the order of the
+/// file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Backend {
+    ProjectQuota { path: PathTemplate, shares: Vec<(ShareId, PathBuf)> },
+    Lvm(LvmConfig),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LvmConfig {
+    pub volume_group: String,
+    pub volume: NameTemplate,
+    pub shares: Vec<(ShareId, String)>,
+    pub thin_pool: Option<ThinPool>,
+    pub allow_any_growth: bool,
+}
+
+impl Backend {
+    pub const fn driver(&self) -> DriverKind {
+        match self {
+            Self::ProjectQuota { .. } => DriverKind::ProjectQuota,
+            Self::Lvm(_) => DriverKind::Lvm,
+        }
+    }
 }
 
 impl Config {
@@ -79,8 +103,13 @@ impl Config {
     /// Directories that should be there and are not, as messages. A pool may be mounted later, so this is no error.
     pub fn missing_directories(&self) -> Vec<String> {
         let directories = self.pools.iter().flat_map(|pool| {
-            let shares = pool.shares.iter().map(|(_, path)| path.as_path());
-            [pool.path.directory()].into_iter().chain(shares).map(|path| (&pool.name, path))
+            let directories = match &pool.backend {
+                Backend::ProjectQuota { path, shares } => {
+                    [path.directory()].into_iter().chain(shares.iter().map(|(_, path)| path.as_path())).collect()
+                }
+                Backend::Lvm(_) => Vec::new(),
+            };
+            directories.into_iter().map(|path| (&pool.name, path))
         });
         directories
             .filter_map(|(pool, path)| {
@@ -131,38 +160,108 @@ impl Config {
 const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 const DEFAULT_JOBS: usize = 100_000;
 
+/// Per cent of a thin pool from which on nothing is extended: time is left to enlarge it before it is full.
+const DEFAULT_THIN_LIMIT: f64 = 90.0;
+
 /// A `[[pool]]` as far as it could be read.
 struct PoolEntry {
     name: Option<At<PoolName>>,
     driver: Option<At<DriverKind>>,
+    /// Where the driver's shares are directories or files.
     path: Option<At<PathTemplate>>,
+    /// Where they are logical volumes.
+    volumes: Option<Volumes>,
     reserve: Option<Bytes>,
     overcommit: Option<f64>,
+    allow_any_growth: Option<bool>,
+}
+
+struct Volumes {
+    group: Option<At<String>>,
+    template: Option<At<NameTemplate>>,
+    thin_pool: Option<String>,
+    max_data: Option<f64>,
+    max_metadata: Option<f64>,
 }
 
 impl PoolEntry {
     fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
+        let driver = section.required("driver", read::driver, report);
+        let kind = driver.as_ref().map(|driver| driver.value);
+        if let Some(kind) = kind {
+            section.only_for(kind, &keys_of(kind), report);
+        }
+        let volumes = (kind == Some(DriverKind::Lvm)).then(|| Volumes::read(section, report));
         Self {
             name: section.required("name", read::parsed, report),
-            driver: section.required("driver", read::driver, report),
-            path: section.required("path", read::parsed, report),
+            path: match kind {
+                Some(DriverKind::Lvm) | None => None,
+                Some(_) => section.required("path", read::parsed, report),
+            },
+            driver,
+            volumes,
             reserve: section.optional("reserve", Bytes::ZERO, read::parsed, report),
             overcommit: section.optional("overcommit", 1.0, read::overcommit, report),
+            allow_any_growth: section.optional("allow_any_growth", false, read::boolean, report),
         }
     }
 
     fn into_config(self, shares: &[ShareEntry]) -> Option<PoolConfig> {
         let name = self.name?.value;
         let own = shares.iter().filter(|share| share.pool.as_ref().is_some_and(|pool| pool.value == name));
-        let shares = own.filter_map(|share| Some((share.id.as_ref()?.value, share.path.as_ref()?.value.clone())));
-        Some(PoolConfig {
-            shares: shares.collect(),
-            driver: self.driver?.value,
-            path: self.path?.value,
-            reserve: self.reserve?,
-            overcommit: self.overcommit?,
-            name,
-        })
+        let backend = match self.driver?.value {
+            DriverKind::ProjectQuota => Backend::ProjectQuota {
+                path: self.path?.value,
+                shares: own
+                    .filter_map(|share| Some((share.id.as_ref()?.value, share.path.as_ref()?.value.clone())))
+                    .collect(),
+            },
+            DriverKind::Lvm => {
+                let volumes = self.volumes?;
+                let (max_data, max_metadata) = (volumes.max_data?, volumes.max_metadata?);
+                Backend::Lvm(LvmConfig {
+                    volume_group: volumes.group?.value,
+                    volume: volumes.template?.value,
+                    shares: own
+                        .filter_map(|share| Some((share.id.as_ref()?.value, share.volume.as_ref()?.value.clone())))
+                        .collect(),
+                    thin_pool: volumes.thin_pool.map(|name| ThinPool { name, max_data, max_metadata }),
+                    allow_any_growth: self.allow_any_growth?,
+                })
+            }
+        };
+        Some(PoolConfig { backend, reserve: self.reserve?, overcommit: self.overcommit?, name })
+    }
+}
+
+impl Volumes {
+    fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
+        let mut limit = |key| section.optional(key, DEFAULT_THIN_LIMIT, read::percent, report);
+        let (max_data, max_metadata) = (limit("max_data_percent"), limit("max_metadata_percent"));
+        let thin_pool = section.optional("thin_pool", None, |value| read::lvm_name(value).map(Some), report);
+        Self {
+            group: section.required("volume_group", read::lvm_name, report),
+            template: section.required("volume", read::parsed, report),
+            thin_pool: thin_pool.flatten(),
+            max_data,
+            max_metadata,
+        }
+    }
+}
+
+/// The keys of `[[pool]]` that a driver has besides those of all.
+fn keys_of(driver: DriverKind) -> Vec<&'static str> {
+    match driver {
+        DriverKind::ProjectQuota => vec!["path", "overcommit"],
+        DriverKind::Lvm => vec![
+            "volume_group",
+            "volume",
+            "thin_pool",
+            "max_data_percent",
+            "max_metadata_percent",
+            "overcommit",
+            "allow_any_growth",
+        ],
     }
 }
 
@@ -170,7 +269,9 @@ impl PoolEntry {
 struct ShareEntry {
     id: Option<At<ShareId>>,
     pool: Option<At<PoolName>>,
+    /// One of the two, as the pool's driver has it.
     path: Option<At<PathBuf>>,
+    volume: Option<At<String>>,
 }
 
 impl ShareEntry {
@@ -178,7 +279,8 @@ impl ShareEntry {
         Self {
             id: section.required("id", read::parsed, report),
             pool: section.required("pool", read::parsed, report),
-            path: section.required("path", read::path, report),
+            path: section.found("path", read::path, report),
+            volume: section.found("volume", read::lvm_name, report),
         }
     }
 }

@@ -44,6 +44,12 @@ pub enum Problem {
     UnknownKey { key: String, place: Place, hint: Hint },
     #[error("{place} has no {key:?}")]
     MissingKey { key: &'static str, place: Place },
+    #[error("driver {driver} has no key {key:?}")]
+    OtherDriversKey { key: String, driver: DriverKind },
+    #[error("overcommit: a thick volume takes its whole size, so only 1 is possible without thin_pool")]
+    ThickOvercommit,
+    #[error("volume: {mine} and {theirs} of line {line} can be the same volume of {group}")]
+    VolumesMeet { mine: String, theirs: String, group: String, line: usize },
     #[error("{key}: {problem}")]
     Value { key: &'static str, problem: ValueProblem },
     #[error("no [[pool]]: there is nothing to serve")]
@@ -88,6 +94,8 @@ pub enum ValueProblem {
     Listen { text: String },
     #[error("{text:?} is longer than the {most} bytes that the path of a socket may have")]
     SocketPath { text: String, most: usize },
+    #[error("{text:?} is not a name of LVM's: {problem}")]
+    LvmName { text: String, problem: &'static str },
     #[error("must be above zero")]
     NotAboveZero,
     #[error("{given} is above {most}, the largest number here")]
@@ -110,10 +118,34 @@ impl Place {
         match self {
             Self::Top => &["listen", "state_dir", "max_active_jobs", "retention", "pool", "share"],
             Self::Retention => &["age", "jobs"],
-            Self::Pool => &["name", "driver", "path", "reserve", "overcommit"],
-            Self::Share => &["id", "pool", "path"],
+            Self::Pool => &[
+                "name",
+                "driver",
+                "path",
+                "volume_group",
+                "volume",
+                "thin_pool",
+                "max_data_percent",
+                "max_metadata_percent",
+                "reserve",
+                "overcommit",
+                "allow_any_growth",
+            ],
+            Self::Share => &["id", "pool", "path", "volume"],
         }
     }
+
+    /// The keys of `[[pool]]` that not every driver has.
+    pub(super) const DRIVER_KEYS: &'static [&'static str] = &[
+        "path",
+        "volume_group",
+        "volume",
+        "thin_pool",
+        "max_data_percent",
+        "max_metadata_percent",
+        "overcommit",
+        "allow_any_growth",
+    ];
 }
 
 impl fmt::Display for Place {

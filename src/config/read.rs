@@ -11,12 +11,13 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
-use crate::driver::path_template::plain_path;
+use crate::driver::path_template::{check_lvm_name, plain_path};
 use crate::model::DriverKind;
 
 /// `sun_path` has 108 bytes, the last of which is zero.
 const SOCKET_PATH_MOST: usize = 107;
 const OVERCOMMIT: (f64, f64) = (0.1, 1000.0);
+const PERCENT: (f64, f64) = (1.0, 100.0);
 
 /// A value and where it starts in the text.
 #[derive(Clone, Debug)]
@@ -104,6 +105,25 @@ impl<'d, 't> Section<'d, 't> {
         match self.table.get(key) {
             Some(value) => value_of(key, value, read, report).map(|at| at.value),
             None => Some(default),
+        }
+    }
+
+    /// `None` when the key is missing, or when its value is wrong, which is reported.
+    pub fn found<T>(&self, key: &'static str, read: Read<T>, report: &mut Report<'_>) -> Option<At<T>> {
+        value_of(key, self.table.get(key)?, read, report)
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.table.get(key).is_some()
+    }
+
+    /// Reports the keys that only other drivers have.
+    pub fn only_for(&self, driver: DriverKind, own: &[&str], report: &mut Report<'_>) {
+        for key in self.table.keys() {
+            let name: &str = key.get_ref();
+            if Place::DRIVER_KEYS.contains(&name) && !own.contains(&name) {
+                report.add(key.span().start, Problem::OtherDriversKey { key: name.to_owned(), driver });
+            }
         }
     }
 
@@ -217,7 +237,26 @@ pub fn count(value: &DeValue<'_>) -> Result<usize, ValueProblem> {
     }
 }
 
+pub fn boolean(value: &DeValue<'_>) -> Result<bool, ValueProblem> {
+    value.as_bool().ok_or(ValueProblem::Type { expected: "true or false", found: value.type_str() })
+}
+
+/// The name of a volume group or of a logical volume.
+pub fn lvm_name(value: &DeValue<'_>) -> Result<String, ValueProblem> {
+    let text = text(value)?;
+    let problem = |problem| ValueProblem::LvmName { text: text.to_owned(), problem };
+    check_lvm_name(text).map(|()| text.to_owned()).map_err(problem)
+}
+
+pub fn percent(value: &DeValue<'_>) -> Result<f64, ValueProblem> {
+    ratio(value, PERCENT)
+}
+
 pub fn overcommit(value: &DeValue<'_>) -> Result<f64, ValueProblem> {
+    ratio(value, OVERCOMMIT)
+}
+
+fn ratio(value: &DeValue<'_>, (least, most): (f64, f64)) -> Result<f64, ValueProblem> {
     // A whole number is a ratio too.
     let number = match value {
         DeValue::Float(float) => float.as_str(),
@@ -225,7 +264,6 @@ pub fn overcommit(value: &DeValue<'_>) -> Result<f64, ValueProblem> {
         _ => return Err(ValueProblem::Type { expected: "a number", found: value.type_str() }),
     };
     let given = number.parse().unwrap_or(f64::NAN);
-    let (least, most) = OVERCOMMIT;
     // Refuses NaN as well.
     if (least..=most).contains(&given) { Ok(given) } else { Err(ValueProblem::Ratio { given, least, most }) }
 }

@@ -8,6 +8,8 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
+use uuid::Uuid;
+
 use crate::model::ShareId;
 
 const PLACEHOLDER: &str = "{share_id}";
@@ -16,8 +18,7 @@ const PLACEHOLDER: &str = "{share_id}";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathTemplate {
     directory: PathBuf,
-    prefix: String,
-    suffix: String,
+    name: NameTemplate,
     /// What follows the component with the id; empty when nothing does.
     tail: PathBuf,
 }
@@ -47,6 +48,8 @@ pub enum TemplateError {
     /// Braces are kept for placeholders, so that a misspelt one is not taken for a directory's name.
     #[error("{text:?} contains a brace outside of {PLACEHOLDER}, the only placeholder there is")]
     UnknownPlaceholder { text: String },
+    #[error("{text:?} is not the name of a logical volume: {problem}")]
+    Name { text: String, problem: &'static str },
 }
 
 /// Checks that a path is absolute and has no other spelling.
@@ -81,18 +84,15 @@ impl PathTemplate {
 
     /// The share's place below [`Self::directory`].
     pub fn relative_of(&self, share: ShareId) -> PathBuf {
-        let mut relative = PathBuf::from(format!("{}{share}{}", self.prefix, self.suffix));
+        let mut relative = PathBuf::from(self.name.name_of(share));
         // Joining an empty path would add a slash.
         relative.extend(&self.tail);
         relative
     }
 
     /// The share that an entry of [`Self::directory`] belongs to, `None` for a stranger.
-    ///
-    /// An id in upper case is a stranger: the share's place is spelt in lower case, and is another directory.
     pub fn share_of(&self, entry_name: &OsStr) -> Option<ShareId> {
-        let id = entry_name.to_str()?.strip_prefix(&self.prefix)?.strip_suffix(&self.suffix)?;
-        id.parse().ok().filter(|share: &ShareId| share.to_string() == id)
+        self.name.share_of(entry_name.to_str()?)
     }
 
     /// Whether a share of this template and one of the other could be at the same place, or one inside the other.
@@ -102,7 +102,7 @@ impl PathTemplate {
             (Part::Share, Part::Fixed(name)) => self.share_of(name).is_some(),
             (Part::Fixed(name), Part::Share) => other.share_of(name).is_some(),
             // Ids are of one length, so two patterns give the same names when they are the same.
-            (Part::Share, Part::Share) => self.prefix == other.prefix && self.suffix == other.suffix,
+            (Part::Share, Part::Share) => self.name == other.name,
         })
     }
 
@@ -137,21 +137,12 @@ impl FromStr for PathTemplate {
 
     fn from_str(text: &str) -> Result<Self, TemplateError> {
         plain_path(text)?;
-        let Some((before, after)) = text.split_once(PLACEHOLDER) else {
-            return Err(TemplateError::NoShareId { text: text.to_owned() });
-        };
-        if after.contains(PLACEHOLDER) {
-            return Err(TemplateError::ManyShareIds { text: text.to_owned() });
-        }
-        if before.contains(['{', '}']) || after.contains(['{', '}']) {
-            return Err(TemplateError::UnknownPlaceholder { text: text.to_owned() });
-        }
+        let (before, after) = around_share_id(text)?;
         let (directory, prefix) = before.rsplit_once('/').unwrap_or(("", before));
         let (suffix, tail) = after.split_once('/').unwrap_or((after, ""));
         Ok(Self {
             directory: Path::new("/").join(directory),
-            prefix: prefix.to_owned(),
-            suffix: suffix.to_owned(),
+            name: NameTemplate { prefix: prefix.to_owned(), suffix: suffix.to_owned() },
             tail: PathBuf::from(tail),
         })
     }
@@ -159,10 +150,79 @@ impl FromStr for PathTemplate {
 
 impl fmt::Display for PathTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut path = self.directory.join(format!("{}{PLACEHOLDER}{}", self.prefix, self.suffix));
+        let mut path = self.directory.join(self.name.to_string());
         path.extend(&self.tail);
         f.pad(&path.to_string_lossy())
     }
+}
+
+/// A name that holds `{share_id}`: that of a directory, or `share-{share_id}` for logical volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameTemplate {
+    prefix: String,
+    suffix: String,
+}
+
+impl NameTemplate {
+    pub fn name_of(&self, share: ShareId) -> String {
+        format!("{}{share}{}", self.prefix, self.suffix)
+    }
+
+    /// The share that a name belongs to, `None` for a stranger.
+    ///
+    /// An id in upper case is a stranger: the share's name is spelt in lower case, and is another name.
+    pub fn share_of(&self, name: &str) -> Option<ShareId> {
+        let id = name.strip_prefix(&self.prefix)?.strip_suffix(&self.suffix)?;
+        id.parse().ok().filter(|share: &ShareId| share.to_string() == id)
+    }
+}
+
+impl FromStr for NameTemplate {
+    type Err = TemplateError;
+
+    fn from_str(text: &str) -> Result<Self, TemplateError> {
+        let (prefix, suffix) = around_share_id(text)?;
+        check_lvm_name(&format!("{prefix}{}{suffix}", Uuid::nil()))
+            .map_err(|problem| TemplateError::Name { text: text.to_owned(), problem })?;
+        Ok(Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
+    }
+}
+
+impl fmt::Display for NameTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}{PLACEHOLDER}{}", self.prefix, self.suffix))
+    }
+}
+
+/// Checks a name as lvm(8) has it under "Valid names", for volume groups and logical volumes.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_lvm_name(name: &str) -> Result<(), &'static str> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
+    if name.is_empty() || name == "." || name == ".." {
+        return Err("it must not be empty, \".\" or \"..\"");
+    }
+    if name.starts_with('-') {
+        return Err("it must not start with \"-\"");
+    }
+    if !name.chars().all(allowed) {
+        return Err("it may hold letters, digits and + _ . - only");
+    }
+    if name.len() > 127 { Err("it is longer than 127 characters") } else { Ok(()) }
+}
+
+/// What comes before the placeholder and behind it.
+fn around_share_id(text: &str) -> Result<(&str, &str), TemplateError> {
+    let (before, after) =
+        text.split_once(PLACEHOLDER).ok_or_else(|| TemplateError::NoShareId { text: text.to_owned() })?;
+    if after.contains(PLACEHOLDER) {
+        return Err(TemplateError::ManyShareIds { text: text.to_owned() });
+    }
+    if before.contains(['{', '}']) || after.contains(['{', '}']) {
+        return Err(TemplateError::UnknownPlaceholder { text: text.to_owned() });
+    }
+    Ok((before, after))
 }
 
 #[cfg(test)]
@@ -251,6 +311,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn never_panics_and_prints_what_it_read_of_names(text in "[{}a-z_.]{0,6}(\\{share_id\\})?[{}a-z_.]{0,6}") {
+            if let Ok(template) = text.parse::<NameTemplate>() {
+                prop_assert_eq!(template.to_string(), text);
+            }
+        }
+
         #[test]
         fn never_panics_and_prints_what_it_read(text in "/?[{}a-z_./]{0,12}(\\{share_id\\})?[{}a-z_./]{0,12}") {
             if let Ok(template) = text.parse::<PathTemplate>() {

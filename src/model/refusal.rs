@@ -43,6 +43,8 @@ reasons! {
     NoProjectId = "NO_PROJECT_ID",
     ProjectIdShared = "PROJECT_ID_SHARED",
     Unlimited = "UNLIMITED",
+    ThinPoolCritical = "THIN_POOL_CRITICAL",
+    HasSnapshot = "HAS_SNAPSHOT",
     PoolFull = "POOL_FULL",
     QueueFull = "QUEUE_FULL",
     /// The job can no longer be cancelled.
@@ -54,6 +56,10 @@ reasons! {
     SoftLimitFirst = "SOFT_LIMIT_FIRST",
     /// Finding only: the limits of the pool add up to more than it may promise.
     PoolOvercommitted = "POOL_OVERCOMMITTED",
+    /// Finding only: the file system is smaller than its volume; an extend to the volume's size finishes it.
+    HalfGrown = "HALF_GROWN",
+    /// Finding only: a step of a job, or a pool, has not answered for long.
+    Stuck = "STUCK",
     Internal = "INTERNAL",
 }
 
@@ -64,6 +70,8 @@ impl Reason {
             self,
             Self::ShareBusy
                 | Self::NotMounted
+                | Self::ThinPoolCritical
+                | Self::HasSnapshot
                 | Self::PoolFull
                 | Self::QueueFull
                 | Self::Draining
@@ -112,6 +120,19 @@ pub enum Refusal {
     ProjectIdShared { location: PathBuf, project_id: u32, other: PathBuf },
     #[error("{} has no hard limit (project id {project_id}): there is nothing to extend", location.display())]
     Unlimited { location: PathBuf, project_id: u32 },
+    #[error(
+        "thin pool {thin_pool} is too full to promise more: data {data_percent} % (from {max_data_percent} % on \
+         nothing is extended), metadata {metadata_percent} % (from {max_metadata_percent} % on)"
+    )]
+    ThinPoolCritical {
+        thin_pool: String,
+        data_percent: String,
+        metadata_percent: String,
+        max_data_percent: String,
+        max_metadata_percent: String,
+    },
+    #[error("{} has thick snapshots, and LVM does not extend a volume under them", location.display())]
+    HasSnapshot { location: PathBuf },
     #[error("pool {pool} cannot give {asked}: {free} can still be promised, {reserved} of its space is reserved")]
     PoolFull { pool: PoolName, free: Bytes, reserved: Bytes, asked: Bytes },
     #[error("{active} jobs are active, which is the configured most; try again in {} s", retry_after.as_secs())]
@@ -145,6 +166,8 @@ impl Refusal {
             Self::NoProjectId { .. } => Reason::NoProjectId,
             Self::ProjectIdShared { .. } => Reason::ProjectIdShared,
             Self::Unlimited { .. } => Reason::Unlimited,
+            Self::ThinPoolCritical { .. } => Reason::ThinPoolCritical,
+            Self::HasSnapshot { .. } => Reason::HasSnapshot,
             Self::PoolFull { .. } => Reason::PoolFull,
             Self::QueueFull { .. } => Reason::QueueFull,
             Self::JobNotQueued { .. } => Reason::JobNotQueued,
@@ -178,7 +201,9 @@ impl Refusal {
                 ("expected_current_size_bytes", bytes(expected)),
             ],
             Self::NotMounted { pool, .. } => vec![("pool", pool.to_string())],
-            Self::QuotaNotEnforced { location, .. } | Self::NoProjectId { location, .. } => {
+            Self::QuotaNotEnforced { location, .. }
+            | Self::NoProjectId { location, .. }
+            | Self::HasSnapshot { location } => {
                 vec![("location", location.display().to_string())]
             }
             Self::ProjectIdShared { location, project_id, other } => vec![
@@ -189,6 +214,19 @@ impl Refusal {
             Self::Unlimited { location, project_id } => {
                 vec![("location", location.display().to_string()), ("quota_project_id", project_id.to_string())]
             }
+            Self::ThinPoolCritical {
+                thin_pool,
+                data_percent,
+                metadata_percent,
+                max_data_percent,
+                max_metadata_percent,
+            } => vec![
+                ("thin_pool", thin_pool.clone()),
+                ("data_percent", data_percent.clone()),
+                ("metadata_percent", metadata_percent.clone()),
+                ("max_data_percent", max_data_percent.clone()),
+                ("max_metadata_percent", max_metadata_percent.clone()),
+            ],
             Self::PoolFull { pool, free, reserved, asked } => vec![
                 ("pool", pool.to_string()),
                 ("free_bytes", bytes(free)),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
@@ -13,14 +14,17 @@ use super::{Bytes, JobId, PoolName, Reason, ShareId};
 pub enum DriverKind {
     /// A directory with a project quota, on XFS or ext4.
     ProjectQuota,
+    /// A logical volume, thick or thin, with or without a file system on it.
+    Lvm,
 }
 
 impl DriverKind {
-    pub const ALL: [Self; 1] = [Self::ProjectQuota];
+    pub const ALL: [Self; 2] = [Self::ProjectQuota, Self::Lvm];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ProjectQuota => "project-quota",
+            Self::Lvm => "lvm",
         }
     }
 }
@@ -84,4 +88,17 @@ pub struct Finding {
     pub message: String,
     /// What heals it: a command where there is one.
     pub remedy: String,
+}
+
+/// A command that was given to a tool of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandRecord {
+    pub command: String,
+    pub started_at: SystemTime,
+    /// `None` while it runs.
+    pub took: Option<Duration>,
+    /// How it ended, in a few words.
+    pub outcome: String,
+    /// The end of what it printed.
+    pub output: String,
 }

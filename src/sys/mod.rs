@@ -6,6 +6,7 @@
 pub mod file_system;
 pub mod fsxattr;
 pub mod journal;
+pub mod lvm_shell;
 pub mod mountinfo;
 pub mod open_beneath;
 pub mod quotactl;

@@ -25,6 +25,10 @@ const fn codes(reason: Reason) -> (Code, u16) {
         | Reason::Unlimited
         | Reason::SoftLimitFirst
         | Reason::PoolOvercommitted
+        | Reason::ThinPoolCritical
+        | Reason::HasSnapshot
+        | Reason::HalfGrown
+        | Reason::Stuck
         | Reason::JobNotQueued => (Code::FailedPrecondition, 409),
         Reason::PoolFull => (Code::ResourceExhausted, 409),
         Reason::QueueFull | Reason::Draining | Reason::StoreUnavailable => (Code::Unavailable, 503),

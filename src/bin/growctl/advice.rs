@@ -42,6 +42,14 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
             "give the directory a project id of its own; `growctl doctor` names the command".to_owned()
         }
         Reason::Unlimited => "set a first hard limit; `growctl doctor` names the command".to_owned(),
+        Reason::ThinPoolCritical => {
+            "enlarge the thin pool or free space in it; `growctl doctor` names the command".to_owned()
+        }
+        Reason::HasSnapshot => "remove the snapshots of the volume; `growctl doctor` names the command".to_owned(),
+        Reason::HalfGrown => {
+            "extend the share to the size of its volume; `growctl doctor` names the command".to_owned()
+        }
+        Reason::Stuck => "look what the node waits for: `growctl doctor`, `dmesg`, `ps -eo pid,stat,wchan,cmd`".to_owned(),
         Reason::PoolFull => "ask for less, or free or add space; `growctl pools` shows what can be given".to_owned(),
         Reason::QueueFull => match metadata.get(RETRY_AFTER_SECONDS) {
             Some(seconds) => format!("try again in {seconds} s; `growctl jobs --state queued` shows what waits"),

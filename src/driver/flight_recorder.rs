@@ -1,0 +1,105 @@
+//! The last commands that growd gave to tools of the host, for whoever has to find out what went wrong.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use crate::model::CommandRecord;
+
+/// Commands that are kept.
+const KEPT: usize = 64;
+/// Bytes of a command's output that are kept: its end.
+const MOST_OUTPUT: usize = 2 << 10;
+
+#[derive(Default)]
+pub struct FlightRecorder {
+    commands: Mutex<Commands>,
+}
+
+#[derive(Default)]
+struct Commands {
+    begun: u64,
+    last: VecDeque<Entry>,
+}
+
+struct Entry {
+    number: u64,
+    begun: Instant,
+    record: CommandRecord,
+}
+
+/// A command at work. [`FlightRecorder::ended`] must follow.
+pub struct Recording {
+    number: u64,
+}
+
+impl FlightRecorder {
+    pub fn began(&self, command: &str) -> Recording {
+        let mut commands = self.lock();
+        commands.begun += 1;
+        let number = commands.begun;
+        if commands.last.len() == KEPT {
+            commands.last.pop_front();
+        }
+        let record = CommandRecord {
+            command: command.to_owned(),
+            started_at: SystemTime::now(),
+            took: None,
+            outcome: String::new(),
+            output: String::new(),
+        };
+        commands.last.push_back(Entry { number, begun: Instant::now(), record });
+        Recording { number }
+    }
+
+    pub fn ended(&self, recording: &Recording, outcome: &str, output: &str) {
+        let mut commands = self.lock();
+        let entry = commands.last.iter_mut().find(|entry| entry.number == recording.number);
+        if let Some(entry) = entry {
+            entry.record.took = Some(entry.begun.elapsed());
+            outcome.clone_into(&mut entry.record.outcome);
+            tail(output).clone_into(&mut entry.record.output);
+        }
+    }
+
+    /// The oldest first.
+    pub fn commands(&self) -> Vec<CommandRecord> {
+        self.lock().last.iter().map(|entry| entry.record.clone()).collect()
+    }
+
+    /// A panic while it was locked left whole entries.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Commands> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tail(output: &str) -> &str {
+    let output = output.trim_end();
+    let mut from = output.len().saturating_sub(MOST_OUTPUT);
+    while !output.is_char_boundary(from) {
+        from += 1;
+    }
+    &output[from..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_last_ones_and_their_ends() {
+        let recorder = FlightRecorder::default();
+        let stuck = recorder.began("lvextend stuck");
+        assert_eq!(recorder.commands()[0].took, None);
+        for number in 0..KEPT {
+            let recording = recorder.began(&format!("lvs {number}"));
+            recorder.ended(&recording, "done", &"é".repeat(2000));
+        }
+        let commands = recorder.commands();
+        assert_eq!((commands.len(), commands[0].command.as_str()), (KEPT, "lvs 0"));
+        assert!(commands.iter().all(|command| command.took.is_some() && command.output.len() <= MOST_OUTPUT));
+        // Its entry has gone meanwhile.
+        recorder.ended(&stuck, "done", "");
+        assert_eq!(recorder.commands(), commands);
+    }
+}

@@ -1,0 +1,102 @@
+//! What can be wrong with a share's volume, in words, each with the commands that heal it.
+//!
+//! The order matters: the first blocking problem is what an extend is refused with.
+
+use std::path::Path;
+
+use super::Lvm;
+use super::volume::Volume;
+use crate::driver::{DriverError, Problem, Sizes};
+use crate::model::{Reason, Refusal, ShareId};
+
+impl Lvm {
+    /// What LVM's own report says against growing the volume.
+    pub(super) fn problems(&self, volume: &Volume, thin_pool: Option<&Volume>) -> Vec<Problem> {
+        let group = self.group.name();
+        let place = format!("{group}/{}", volume.name);
+        let mut problems = Vec::new();
+        let mut block = |refusal, remedy| problems.push(Problem::blocking(refusal, remedy));
+
+        if volume.group.is_partial {
+            let problem = format!("volume group {group} lacks a physical volume, and LVM changes nothing in it until then");
+            block(self.not_mounted(problem), format!("vgs -o +devices {group}, and bring the missing device back"));
+        }
+        if volume.is_suspended {
+            let problem = format!("logical volume {place} is suspended: whatever reads or writes it waits");
+            block(self.not_mounted(problem), format!("dmsetup resume {}", super::volume::node(group, &volume.name).display()));
+        } else if !volume.is_active {
+            let problem = format!("logical volume {place} is not active");
+            block(self.not_mounted(problem), format!("lvchange -ay {place}, and mount it"));
+        }
+        if volume.has_role("thickorigin") {
+            let remedy = format!("remove its snapshots: lvs -S 'origin={}' {group}, then lvremove", volume.name);
+            block(Refusal::HasSnapshot { location: place.clone().into() }, remedy);
+        }
+        if volume.rounding.is_none() || volume.has_role("thicksnapshot") {
+            let what = self.unsupported_what(volume);
+            block(Refusal::Unsupported { what }, "move the share to another volume".to_owned());
+        }
+        if let Some(thin) = &self.thin {
+            if volume.thin_pool.as_deref() != Some(&thin.name) {
+                let problem = format!("{place} is not in the thin pool {}", thin.name);
+                let remedy = "set thin_pool of the pool in growd.toml to the one that it is in".to_owned();
+                block(Refusal::Unsupported { what: problem }, remedy);
+            }
+        } else if let Some(pool) = &volume.thin_pool {
+            let what = format!("{place}, which is thin, in a pool of thick volumes");
+            block(Refusal::Unsupported { what }, format!("add thin_pool = {pool:?} to the pool in growd.toml"));
+        }
+        problems.extend(thin_pool.and_then(|thin_pool| self.critical(thin_pool)));
+        problems
+    }
+
+    /// A thin pool that is nearly full: what is written into it may be lost, so nothing more is promised.
+    pub(super) fn critical(&self, thin_pool: &Volume) -> Option<Problem> {
+        let thin = self.thin.as_ref()?;
+        let over = |percent: Option<f64>, most| percent.is_some_and(|percent| percent >= most);
+        if !over(thin_pool.data_percent, thin.max_data) && !over(thin_pool.metadata_percent, thin.max_metadata) {
+            return None;
+        }
+        let percent = |percent: Option<f64>| percent.map_or_else(|| "?".to_owned(), |percent| percent.to_string());
+        let place = format!("{}/{}", self.group.name(), thin_pool.name);
+        let refusal = Refusal::ThinPoolCritical {
+            thin_pool: place.clone(),
+            data_percent: percent(thin_pool.data_percent),
+            metadata_percent: percent(thin_pool.metadata_percent),
+            max_data_percent: thin.max_data.to_string(),
+            max_metadata_percent: thin.max_metadata.to_string(),
+        };
+        let remedy = format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata");
+        Some(Problem::blocking(refusal, remedy))
+    }
+
+    /// What the file system's side refuses, with what heals it.
+    pub(super) fn unusable(&self, refusal: Refusal, location: &Path) -> Problem {
+        let remedy = match &refusal {
+            Refusal::NotMounted { .. } => format!("mount {}", location.display()),
+            _ => format!("lsblk {} shows what holds it", location.display()),
+        };
+        Problem::blocking(refusal, remedy)
+    }
+
+    /// A crash, or somebody's lvextend, left the file system smaller than its volume.
+    pub(super) fn half_grown(&self, share: ShareId, location: &Path, sizes: Sizes) -> Option<Problem> {
+        let Sizes::Volume { room, filesystem: Some(filesystem) } = sizes else { return None };
+        (filesystem < room).then(|| {
+            let message = format!(
+                "the file system on {} has {filesystem} where its volume holds one of {room}",
+                location.display()
+            );
+            Problem::warning(Reason::HalfGrown, message, format!("growctl extend {share} {}B --wait", room.get()))
+        })
+    }
+
+    pub(super) fn unsupported_what(&self, volume: &Volume) -> String {
+        let kind = if volume.has_role("thicksnapshot") { "thick snapshot" } else { &volume.segment_type };
+        format!("a logical volume of type {kind} ({}/{})", self.group.name(), volume.name)
+    }
+
+    pub(super) fn unsupported(&self, volume: &Volume) -> DriverError {
+        Refusal::Unsupported { what: self.unsupported_what(volume) }.into()
+    }
+}

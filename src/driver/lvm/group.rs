@@ -1,0 +1,121 @@
+//! One volume group, and the two shells of lvm through which it is asked and changed.
+//!
+//! Questions have a time limit and do not wait for LVM's locks, so that a change that is stuck hides nothing. A change
+//! has no limit and is never killed; the next one of the same group waits for it, those of other groups do not.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::report::{self, Row};
+use crate::driver::flight_recorder::FlightRecorder;
+use crate::model::{PoolName, Refusal};
+use crate::sys::lvm_shell::{Dying, Output, Shell, ShellError};
+
+/// Much longer than a report of a large group takes.
+const QUESTION_LIMIT: Duration = Duration::from_secs(30);
+
+pub struct VolumeGroup {
+    name: String,
+    /// `None` where lvm is not installed.
+    program: Option<PathBuf>,
+    recorder: Arc<FlightRecorder>,
+    questions: Mutex<Line>,
+    changes: Mutex<Line>,
+}
+
+/// A shell that is started when it is needed.
+#[derive(Default)]
+struct Line {
+    shell: Option<Shell>,
+    /// One that was given up and may still be there.
+    dying: Option<Dying>,
+}
+
+impl VolumeGroup {
+    pub fn new(name: String, program: Option<PathBuf>, recorder: Arc<FlightRecorder>) -> Self {
+        Self { name, program, recorder, questions: Mutex::default(), changes: Mutex::default() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The rows of a report, and the words that came with them.
+    ///
+    /// # Errors
+    /// NOT_MOUNTED without lvm; INTERNAL when it gives no answer in time.
+    pub fn ask(&self, pool: &PoolName, command: &str) -> Result<(Vec<Row>, String), Refusal> {
+        let mut line = lock(&self.questions);
+        // One that is stuck in the kernel would only be joined by the next, until the node is full of them.
+        if let Some(dying) = line.dying.as_mut().filter(|dying| dying.is_alive()) {
+            let problem = format!("lvm did not answer before, and its process {} is still stuck", dying.pid());
+            return Err(Refusal::Internal { problem });
+        }
+        match self.run(&mut line, pool, command, Some(QUESTION_LIMIT))? {
+            Ok(Output { truncated: true, .. }) => {
+                let problem = format!("{command}: lvm printed more than a report can have");
+                Err(Refusal::Internal { problem })
+            }
+            Ok(output) => Ok((report::rows(&output.text), report::messages(&output.text))),
+            Err(error) => Err(Refusal::Internal { problem: format!("{command}: {error}") }),
+        }
+    }
+
+    /// Runs a command that changes something to its end, however long it takes. What it says is for people: whether
+    /// anything was changed is a question for the kernel.
+    ///
+    /// # Errors
+    /// NOT_MOUNTED without lvm, when nothing was changed.
+    pub fn change(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
+        let mut line = lock(&self.changes);
+        Ok(match self.run(&mut line, pool, command, None)? {
+            Ok(output) => report::messages(&output.text),
+            Err(error) => error.to_string(),
+        })
+    }
+
+    fn run(
+        &self,
+        line: &mut Line,
+        pool: &PoolName,
+        command: &str,
+        limit: Option<Duration>,
+    ) -> Result<Result<Output, ShellError>, Refusal> {
+        let not_installed =
+            || Refusal::NotMounted { pool: pool.clone(), problem: "lvm is not installed on this node".to_owned() };
+        let program = self.program.as_deref().ok_or_else(not_installed)?;
+        let recording = self.recorder.began(command);
+        let answer = converse(line, program, command, limit);
+        match &answer {
+            Ok(output) => self.recorder.ended(&recording, "done", &report::messages(&output.text)),
+            Err(error) => self.recorder.ended(&recording, &error.to_string(), ""),
+        }
+        Ok(answer)
+    }
+}
+
+fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Duration>) -> Result<Output, ShellError> {
+    let mut shell = match line.shell.take() {
+        Some(mut shell) if !shell.has_ended() => shell,
+        _ => Shell::start(program)?,
+    };
+    let answer = shell.run(command, limit);
+    match &answer {
+        Ok(_) => line.shell = Some(shell),
+        Err(_) => line.dying = Some(if limit.is_some() { shell.kill() } else { shell.leave() }),
+    }
+    answer
+}
+
+/// The absolute path of lvm, from PATH or where administrators' tools are.
+pub fn find_lvm() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(usual).map(|folder| folder.join("lvm")).find(|file| file.is_absolute() && file.is_file())
+}
+
+/// A panic while it was locked lost the shell, at worst.
+fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
+    line.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,324 @@
+//! Logical volumes, thick or thin: a share's size is that of the file system on its volume, or of a volume without one.
+//!
+//! LVM is asked what only LVM knows; sizes are the kernel's. A volume is grown by `lvextend` alone: the file system is a
+//! step of its own, so that whatever a crash leaves half done is seen by its sizes and finished.
+
+mod findings;
+mod group;
+mod report;
+mod rounding;
+mod volume;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::libc::dev_t;
+use nix::sys::stat::stat;
+
+pub use self::group::{VolumeGroup, find_lvm};
+use self::volume::{Group, Volume};
+use super::filesystem::{self, Content};
+use super::path_template::NameTemplate;
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Sizes, Space, SpaceId, Step};
+use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
+use crate::sys::block_device::BlockDevice;
+
+/// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
+const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
+
+/// A pool of logical volumes in one volume group.
+pub struct Lvm {
+    pub pool: PoolName,
+    pub group: Arc<VolumeGroup>,
+    pub template: NameTemplate,
+    /// Volumes whose names the template does not give.
+    pub explicit: Vec<(ShareId, String)>,
+    pub thin: Option<ThinPool>,
+    /// Whether a file system may grow beyond what its makers had in mind.
+    pub allow_any_growth: bool,
+}
+
+/// The thin pool that all volumes of a pool are in, and how full it may be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ThinPool {
+    pub name: String,
+    /// Per cent of its data and of its metadata from which on nothing is extended.
+    pub max_data: f64,
+    pub max_metadata: f64,
+}
+
+/// A share's volume at one moment.
+struct Share {
+    volume: Volume,
+    /// `None` when something blocks it, which `observed` tells.
+    mounted: Option<Mounted>,
+    observed: Observed,
+}
+
+/// An active volume and what is on it.
+struct Mounted {
+    size: Bytes,
+    content: Content,
+}
+
+impl Mounted {
+    fn sizes(&self) -> Sizes {
+        match &self.content {
+            Content::Block => Sizes::Volume { room: self.size, filesystem: None },
+            Content::Filesystem(filesystem) => {
+                Sizes::Volume { room: filesystem.size_on(self.size), filesystem: Some(filesystem.size()) }
+            }
+        }
+    }
+
+    /// The size of volume that gives users `target`, in steps that LVM can take.
+    fn volume_for(&self, target: Bytes, rounding: rounding::Rounding) -> Bytes {
+        let Content::Filesystem(filesystem) = &self.content else { return rounding.round_up(self.size, target) };
+        let mut size = rounding.round_up(self.size, filesystem.volume_for(target));
+        // A last part of the volume may be too small for the file system to use.
+        while filesystem.size_on(size) < target && size < Bytes::MAX_FILE {
+            size = rounding.round_up(size, size.saturating_add(Bytes::new(1)));
+        }
+        size
+    }
+}
+
+impl Lvm {
+    fn name_of(&self, share: ShareId) -> String {
+        let explicit = self.explicit.iter().find(|(id, _)| *id == share);
+        explicit.map_or_else(|| self.template.name_of(share), |(_, name)| name.clone())
+    }
+
+    fn not_mounted(&self, problem: String) -> Refusal {
+        Refusal::NotMounted { pool: self.pool.clone(), problem }
+    }
+
+    /// # Errors
+    /// [`Refusal::NotMounted`] when the group is not there.
+    fn read_group(&self) -> Result<Group, Refusal> {
+        let command = format!("vgs {REPORT} -o {} {}", volume::GROUP_FIELDS, self.group.name());
+        let (rows, words) = self.group.ask(&self.pool, &command)?;
+        match rows.first() {
+            Some(row) => Group::read(row).map_err(|problem| Refusal::Internal { problem }),
+            None => Err(self.not_mounted(format!("volume group {}: {words}", self.group.name()))),
+        }
+    }
+
+    /// The volume of a name, and the thin pool if the pool has one.
+    ///
+    /// # Errors
+    /// [`Refusal::NotMounted`] when the group is not there.
+    fn read_volumes(&self, name: &str) -> Result<(Option<Volume>, Option<Volume>), Refusal> {
+        let group = self.group.name();
+        let thin = self.thin.as_ref().map(|thin| format!(" {group}/{}", thin.name)).unwrap_or_default();
+        let command = format!("lvs {REPORT} -o {} {group}/{name}{thin}", volume::FIELDS);
+        let (rows, _) = self.group.ask(&self.pool, &command)?;
+        if rows.is_empty() {
+            // It is not said in a form for programs whether the group or the volume is missing.
+            self.read_group()?;
+        }
+        let read = |name: &str| Volume::read(&rows, name).map_err(|problem| Refusal::Internal { problem });
+        let thin_pool = match &self.thin {
+            Some(thin) => read(&thin.name)?,
+            None => None,
+        };
+        Ok((read(name)?, thin_pool))
+    }
+
+    fn find(&self, share: ShareId) -> Result<Share, DriverError> {
+        let name = self.name_of(share);
+        let (volume, thin_pool) = self.read_volumes(&name)?;
+        let volume = volume.ok_or(Refusal::ShareNotFound { share })?;
+        let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
+        let mut problems = self.problems(&volume, thin_pool.as_ref());
+        let mounted = if volume.is_active && !volume.is_suspended { Some(self.look_at(&name)) } else { None };
+        let mounted = match mounted {
+            Some(Ok(mounted)) => Some(mounted),
+            Some(Err(DriverError::Refused(refusal))) => {
+                problems.insert(0, self.unusable(refusal, &location));
+                None
+            }
+            Some(Err(error)) => return Err(error),
+            None => None,
+        };
+        let sizes = mounted.as_ref().map(Mounted::sizes);
+        if let Some(half_grown) = sizes.and_then(|sizes| self.half_grown(share, &location, sizes)) {
+            problems.push(half_grown);
+        }
+        let (filesystem, used) = match mounted.as_ref().map(|mounted| &mounted.content) {
+            Some(Content::Filesystem(filesystem)) => (filesystem.name(), Some(filesystem.used())),
+            _ => ("", None),
+        };
+        let observed = Observed { location, filesystem, sizes, used, problems };
+        Ok(Share { volume, mounted, observed })
+    }
+
+    /// The volume's device and what is on it, by the kernel alone.
+    fn look_at(&self, name: &str) -> Result<Mounted, DriverError> {
+        let node = volume::node(self.group.name(), name);
+        let device = match stat(&node) {
+            Err(Errno::ENOENT) => return Err(self.not_mounted(format!("{} does not exist", node.display())).into()),
+            result => result.map_err(|source| system("stat", &node, source))?.st_rdev,
+        };
+        let size = self.size_of(&node, device)?;
+        Ok(Mounted { size, content: filesystem::observe(&self.pool, device, &node)? })
+    }
+
+    fn size_of(&self, node: &PathBuf, device: dev_t) -> Result<Bytes, DriverError> {
+        BlockDevice::open(node, device).and_then(|device| device.size()).map_err(|source| system("measure", node, source))
+    }
+
+    fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
+        let Share { volume, mounted, observed } = self.find(share)?;
+        observed.extendable()?;
+        let (Some(mounted), Some(rounding)) = (mounted, volume.rounding) else { return Err(self.unsupported(&volume)) };
+        let (before, wanted) = (mounted.size, mounted.volume_for(to, rounding));
+        if wanted <= before {
+            return Ok(Outcome::AlreadyThere { size: before });
+        }
+        let command = format!("lvextend --yes --size {}b {}/{}", wanted.get(), self.group.name(), volume.name);
+        let words = self.group.change(&self.pool, &command)?;
+        let after = self.look_at(&volume.name)?.size;
+        if after >= wanted {
+            return Ok(Outcome::Grown { from: before, to: after });
+        }
+        if words.contains("nsufficient") {
+            let asked = rounding.space(wanted.saturating_sub(before));
+            let (pool, free) = (self.pool.clone(), volume.group.free);
+            return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
+        }
+        let problem = format!("lvextend to {wanted} left {} at {after}: {words}", observed.location.display());
+        Err(Refusal::Internal { problem }.into())
+    }
+
+    fn grow_filesystem(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
+        let mounted = self.look_at(&self.name_of(share))?;
+        let Content::Filesystem(filesystem) = mounted.content else {
+            return Ok(Outcome::AlreadyThere { size: mounted.size });
+        };
+        let before = filesystem.size();
+        if before >= to {
+            return Ok(Outcome::AlreadyThere { size: before });
+        }
+        Ok(Outcome::Grown { from: before, to: filesystem.grow()? })
+    }
+}
+
+impl Driver for Lvm {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Lvm
+    }
+
+    fn location(&self) -> String {
+        format!("/dev/{}/{}", self.group.name(), self.template)
+    }
+
+    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
+        let (rows, _) = self.group.ask(&self.pool, &format!("lvs {REPORT} -o lv_name {}", self.group.name()))?;
+        if rows.is_empty() {
+            self.read_group()?;
+        }
+        let names: Vec<&str> = rows.iter().filter_map(|row| row.text("lv_name").ok()).collect();
+        let found = names.iter().filter_map(|name| self.template.share_of(name));
+        let explicit = self.explicit.iter().filter(|(_, name)| names.contains(&name.as_str())).map(|(share, _)| *share);
+        let mut shares: Vec<ShareId> = found.chain(explicit).collect();
+        shares.sort_unstable();
+        Ok(shares)
+    }
+
+    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
+        Ok(self.find(share)?.observed)
+    }
+
+    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
+        let Share { volume, mounted, observed } = self.find(share)?;
+        let growth = match (mounted, volume.rounding) {
+            (Some(mounted), Some(rounding)) => {
+                let wanted = mounted.volume_for(target, rounding);
+                let checked = match &mounted.content {
+                    Content::Filesystem(filesystem) if !self.allow_any_growth => filesystem.check_growth(wanted),
+                    _ => Ok(()),
+                };
+                checked.map(|()| rounding.space(wanted.saturating_sub(mounted.size)))
+            }
+            _ => Ok(Bytes::ZERO),
+        };
+        let space = match &self.thin {
+            Some(_) => self.space()?,
+            None => self.space_of(volume.group),
+        };
+        Ok(Assessment { observed, growth, space })
+    }
+
+    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
+        Ok(self.look_at(&self.name_of(share))?.sizes())
+    }
+
+    fn space_id(&self) -> Result<SpaceId, DriverError> {
+        let thin = self.thin.as_ref().map(|thin| format!("/{}", thin.name)).unwrap_or_default();
+        Ok(SpaceId(format!("vg {}{thin}", self.group.name())))
+    }
+
+    fn space(&self) -> Result<Space, DriverError> {
+        let Some(thin) = &self.thin else { return Ok(self.space_of(self.read_group()?)) };
+        let selection = format!("lv_name=\"{0}\" || pool_lv=\"{0}\"", thin.name);
+        let command = format!("lvs {REPORT} -S '{selection}' -o {} {}", volume::FIELDS, self.group.name());
+        let (rows, _) = self.group.ask(&self.pool, &command)?;
+        if rows.is_empty() {
+            self.read_group()?;
+        }
+        let internal = |problem| Refusal::Internal { problem };
+        let thin_pool = Volume::read(&rows, &thin.name).map_err(internal)?;
+        let missing = || self.not_mounted(format!("there is no thin pool {} in {}", thin.name, self.group.name()));
+        let thin_pool = thin_pool.ok_or_else(missing)?;
+        let mut promised = Bytes::ZERO;
+        for row in &rows {
+            if row.text("pool_lv").map_err(internal)? == thin.name {
+                promised = promised.saturating_add(row.bytes("lv_size").map_err(internal)?);
+            }
+        }
+        let full = thin_pool.data_percent.unwrap_or(0.0) / 100.0;
+        Ok(Space {
+            id: self.space_id()?,
+            filesystem: "",
+            total: thin_pool.size,
+            free: thin_pool.size.saturating_sub(thin_pool.size.scaled(full)),
+            promised,
+            problems: self.critical(&thin_pool).into_iter().collect(),
+        })
+    }
+
+    fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
+        match step {
+            Step::GrowVolume { to } => self.grow_volume(share, to),
+            Step::GrowFilesystem { to } => self.grow_filesystem(share, to),
+            Step::SetLimit { .. } => Err(step.unknown_to(self.kind())),
+        }
+    }
+
+    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
+        let name = self.name_of(share);
+        if let Content::Filesystem(filesystem) = &self.look_at(&name)?.content {
+            filesystem.flush()?;
+        }
+        Ok(self.look_at(&name)?.sizes().usable())
+    }
+}
+
+impl Lvm {
+    fn space_of(&self, group: Group) -> Space {
+        Space {
+            id: SpaceId(format!("vg {}", self.group.name())),
+            filesystem: "",
+            total: group.size,
+            free: group.free,
+            promised: group.size.saturating_sub(group.free),
+            problems: Vec::new(),
+        }
+    }
+}
+
+fn system(operation: &'static str, object: &std::path::Path, source: Errno) -> DriverError {
+    DriverError::System { operation, object: object.to_owned(), source }
+}

@@ -1,0 +1,129 @@
+//! What LVM says of a logical volume, and what the kernel says of its device.
+
+use std::path::PathBuf;
+
+use super::report::Row;
+use super::rounding::Rounding;
+use crate::model::Bytes;
+
+/// The fields of `lvs` that [`Volume::read`] reads.
+pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,segtype,stripes,data_stripes,data_copies,\
+                          pool_lv,data_percent,metadata_percent,vg_size,vg_free,vg_extent_size,vg_partial";
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Volume {
+    pub name: String,
+    /// What LVM's metadata say; the kernel has the last word.
+    pub size: Bytes,
+    pub is_active: bool,
+    pub is_suspended: bool,
+    /// Comma-separated, as `public,origin,thickorigin`.
+    pub role: String,
+    /// Of its last segment, which the next one is made like.
+    pub segment_type: String,
+    pub rounding: Option<Rounding>,
+    /// Name of the thin pool that it is in.
+    pub thin_pool: Option<String>,
+    pub data_percent: Option<f64>,
+    pub metadata_percent: Option<f64>,
+    pub group: Group,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    pub size: Bytes,
+    pub free: Bytes,
+    pub extent: Bytes,
+    /// A physical volume is missing.
+    pub is_partial: bool,
+}
+
+/// The fields of `vgs` that [`Group::read`] reads.
+pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial";
+
+impl Group {
+    /// # Errors
+    /// A message when a field is missing or not what it should be.
+    pub fn read(row: &Row) -> Result<Self, String> {
+        Ok(Self {
+            size: row.bytes("vg_size")?,
+            free: row.bytes("vg_free")?,
+            extent: row.bytes("vg_extent_size")?,
+            is_partial: !row.text("vg_partial")?.is_empty(),
+        })
+    }
+}
+
+impl Volume {
+    /// Of the rows of a report, which has one for each segment.
+    ///
+    /// # Errors
+    /// As [`Group::read`].
+    pub fn read(rows: &[Row], name: &str) -> Result<Option<Self>, String> {
+        let mut last = None;
+        for row in rows {
+            if row.text("lv_name")? == name {
+                last = Some(row);
+            }
+        }
+        let Some(row) = last else { return Ok(None) };
+        let group = Group::read(row)?;
+        let segment_type = row.text("segtype")?.to_owned();
+        let count = |field| row.number::<u64>(field);
+        let (stripes, data_stripes, copies) = (count("stripes")?, count("data_stripes")?, count("data_copies")?);
+        Ok(Some(Self {
+            name: name.to_owned(),
+            size: row.bytes("lv_size")?,
+            is_active: row.text("lv_active")? == "active",
+            is_suspended: row.text("lv_suspended")? == "suspended",
+            role: row.text("lv_role")?.to_owned(),
+            rounding: Rounding::of(&segment_type, group.extent, stripes, data_stripes, copies),
+            segment_type,
+            thin_pool: Some(row.text("pool_lv")?.to_owned()).filter(|pool| !pool.is_empty()),
+            data_percent: row.percent("data_percent")?,
+            metadata_percent: row.percent("metadata_percent")?,
+            group,
+        }))
+    }
+
+    pub fn has_role(&self, role: &str) -> bool {
+        self.role.split(',').any(|own| own == role)
+    }
+}
+
+/// The volume's node in `/dev/mapper`, where a hyphen in a name is written twice and one between two names once.
+pub fn node(group: &str, volume: &str) -> PathBuf {
+    let doubled = |name: &str| name.replace('-', "--");
+    PathBuf::from(format!("/dev/mapper/{}-{}", doubled(group), doubled(volume)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::lvm::report::rows;
+    use std::path::Path;
+
+    /// As LVM 2.03.16 printed it.
+    const STRIPED: &str = "  LVM2_LV_NAME='str' LVM2_LV_SIZE='427819008' LVM2_LV_ACTIVE='active' \
+        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' LVM2_SEGTYPE='striped' LVM2_STRIPES='3' \
+        LVM2_DATA_STRIPES='3' LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
+        LVM2_VG_SIZE='17163091968' LVM2_VG_FREE='14709424128' LVM2_VG_EXTENT_SIZE='4194304' LVM2_VG_PARTIAL=''";
+
+    #[test]
+    fn reads_the_last_segment() {
+        let linear = STRIPED.replace("striped", "linear").replace("='3'", "='1'");
+        let printed = format!("{linear}\n{STRIPED}\n");
+        let volume = Volume::read(&rows(&printed), "str").unwrap().unwrap();
+        assert_eq!(volume.rounding.unwrap().unit, Bytes::mib(12));
+        assert!(volume.is_active && !volume.is_suspended && !volume.group.is_partial);
+        assert!(volume.has_role("thickorigin") && !volume.has_role("thick"));
+        assert_eq!(volume.thin_pool, None);
+        assert_eq!(Volume::read(&rows(&printed), "other"), Ok(None));
+        assert!(Volume::read(&rows(&STRIPED.replace("'427819008'", "'much'")), "str").is_err());
+    }
+
+    #[test]
+    fn doubles_hyphens() {
+        assert_eq!(node("vg-0", "a-b"), Path::new("/dev/mapper/vg--0-a--b"));
+    }
+}
