@@ -1,5 +1,6 @@
 //! The daemon: open, recover, serve, drain. The only file that knows all rooms.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -7,11 +8,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
-use crate::config::{Config, PoolConfig};
+use crate::config::{Backend, Config, PoolConfig};
+use crate::driver::Driver;
+use crate::driver::flight_recorder::FlightRecorder;
+use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::{ProjectQuota, Promises};
 use crate::engine::Engine;
 use crate::engine::pools::{LOOKS, Pool, Pools, TURNS};
-use crate::model::DriverKind;
 use crate::service::{Host, Service};
 use crate::store::{Retention, Store};
 use crate::wire::server;
@@ -44,7 +47,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (control, server) = server::serve(listener, shutdown).await?;
     let server = tokio::spawn(server);
 
-    let engine = Engine::new(store, pools(&config));
+    let engine = Engine::new(store, pools(&config, &recorder));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
     let host = nix::sys::utsname::uname()?;
     let host = Host {
@@ -77,18 +80,35 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// The pools as configured, each with its driver.
-pub fn pools(config: &Config) -> Pools {
+pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
+    let program = find_lvm();
     let promises = Arc::new(Promises::default());
+    let mut groups: BTreeMap<&str, (Arc<VolumeGroup>, Arc<Semaphore>)> = BTreeMap::new();
     let pool = |pool: &PoolConfig| {
-        let driver = match pool.driver {
-            DriverKind::ProjectQuota => Arc::new(ProjectQuota::new(
-                pool.name.clone(),
-                pool.path.clone(),
-                pool.shares.clone(),
-                Arc::clone(&promises),
-            )),
+        let (driver, turns): (Arc<dyn Driver>, _) = match &pool.backend {
+            Backend::ProjectQuota { path, shares } => {
+                let driver =
+                    ProjectQuota::new(pool.name.clone(), path.clone(), shares.clone(), Arc::clone(&promises));
+                (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
+            }
+            Backend::Lvm(lvm) => {
+                // LVM changes one volume of a group at a time; whoever waits for that should still be QUEUED.
+                let (group, turns) = groups.entry(&lvm.volume_group).or_insert_with(|| {
+                    let group = VolumeGroup::new(lvm.volume_group.clone(), program.clone(), Arc::clone(recorder));
+                    (Arc::new(group), Arc::new(Semaphore::new(1)))
+                });
+                let driver = Lvm {
+                    pool: pool.name.clone(),
+                    group: Arc::clone(group),
+                    template: lvm.volume.clone(),
+                    explicit: lvm.shares.clone(),
+                    thin: lvm.thin_pool.clone(),
+                    allow_any_growth: lvm.allow_any_growth,
+                };
+                (Arc::new(driver), Arc::clone(turns))
+            }
         };
-        Pool::new(pool.name.clone(), driver, pool.reserve, pool.overcommit, Arc::new(Semaphore::new(TURNS)))
+        Pool::new(pool.name.clone(), driver, pool.reserve, pool.overcommit, turns)
     };
     Pools::new(config.pools.iter().map(pool).collect())
 }

@@ -1,8 +1,9 @@
 //! Rules between the entries of a configuration. Each is reported at the later entry, with the line of the earlier one.
 
-use super::problem::{Hint, Problem};
+use super::problem::{Hint, Place, Problem};
 use super::read::{At, Report};
-use super::{PoolEntry, ShareEntry};
+use super::{PoolEntry, ShareEntry, Volumes};
+use crate::model::DriverKind;
 
 pub fn check(pools: &[PoolEntry], shares: &[ShareEntry], report: &mut Report<'_>) {
     for (index, pool) in pools.iter().enumerate() {
@@ -22,12 +23,32 @@ fn pool_against(pool: &PoolEntry, earlier: &[PoolEntry], report: &mut Report<'_>
         let line = report.line_of(other.offset);
         report.add(name.offset, Problem::PoolRepeated { name: name.value.clone(), line });
     }
+    volumes_against(pool, earlier, report);
     if let Some(At { offset, value: mine }) = &pool.path
         && let Some(other) =
             earlier.iter().filter_map(|other| other.path.as_ref()).find(|other| mine.meets(&other.value))
     {
         let line = report.line_of(other.offset);
         report.add(*offset, Problem::PoolsMeet { mine: mine.clone(), theirs: other.value.clone(), line });
+    }
+}
+
+fn volumes_against(pool: &PoolEntry, earlier: &[PoolEntry], report: &mut Report<'_>) {
+    let Some(Volumes { group: Some(group), template: Some(mine), thin_pool, .. }) = &pool.volumes else { return };
+    if let Some(overcommit) = &pool.overcommit
+        && thin_pool.is_none()
+        && overcommit.value != 1.0
+    {
+        report.add(overcommit.offset, Problem::ThickOvercommit);
+    }
+    let theirs = earlier.iter().filter_map(|other| other.volumes.as_ref()).find_map(|other| {
+        let same_group = other.group.as_ref().is_some_and(|other| other.value == group.value);
+        other.template.as_ref().filter(|theirs| same_group && theirs.value == mine.value)
+    });
+    if let Some(theirs) = theirs {
+        let line = report.line_of(theirs.offset);
+        let (group, theirs) = (group.value.clone(), theirs.value.to_string());
+        report.add(mine.offset, Problem::VolumesMeet { mine: mine.value.to_string(), theirs, group, line });
     }
 }
 
@@ -38,6 +59,29 @@ fn share_against_pools(share: &ShareEntry, pools: &[PoolEntry], report: &mut Rep
     {
         let hint = Hint::new(pool.as_str(), "the pools", names().map(|name| name.as_str()));
         report.add(*offset, Problem::UnknownPool { pool: pool.clone(), hint });
+    }
+    let of_share =
+        |pool: &&PoolEntry| share.pool.as_ref().is_some_and(|own| pool.name.as_ref().is_some_and(|name| name.value == own.value));
+    if let Some(pool) = pools.iter().find(of_share)
+        && let Some(At { value: driver, .. }) = pool.driver
+    {
+        let (wanted, has, other, other_at) = match driver {
+            DriverKind::Lvm => ("volume", share.volume.is_some(), "path", share.path.as_ref().map(|at| at.offset)),
+            _ => ("path", share.path.is_some(), "volume", share.volume.as_ref().map(|at| at.offset)),
+        };
+        if let Some(offset) = other_at {
+            report.add(offset, Problem::OtherDriversKey { key: other.to_owned(), driver });
+        }
+        if !has {
+            report.add(share.offset, Problem::MissingKey { key: wanted, place: Place::Share });
+        }
+        if let (Some(At { offset, value: name }), Some(volumes)) = (&share.volume, &pool.volumes)
+            && let Some(template) = volumes.template.as_ref().filter(|template| template.value.share_of(name).is_some())
+        {
+            let (line, theirs) = (report.line_of(template.offset), template.value.to_string());
+            let group = volumes.group.as_ref().map(|group| group.value.clone()).unwrap_or_default();
+            report.add(*offset, Problem::VolumesMeet { mine: name.clone(), theirs, group, line });
+        }
     }
     let templates = || pools.iter().filter_map(|pool| pool.path.as_ref());
     if let Some(At { offset, value: path }) = &share.path
@@ -55,6 +99,15 @@ fn share_against(share: &ShareEntry, earlier: &[ShareEntry], report: &mut Report
     {
         let line = report.line_of(other.offset);
         report.add(id.offset, Problem::ShareRepeated { share: id.value, line });
+    }
+    if let (Some(mine), Some(pool)) = (&share.volume, &share.pool)
+        && let Some(theirs) = earlier.iter().find_map(|other| {
+            let same_pool = other.pool.as_ref().is_some_and(|other| other.value == pool.value);
+            other.volume.as_ref().filter(|theirs| same_pool && theirs.value == mine.value)
+        })
+    {
+        let (line, theirs) = (report.line_of(theirs.offset), theirs.value.clone());
+        report.add(mine.offset, Problem::VolumesMeet { mine: mine.value.clone(), theirs, group: pool.value.to_string(), line });
     }
     let Some(At { offset, value: mine }) = &share.path else { return };
     for At { offset: at, value: theirs } in earlier.iter().filter_map(|other| other.path.as_ref()) {

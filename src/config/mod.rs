@@ -172,7 +172,7 @@ struct PoolEntry {
     /// Where they are logical volumes.
     volumes: Option<Volumes>,
     reserve: Option<Bytes>,
-    overcommit: Option<f64>,
+    overcommit: Option<At<f64>>,
     allow_any_growth: Option<bool>,
 }
 
@@ -201,7 +201,7 @@ impl PoolEntry {
             driver,
             volumes,
             reserve: section.optional("reserve", Bytes::ZERO, read::parsed, report),
-            overcommit: section.optional("overcommit", 1.0, read::overcommit, report),
+            overcommit: section.found_or("overcommit", 1.0, read::overcommit, report),
             allow_any_growth: section.optional("allow_any_growth", false, read::boolean, report),
         }
     }
@@ -230,21 +230,18 @@ impl PoolEntry {
                 })
             }
         };
-        Some(PoolConfig { backend, reserve: self.reserve?, overcommit: self.overcommit?, name })
+        Some(PoolConfig { backend, reserve: self.reserve?, overcommit: self.overcommit?.value, name })
     }
 }
 
 impl Volumes {
     fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
-        let mut limit = |key| section.optional(key, DEFAULT_THIN_LIMIT, read::percent, report);
-        let (max_data, max_metadata) = (limit("max_data_percent"), limit("max_metadata_percent"));
-        let thin_pool = section.optional("thin_pool", None, |value| read::lvm_name(value).map(Some), report);
         Self {
             group: section.required("volume_group", read::lvm_name, report),
             template: section.required("volume", read::parsed, report),
-            thin_pool: thin_pool.flatten(),
-            max_data,
-            max_metadata,
+            thin_pool: section.found("thin_pool", read::lvm_name, report).map(|at| at.value),
+            max_data: section.optional("max_data_percent", DEFAULT_THIN_LIMIT, read::percent, report),
+            max_metadata: section.optional("max_metadata_percent", DEFAULT_THIN_LIMIT, read::percent, report),
         }
     }
 }
@@ -267,6 +264,7 @@ fn keys_of(driver: DriverKind) -> Vec<&'static str> {
 
 /// A `[[share]]` as far as it could be read.
 struct ShareEntry {
+    offset: usize,
     id: Option<At<ShareId>>,
     pool: Option<At<PoolName>>,
     /// One of the two, as the pool's driver has it.
@@ -277,6 +275,7 @@ struct ShareEntry {
 impl ShareEntry {
     fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
         Self {
+            offset: section.offset,
             id: section.required("id", read::parsed, report),
             pool: section.required("pool", read::parsed, report),
             path: section.found("path", read::path, report),

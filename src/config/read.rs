@@ -102,19 +102,20 @@ impl<'d, 't> Section<'d, 't> {
 
     /// The default when the key is missing; `None` when its value is wrong, which is reported.
     pub fn optional<T>(&self, key: &'static str, default: T, read: Read<T>, report: &mut Report<'_>) -> Option<T> {
+        self.found_or(key, default, read, report).map(|at| at.value)
+    }
+
+    /// As [`Self::optional`], with the place of the value, or of the table.
+    pub fn found_or<T>(&self, key: &'static str, default: T, read: Read<T>, report: &mut Report<'_>) -> Option<At<T>> {
         match self.table.get(key) {
-            Some(value) => value_of(key, value, read, report).map(|at| at.value),
-            None => Some(default),
+            Some(value) => value_of(key, value, read, report),
+            None => Some(At { offset: self.offset, value: default }),
         }
     }
 
     /// `None` when the key is missing, or when its value is wrong, which is reported.
     pub fn found<T>(&self, key: &'static str, read: Read<T>, report: &mut Report<'_>) -> Option<At<T>> {
         value_of(key, self.table.get(key)?, read, report)
-    }
-
-    pub fn has(&self, key: &str) -> bool {
-        self.table.get(key).is_some()
     }
 
     /// Reports the keys that only other drivers have.
