@@ -43,6 +43,7 @@ reasons! {
     NoProjectId = "NO_PROJECT_ID",
     ProjectIdShared = "PROJECT_ID_SHARED",
     Unlimited = "UNLIMITED",
+    GrowthTooLarge = "GROWTH_TOO_LARGE",
     PoolFull = "POOL_FULL",
     QueueFull = "QUEUE_FULL",
     /// The job can no longer be cancelled.
@@ -112,6 +113,15 @@ pub enum Refusal {
     ProjectIdShared { location: PathBuf, project_id: u32, other: PathBuf },
     #[error("{} has no hard limit (project id {project_id}): there is nothing to extend", location.display())]
     Unlimited { location: PathBuf, project_id: u32 },
+    #[error("{filesystem} on {} cannot grow to {to}: it would have {needed} {what}, more than {most}", location.display())]
+    GrowthTooLarge {
+        location: PathBuf,
+        filesystem: &'static str,
+        to: Bytes,
+        what: &'static str,
+        needed: u64,
+        most: u64,
+    },
     #[error("pool {pool} cannot give {asked}: {free} can still be promised, {reserved} of its space is reserved")]
     PoolFull { pool: PoolName, free: Bytes, reserved: Bytes, asked: Bytes },
     #[error("{active} jobs are active, which is the configured most; try again in {} s", retry_after.as_secs())]
@@ -145,6 +155,7 @@ impl Refusal {
             Self::NoProjectId { .. } => Reason::NoProjectId,
             Self::ProjectIdShared { .. } => Reason::ProjectIdShared,
             Self::Unlimited { .. } => Reason::Unlimited,
+            Self::GrowthTooLarge { .. } => Reason::GrowthTooLarge,
             Self::PoolFull { .. } => Reason::PoolFull,
             Self::QueueFull { .. } => Reason::QueueFull,
             Self::JobNotQueued { .. } => Reason::JobNotQueued,
@@ -189,6 +200,14 @@ impl Refusal {
             Self::Unlimited { location, project_id } => {
                 vec![("location", location.display().to_string()), ("quota_project_id", project_id.to_string())]
             }
+            Self::GrowthTooLarge { location, filesystem, to, what, needed, most } => vec![
+                ("location", location.display().to_string()),
+                ("filesystem", (*filesystem).to_owned()),
+                ("volume_size_bytes", bytes(to)),
+                ("limit", (*what).to_owned()),
+                ("needed", needed.to_string()),
+                ("most", most.to_string()),
+            ],
             Self::PoolFull { pool, free, reserved, asked } => vec![
                 ("pool", pool.to_string()),
                 ("free_bytes", bytes(free)),

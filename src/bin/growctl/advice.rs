@@ -42,6 +42,9 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
             "give the directory a project id of its own; `growctl doctor` names the command".to_owned()
         }
         Reason::Unlimited => "set a first hard limit; `growctl doctor` names the command".to_owned(),
+        Reason::GrowthTooLarge => {
+            "ask for less, or move the data to a file system that is made larger from the start".to_owned()
+        }
         Reason::PoolFull => "ask for less, or free or add space; `growctl pools` shows what can be given".to_owned(),
         Reason::QueueFull => match metadata.get(RETRY_AFTER_SECONDS) {
             Some(seconds) => format!("try again in {seconds} s; `growctl jobs --state queued` shows what waits"),
