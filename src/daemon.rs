@@ -83,7 +83,7 @@ pub async fn run(config: Config) -> Result<()> {
 pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
     let program = find_lvm();
     let promises = Arc::new(Promises::default());
-    let mut groups: BTreeMap<&str, (Arc<VolumeGroup>, Arc<Semaphore>)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, (Arc<VolumeGroup>, Arc<Semaphore>)> = BTreeMap::new();
     let pool = |pool: &PoolConfig| {
         let (driver, turns): (Arc<dyn Driver>, _) = match &pool.backend {
             Backend::ProjectQuota { path, shares } => {
@@ -93,7 +93,7 @@ pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
             }
             Backend::Lvm(lvm) => {
                 // LVM changes one volume of a group at a time; whoever waits for that should still be QUEUED.
-                let (group, turns) = groups.entry(&lvm.volume_group).or_insert_with(|| {
+                let (group, turns) = groups.entry(lvm.volume_group.clone()).or_insert_with(|| {
                     let group = VolumeGroup::new(lvm.volume_group.clone(), program.clone(), Arc::clone(recorder));
                     (Arc::new(group), Arc::new(Semaphore::new(1)))
                 });

@@ -5,6 +5,7 @@
 
 pub mod flight_recorder;
 pub mod lvm;
+pub mod filesystem;
 pub mod path_template;
 pub mod project_quota;
 

@@ -45,6 +45,7 @@ reasons! {
     Unlimited = "UNLIMITED",
     ThinPoolCritical = "THIN_POOL_CRITICAL",
     HasSnapshot = "HAS_SNAPSHOT",
+    GrowthTooLarge = "GROWTH_TOO_LARGE",
     PoolFull = "POOL_FULL",
     QueueFull = "QUEUE_FULL",
     /// The job can no longer be cancelled.
@@ -133,6 +134,15 @@ pub enum Refusal {
     },
     #[error("{} has thick snapshots, and LVM does not extend a volume under them", location.display())]
     HasSnapshot { location: PathBuf },
+    #[error("{filesystem} on {} cannot grow to {to}: it would have {needed} {what}, more than {most}", location.display())]
+    GrowthTooLarge {
+        location: PathBuf,
+        filesystem: &'static str,
+        to: Bytes,
+        what: &'static str,
+        needed: u64,
+        most: u64,
+    },
     #[error("pool {pool} cannot give {asked}: {free} can still be promised, {reserved} of its space is reserved")]
     PoolFull { pool: PoolName, free: Bytes, reserved: Bytes, asked: Bytes },
     #[error("{active} jobs are active, which is the configured most; try again in {} s", retry_after.as_secs())]
@@ -168,6 +178,7 @@ impl Refusal {
             Self::Unlimited { .. } => Reason::Unlimited,
             Self::ThinPoolCritical { .. } => Reason::ThinPoolCritical,
             Self::HasSnapshot { .. } => Reason::HasSnapshot,
+            Self::GrowthTooLarge { .. } => Reason::GrowthTooLarge,
             Self::PoolFull { .. } => Reason::PoolFull,
             Self::QueueFull { .. } => Reason::QueueFull,
             Self::JobNotQueued { .. } => Reason::JobNotQueued,
@@ -226,6 +237,14 @@ impl Refusal {
                 ("metadata_percent", metadata_percent.clone()),
                 ("max_data_percent", max_data_percent.clone()),
                 ("max_metadata_percent", max_metadata_percent.clone()),
+            ],
+            Self::GrowthTooLarge { location, filesystem, to, what, needed, most } => vec![
+                ("location", location.display().to_string()),
+                ("filesystem", (*filesystem).to_owned()),
+                ("volume_size_bytes", bytes(to)),
+                ("limit", (*what).to_owned()),
+                ("needed", needed.to_string()),
+                ("most", most.to_string()),
             ],
             Self::PoolFull { pool, free, reserved, asked } => vec![
                 ("pool", pool.to_string()),

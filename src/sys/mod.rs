@@ -3,8 +3,10 @@
 //! Each file wraps one interface and keeps its units and its errors; what they mean for a share is the drivers' matter.
 //! Structures of the kernel are laid out as its headers have them, and their sizes are checked when this is compiled.
 
+pub mod block_device;
 pub mod file_system;
 pub mod fsxattr;
+pub mod growfs;
 pub mod journal;
 pub mod lvm_shell;
 pub mod mountinfo;

@@ -23,6 +23,7 @@ const fn codes(reason: Reason) -> (Code, u16) {
         | Reason::NoProjectId
         | Reason::ProjectIdShared
         | Reason::Unlimited
+        | Reason::GrowthTooLarge
         | Reason::SoftLimitFirst
         | Reason::PoolOvercommitted
         | Reason::ThinPoolCritical

@@ -50,6 +50,9 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
             "extend the share to the size of its volume; `growctl doctor` names the command".to_owned()
         }
         Reason::Stuck => "look what the node waits for: `growctl doctor`, `dmesg`, `ps -eo pid,stat,wchan,cmd`".to_owned(),
+        Reason::GrowthTooLarge => {
+            "ask for less, or move the data to a file system that is made larger from the start".to_owned()
+        }
         Reason::PoolFull => "ask for less, or free or add space; `growctl pools` shows what can be given".to_owned(),
         Reason::QueueFull => match metadata.get(RETRY_AFTER_SECONDS) {
             Some(seconds) => format!("try again in {seconds} s; `growctl jobs --state queued` shows what waits"),

@@ -48,7 +48,9 @@ impl VolumeGroup {
     pub fn ask(&self, pool: &PoolName, command: &str) -> Result<(Vec<Row>, String), Refusal> {
         let mut line = lock(&self.questions);
         // One that is stuck in the kernel would only be joined by the next, until the node is full of them.
-        if let Some(dying) = line.dying.as_mut().filter(|dying| dying.is_alive()) {
+        if let Some(dying) = &mut line.dying
+            && dying.is_alive()
+        {
             let problem = format!("lvm did not answer before, and its process {} is still stuck", dying.pid());
             return Err(Refusal::Internal { problem });
         }
@@ -96,9 +98,13 @@ impl VolumeGroup {
 }
 
 fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Duration>) -> Result<Output, ShellError> {
-    let mut shell = match line.shell.take() {
-        Some(mut shell) if !shell.has_ended() => shell,
-        _ => Shell::start(program)?,
+    let kept = match line.shell.take() {
+        Some(mut shell) => (!shell.has_ended()).then_some(shell),
+        None => None,
+    };
+    let mut shell = match kept {
+        Some(shell) => shell,
+        None => Shell::start(program)?,
     };
     let answer = shell.run(command, limit);
     match &answer {

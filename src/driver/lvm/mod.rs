@@ -20,7 +20,7 @@ pub use self::group::{VolumeGroup, find_lvm};
 use self::volume::{Group, Volume};
 use super::filesystem::{self, Content};
 use super::path_template::NameTemplate;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Sizes, Space, SpaceId, Step};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
 use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
 use crate::sys::block_device::BlockDevice;
 

@@ -1,0 +1,231 @@
+//! The file system on a volume: what it is, and its growth while it is mounted.
+//!
+//! All drivers whose shares are block devices share this room. It goes from the device to the mount and not the other
+//! way round: names of devices and mount points are for people, and either may differ from what the configuration
+//! says. Sizes are the kernel's own; no tool is asked. Nothing here makes a file system smaller or mounts it.
+
+mod ext4;
+mod geometry;
+mod mounts;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::libc::dev_t;
+use nix::sys::statvfs::fstatvfs;
+
+use self::ext4::{Ext4, SUPERBLOCK};
+use self::geometry::Geometry;
+use super::DriverError;
+use crate::model::{Bytes, PoolName, Refusal};
+use crate::sys::block_device::{self, BlockDevice};
+use crate::sys::{growfs, journal};
+
+/// What is on a volume.
+#[derive(Debug)]
+pub enum Content {
+    /// Nothing that growd knows: a block share, whose content is the tenant's own.
+    Block,
+    Filesystem(Mounted),
+}
+
+/// A mounted file system that covers one volume. It keeps the mount and the device busy until it is dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    node: PathBuf,
+    device: BlockDevice,
+    root: OwnedFd,
+    mount_point: PathBuf,
+    geometry: Geometry,
+    used: Bytes,
+}
+
+/// Looks at a volume: at the device, with `node` as its name in `/dev`.
+///
+/// # Errors
+/// [`Refusal::NotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only read-only;
+/// [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
+pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Content, DriverError> {
+    let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
+    let holders = block_device::holders(device).map_err(system("list the holders of", node))?;
+    if !holders.is_empty() {
+        let what = format!("growing {} below {}, which is built on it,", node.display(), holders.join(", "));
+        return Err(Refusal::Unsupported { what }.into());
+    }
+    let not_mounted = |problem: String| DriverError::from(Refusal::NotMounted { pool: pool.clone(), problem });
+    match mounts::find(device).map_err(system("find the mount of", node))? {
+        mounts::Found::Writable { root, mount_point } => {
+            let geometry = read_geometry(&opened, root.as_fd(), node)?;
+            let space = fstatvfs(&root).map_err(system("measure", &mount_point))?;
+            let used = Bytes::new((space.blocks() - space.blocks_free()).saturating_mul(space.fragment_size()));
+            let node = node.to_owned();
+            Ok(Content::Filesystem(Mounted { node, device: opened, root, mount_point, geometry, used }))
+        }
+        mounts::Found::Unusable { filesystem, problem } => {
+            Err(not_mounted(format!("{} holds {filesystem} that {problem}", node.display())))
+        }
+        mounts::Found::Foreign { filesystem } => {
+            let what = format!("growing {filesystem} on {}", node.display());
+            Err(Refusal::Unsupported { what }.into())
+        }
+        mounts::Found::Nothing => match signature(&opened).map_err(system("read", node))? {
+            Some(name) => Err(not_mounted(format!("{} holds {name} that is mounted nowhere here", node.display()))),
+            None => Ok(Content::Block),
+        },
+    }
+}
+
+impl Mounted {
+    /// `xfs`, `ext4` or `btrfs`.
+    pub fn name(&self) -> &'static str {
+        self.geometry.name()
+    }
+
+    /// Where it is mounted; one of several places.
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// How much of the device the file system covered when it was observed. Unlike the size in statfs(2) it includes
+    /// the file system's own overhead, so that it can be compared with the size of the volume.
+    pub fn size(&self) -> Bytes {
+        self.geometry.size()
+    }
+
+    /// What is in use, as df(1) counts it: without the file system's own overhead.
+    pub fn used(&self) -> Bytes {
+        self.used
+    }
+
+    /// The size that it has after being grown to fill a volume of this size: less than the volume where the tail is
+    /// too small for an allocation group, a block group or a block. Never less than it has. It counts on
+    /// [`Self::check_growth`] having no objection.
+    pub fn size_on(&self, volume: Bytes) -> Bytes {
+        self.geometry.size_on(volume)
+    }
+
+    /// The smallest volume on which [`Self::size_on`] is at least the target; [`Bytes::MAX_FILE`] when there is none.
+    pub fn volume_for(&self, target: Bytes) -> Bytes {
+        self.geometry.volume_for(target)
+    }
+
+    /// Whether it should be grown to fill a volume of this size. Ask before the volume is grown.
+    ///
+    /// # Errors
+    /// [`Refusal::GrowthTooLarge`] when XFS would get more allocation groups than is good for it, or ext4 more groups
+    /// or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that has recorded errors, which the
+    /// kernel does not grow.
+    pub fn check_growth(&self, to: Bytes) -> Result<(), Refusal> {
+        if let Geometry::Ext4(Ext4 { has_errors: true, .. }) = &self.geometry {
+            let what = format!("growing ext4 with recorded errors on {} (run e2fsck)", self.node.display());
+            return Err(Refusal::Unsupported { what });
+        }
+        match self.geometry.crossed_on(to) {
+            Some(crossed) => Err(Refusal::GrowthTooLarge {
+                location: self.node.clone(),
+                filesystem: self.name(),
+                to,
+                what: crossed.what,
+                needed: crossed.needed,
+                most: crossed.most,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Grows it to fill the volume, as large as the device is now, and reads the new size back. Changes nothing when
+    /// it already does, also when the volume is smaller.
+    ///
+    /// # Errors
+    /// The failed system call. [`Refusal::Unsupported`] when this kernel cannot grow it.
+    pub fn grow(&self) -> Result<Bytes, DriverError> {
+        let volume = self.device.size().map_err(system("measure", &self.node))?;
+        let now = self.measure()?;
+        // The ioctls of XFS and btrfs would shrink it, too.
+        if now.size_on(volume) <= now.size() {
+            return Ok(now.size());
+        }
+        let root = self.root.as_fd();
+        let grown = match &now {
+            Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),
+            Geometry::Ext4(ext4) => growfs::ext4_grow(root, volume.get() / ext4.block_size),
+            Geometry::Btrfs { device_id, .. } => growfs::btrfs_fill_device(root, *device_id),
+        };
+        match grown {
+            Ok(()) => Ok(self.measure()?.size()),
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => {
+                let what = format!("growing {} on {} while it is mounted", self.name(), self.node.display());
+                Err(Refusal::Unsupported { what }.into())
+            }
+            Err(errno) => Err(system("grow the file system on", &self.node)(errno)),
+        }
+    }
+
+    /// Makes the growth durable, so that a power cut cannot undo it, without writing out what tenants have written.
+    ///
+    /// # Errors
+    /// The failed system call.
+    pub fn flush(&self) -> Result<(), DriverError> {
+        let root = self.root.as_fd();
+        let flushed = match &self.geometry {
+            Geometry::Xfs(_) | Geometry::Ext4(_) => journal::force(root),
+            // An fsync there writes a log of the file alone.
+            Geometry::Btrfs { .. } => growfs::btrfs_commit(root),
+        };
+        flushed.map_err(system("flush", &self.mount_point))
+    }
+
+    fn measure(&self) -> Result<Geometry, DriverError> {
+        read_geometry(&self.device, self.root.as_fd(), &self.node)
+    }
+}
+
+fn read_geometry(
+    device: &BlockDevice,
+    root: std::os::fd::BorrowedFd<'_>,
+    node: &Path,
+) -> Result<Geometry, DriverError> {
+    let unsupported = |what: String| DriverError::from(Refusal::Unsupported { what });
+    match growfs::xfs_geometry(root) {
+        Ok(xfs) => return Ok(Geometry::Xfs(xfs)),
+        Err(Errno::ENOTTY) => {}
+        Err(errno) => return Err(system("measure the file system on", node)(errno)),
+    }
+    match growfs::btrfs_info(root) {
+        Ok(info) if info.devices == 1 => {
+            // The id of a device that was replaced or removed is not used again.
+            let found = (1..=info.largest_device_id).rev().find_map(|device_id| {
+                let size = growfs::btrfs_device_size(root, device_id).ok()?;
+                Some(Geometry::Btrfs { device_id, sector_size: info.sector_size.into(), size })
+            });
+            return found.ok_or_else(|| system("measure the file system on", node)(Errno::ENODEV));
+        }
+        Ok(info) => return Err(unsupported(format!("btrfs on {} devices, as on {},", info.devices, node.display()))),
+        Err(Errno::ENOTTY) => {}
+        Err(errno) => return Err(system("measure the file system on", node)(errno)),
+    }
+    let superblock = device.read(SUPERBLOCK).map_err(system("read the superblock on", node))?;
+    superblock
+        .and_then(|bytes| Ext4::read(&bytes))
+        .map(Geometry::Ext4)
+        .ok_or_else(|| unsupported(format!("the file system on {}", node.display())))
+}
+
+/// The file system that the device's first blocks tell of.
+fn signature(device: &BlockDevice) -> Result<Option<&'static str>, Errno> {
+    if device.read(0)? == Some(*b"XFSB") {
+        return Ok(Some("xfs"));
+    }
+    if device.read(SUPERBLOCK)?.is_some_and(|bytes| Ext4::read(&bytes).is_some()) {
+        return Ok(Some("ext4"));
+    }
+    Ok((device.read(0x1_0040)? == Some(*b"_BHRfS_M")).then_some("btrfs"))
+}
+
+fn system(operation: &'static str, object: &Path) -> impl FnOnce(Errno) -> DriverError {
+    let object = object.to_owned();
+    move |source| DriverError::System { operation, object, source }
+}

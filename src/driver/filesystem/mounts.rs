@@ -1,0 +1,121 @@
+//! Finds a mount of the file system that is on a block device, and opens its root.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::libc::dev_t;
+use nix::sys::stat::{fstat, major, minor};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+
+use crate::sys::growfs;
+use crate::sys::mountinfo::{self, Mount};
+use crate::sys::open_beneath::open_without_links;
+
+/// What mountinfo says of a device.
+pub(super) enum Found {
+    Writable {
+        root: OwnedFd,
+        mount_point: PathBuf,
+    },
+    /// It is mounted, but it cannot be grown through any of its mounts; the problem goes on from "that".
+    Unusable {
+        filesystem: String,
+        problem: String,
+    },
+    /// A kind that growd does not grow is mounted.
+    Foreign {
+        filesystem: String,
+    },
+    Nothing,
+}
+
+/// Which file system to look for.
+enum Wanted {
+    /// `st_dev` of its files.
+    Device(dev_t),
+    /// btrfs has a device number of its own for each subvolume, so it is known by its id.
+    Btrfs([u8; 16]),
+}
+
+impl Wanted {
+    fn may_be(&self, mount: &Mount) -> bool {
+        match self {
+            Self::Device(device) => mount.device == *device,
+            Self::Btrfs(_) => mount.filesystem == "btrfs",
+        }
+    }
+
+    fn is(&self, root: BorrowedFd<'_>) -> Result<bool, Errno> {
+        match self {
+            Self::Device(device) => Ok(fstat(root)?.st_dev == *device),
+            Self::Btrfs(id) => Ok(growfs::btrfs_info(root)?.id == *id),
+        }
+    }
+}
+
+/// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do.
+pub(super) fn find(device: dev_t) -> Result<Found, Errno> {
+    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let wanted = btrfs_id(device)?.map_or(Wanted::Device(device), Wanted::Btrfs);
+    let text = fs::read("/proc/self/mountinfo").map_err(errno)?;
+    let mut mounts: Vec<Mount> = mountinfo::parse(&text).filter(|mount| wanted.may_be(mount)).collect();
+    mounts.sort_by_key(|mount| mount.root.components().count());
+    let mut unusable = None;
+    for mount in mounts {
+        if !["xfs", "ext4", "ext3", "ext2", "btrfs"].iter().any(|known| mount.filesystem == *known) {
+            return Ok(Found::Foreign { filesystem: mount.filesystem.to_string_lossy().into_owned() });
+        }
+        let place = mount.mount_point.display().to_string();
+        let problem = match open_root(&mount, &wanted) {
+            Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount_point: mount.mount_point }),
+            Ok(Root::ReadOnly) => format!("is mounted read-only at {place}"),
+            // Any btrfs was looked at, so this says nothing.
+            Ok(Root::Another) if matches!(wanted, Wanted::Btrfs(_)) => continue,
+            Ok(Root::Another) => format!("is mounted at {place}, where another mount covers it"),
+            Err(errno) => format!("is mounted at {place}, which cannot be opened: {errno}"),
+        };
+        let filesystem = mount.filesystem.to_string_lossy().into_owned();
+        unusable.get_or_insert(Found::Unusable { filesystem, problem });
+    }
+    Ok(unusable.unwrap_or(Found::Nothing))
+}
+
+enum Root {
+    Writable(OwnedFd),
+    ReadOnly,
+    Another,
+}
+
+/// Opens what is at the mount point now, which need not be this mount.
+fn open_root(mount: &Mount, wanted: &Wanted) -> Result<Root, Errno> {
+    let root = open_without_links(&mount.mount_point)?;
+    match wanted.is(root.as_fd()) {
+        Ok(true) if fstatvfs(&root)?.flags().contains(FsFlags::ST_RDONLY) => Ok(Root::ReadOnly),
+        Ok(true) => Ok(Root::Writable(root)),
+        Ok(false) | Err(Errno::ENOTTY) => Ok(Root::Another),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The id of the mounted btrfs that uses the device: from `/sys/fs/btrfs/ID/devices/NAME`, which stays right when the
+/// device is renamed, as the source in mountinfo does not.
+fn btrfs_id(device: dev_t) -> Result<Option<[u8; 16]>, Errno> {
+    let number = format!("{}:{}", major(device), minor(device));
+    // The directory is missing where no btrfs was ever mounted, and entries may go while they are read.
+    let list = |path: PathBuf| -> BTreeSet<PathBuf> {
+        fs::read_dir(path).map_or_else(|_| BTreeSet::new(), |list| list.flatten().map(|entry| entry.path()).collect())
+    };
+    let uses = |filesystem: &PathBuf| {
+        let numbers = list(filesystem.join("devices")).into_iter().map(|path| fs::read_to_string(path.join("dev")));
+        numbers.flatten().any(|found| found.trim_end() == number)
+    };
+    let found = list("/sys/fs/btrfs".into()).into_iter().find(uses);
+    let name = found.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().replace('-', ""));
+    match name {
+        None => Ok(None),
+        Some(name) => u128::from_str_radix(&name, 16).map(|id| Some(id.to_be_bytes())).map_err(|_| Errno::EINVAL),
+    }
+}

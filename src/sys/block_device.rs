@@ -1,0 +1,93 @@
+//! Block devices: their size, their first blocks, and what else is built on them.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc::dev_t;
+use nix::sys::stat::{Mode, fstat, major, minor};
+use nix::sys::uio::pread;
+
+use crate::model::Bytes;
+
+mod raw {
+    // The header says size_t, and the kernel fills 64 bits on every platform (linux/fs.h, block/ioctl.c).
+    nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
+}
+
+/// A block device, open for reading.
+#[derive(Debug)]
+pub struct BlockDevice {
+    fd: OwnedFd,
+}
+
+impl BlockDevice {
+    /// Opens the device by its node, which may be a symbolic link as those of LVM are.
+    ///
+    /// # Errors
+    /// Those of open(2), and `ENODEV` when the node is not that of the device.
+    pub fn open(node: &Path, device: dev_t) -> Result<Self, Errno> {
+        let fd = open(node, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?;
+        let status = fstat(&fd)?;
+        let is_block = status.st_mode & nix::libc::S_IFMT == nix::libc::S_IFBLK;
+        if is_block && status.st_rdev == device { Ok(Self { fd }) } else { Err(Errno::ENODEV) }
+    }
+
+    /// How large the device is now: ioctl BLKGETSIZE64 of `linux/fs.h`.
+    ///
+    /// # Errors
+    /// Those of ioctl(2).
+    pub fn size(&self) -> Result<Bytes, Errno> {
+        let mut size = 0;
+        // SAFETY: the descriptor is that of an open block device, and the kernel fills 64 bits.
+        unsafe { raw::blkgetsize64(self.fd.as_raw_fd(), &raw mut size) }?;
+        Ok(Bytes::new(size))
+    }
+
+    /// Reads through the device's page cache, which a mounted ext4 keeps its superblock in. `None` behind the end.
+    ///
+    /// # Errors
+    /// Those of pread(2), as `EIO`.
+    pub fn read<const LENGTH: usize>(&self, offset: u32) -> Result<Option<[u8; LENGTH]>, Errno> {
+        let mut bytes = [0; LENGTH];
+        let read = pread(&self.fd, &mut bytes, offset.into())?;
+        Ok((read == LENGTH).then_some(bytes))
+    }
+}
+
+/// Names of the devices that hold this one, as device-mapper, md and bcache do: `/sys/dev/block/MAJ:MIN/holders`.
+/// A file system does not count.
+///
+/// # Errors
+/// `ENOENT` when there is no such device.
+pub fn holders(device: dev_t) -> Result<Vec<String>, Errno> {
+    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let directory = format!("/sys/dev/block/{}:{}/holders", major(device), minor(device));
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(errno)? {
+        let entry = entry.map_err(errno)?;
+        let kernel_name = entry.file_name().to_string_lossy().into_owned();
+        let mapper_name = fs::read_to_string(entry.path().join("dm/name")).ok();
+        names.push(mapper_name.map_or(kernel_name, |name| name.trim_end().to_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::{makedev, stat};
+
+    #[test]
+    fn opens_nothing_but_the_device_itself() {
+        let zero = stat("/dev/zero").unwrap().st_rdev;
+        let error = |node: &str, device| BlockDevice::open(Path::new(node), device).unwrap_err();
+        assert_eq!(error("/dev/zero", zero), Errno::ENODEV);
+        assert_eq!(error("src", zero), Errno::ENODEV);
+        assert_eq!(error("/dev/missing", zero), Errno::ENOENT);
+        assert_eq!(holders(makedev(0xfff, 0xf_ffff)), Err(Errno::ENOENT));
+    }
+}
