@@ -144,6 +144,20 @@ impl Filesystem {
         self.mount(options);
     }
 
+    /// Changes the options of the mount that is there.
+    pub fn remount(&self, options: &str) {
+        lab::run("mount", &["-o", &format!("remount,{options}"), text(&self.mount_point)]);
+    }
+
+    /// Covers the mount with one that is read-only while the file system is not, as systemd does for a service with
+    /// ProtectSystem=strict. It lasts as long as what this returns.
+    pub fn read_only_mount(&self) -> ReadOnlyMount {
+        let mount_point = text(&self.mount_point);
+        lab::run("mount", &["--bind", mount_point, mount_point]);
+        lab::run("mount", &["-o", "remount,bind,ro", mount_point]);
+        ReadOnlyMount(self.mount_point.clone())
+    }
+
     /// Leaves an empty directory where the file system was, as after a boot with a broken fstab.
     pub fn unmount(&self) {
         lab::run("umount", &[text(&self.mount_point)]);
@@ -275,6 +289,15 @@ impl Drop for Filesystem {
             }
         }
         let _ = std::fs::remove_dir(&self.mount_point);
+    }
+}
+
+/// Ends a [`Filesystem::read_only_mount`] when dropped.
+pub struct ReadOnlyMount(PathBuf);
+
+impl Drop for ReadOnlyMount {
+    fn drop(&mut self) {
+        lab::run("umount", &[text(&self.0)]);
     }
 }
 
