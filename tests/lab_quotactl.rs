@@ -7,10 +7,12 @@ mod support;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use growd::model::Bytes;
 use growd::sys::quotactl::{self, QuotaError, QuotaState, Route};
-use support::{Filesystem, PRJQUOTA};
+use nix::errno::Errno;
+use support::{Filesystem, Kind, PRJQUOTA};
 
 const MIB: u64 = 1 << 20;
 
@@ -62,23 +64,54 @@ fn quota_that_is_off_is_told_from_a_project_without_a_record() {
 }
 
 #[test]
-fn a_frozen_file_system_tells_the_state_and_lets_limits_wait() {
+fn a_frozen_xfs_is_read_and_a_frozen_ext4_lets_its_readers_wait() {
     on_both(|filesystem| {
-        let share = filesystem.create_share("a", 42, MIB);
-        let directory = File::open(share).unwrap();
+        let directory = File::open(filesystem.create_share("a", 42, MIB)).unwrap();
         for route in [Route::Descriptor, Route::Device] {
             filesystem.freeze();
-            let fd = directory.try_clone().unwrap();
-            let state = std::thread::spawn(move || quotactl::state(fd.as_fd(), route).unwrap());
-            let fd = directory.try_clone().unwrap();
-            let get = std::thread::spawn(move || quotactl::get(fd.as_fd(), route, 42).unwrap());
-            std::thread::sleep(std::time::Duration::from_millis(500));
-            let finished = (state.is_finished(), get.is_finished());
-            filesystem.thaw();
-            // The kernel takes Q_GETQUOTA for a command that writes.
-            assert_eq!(finished, (true, false), "{route:?}");
-            assert!(state.join().unwrap().enforcement);
-            assert_eq!(get.join().unwrap().hard, Bytes::mib(1));
+            assert!(quotactl::state(directory.as_fd(), route).unwrap().enforcement);
+            let ask = |file: File| {
+                let (one, next) = (quotactl::get(file.as_fd(), route, 42), quotactl::get_next(file.as_fd(), route, 1));
+                assert_eq!((one.unwrap().hard, next.unwrap().unwrap().id), (Bytes::mib(1), 42));
+            };
+            let file = directory.try_clone().unwrap();
+            match filesystem.kind() {
+                Kind::Xfs => {
+                    ask(file);
+                    filesystem.thaw();
+                }
+                Kind::Ext4 => std::thread::scope(|scope| {
+                    let reader = scope.spawn(|| ask(file));
+                    std::thread::sleep(Duration::from_millis(500));
+                    assert!(!reader.is_finished(), "the kernel does not take Q_GETQUOTA for a write any more");
+                    filesystem.thaw();
+                    reader.join().unwrap();
+                }),
+            }
         }
+    });
+}
+
+#[test]
+fn a_read_only_xfs_is_read_and_ext4_says_why_not() {
+    on_both(|filesystem| {
+        let share = filesystem.create_share("a", 42, MIB);
+        let hard = |route| quotactl::get(File::open(&share).unwrap().as_fd(), route, 42).map(|quota| quota.hard);
+        let state = || quotactl::state(File::open(&share).unwrap().as_fd(), Route::Best).unwrap().enforcement;
+        let (read, refused) = (Ok(Bytes::mib(1)), Err(QuotaError::System(Errno::EROFS)));
+        let is_xfs = filesystem.kind() == Kind::Xfs;
+
+        let mount = filesystem.read_only_mount();
+        assert!(state(), "the mount is read-only, the file system is not");
+        assert_eq!(hard(Route::Descriptor), if is_xfs { read } else { refused });
+        assert_eq!(hard(Route::Device), read, "the device knows nothing of mounts");
+        drop(mount);
+
+        filesystem.remount("ro");
+        assert_eq!(state(), is_xfs, "ext4 has its quotas off as long as it is read-only");
+        assert_eq!(hard(Route::Descriptor), if is_xfs { read } else { refused });
+        assert_eq!(hard(Route::Device), if is_xfs { read } else { Err(QuotaError::Off) });
+        filesystem.remount("rw");
+        assert_eq!((state(), hard(Route::Descriptor)), (true, read));
     });
 }

@@ -1,4 +1,4 @@
-//! Type and space of a file system: fstatfs(2).
+//! Type, space and writability of a file system: fstatfs(2).
 //!
 //! Below a directory with a project quota, XFS and ext4 answer with the quota's limit and use instead of the file
 //! system's. Whoever wants the file system itself asks at the root of its mount.
@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statvfs::FsFlags;
 
 use super::mountinfo;
 use crate::model::Bytes;
@@ -46,6 +47,14 @@ impl Kind {
 /// Those of fstatfs(2).
 pub fn kind(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
     Ok(Kind::of(fstatfs(fd)?.filesystem_type()))
+}
+
+/// Whether nothing can be changed through an open file: its mount or the whole file system is read-only.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(fstatfs(fd)?.flags().contains(FsFlags::ST_RDONLY))
 }
 
 /// Space of a whole file system.

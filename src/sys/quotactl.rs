@@ -1,10 +1,14 @@
 //! Project quotas: quotactl_fd(2), or quotactl(2) on the block device where the kernel is older than 5.14.
 //!
-//! Uses the generic commands, which XFS and ext4 understand alike. Limits count blocks of 1 KiB, use counts bytes;
-//! both come out as [`Bytes`] here. Layouts and numbers are those of `linux/quota.h` and `linux/dqblk_xfs.h`. All but
-//! the state needs CAP_SYS_ADMIN, and the kernel takes even the reading commands for writing ones: through
-//! quotactl_fd they give `EROFS` on a mount that is read-only for this process, and all of them wait while the file
-//! system is frozen.
+//! Limits and use come out as [`Bytes`], in whatever blocks a command counts them. Layouts and numbers are those of
+//! `linux/quota.h` and `linux/dqblk_xfs.h`. All but the state needs CAP_SYS_ADMIN.
+//!
+//! The kernel takes the generic commands for writing ones even where they read (`quotactl_cmd_write()` in its
+//! fs/quota/quota.c), because to read a record may be to make it: they wait while the file system is frozen, and
+//! through quotactl_fd they give `EROFS` on a read-only mount. XFS makes no record for a reader, so it is read with its
+//! own commands, which do neither. ext4 answers those too, but its readers do make records: under a freeze they would
+//! start a transaction where none may be (`ext4_acquire_dquot()`, and the check in `ext4_journal_check_start()`). So
+//! ext4 is read with the generic ones, and waits.
 
 use std::ffi::{CString, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -16,18 +20,22 @@ use nix::errno::Errno;
 use nix::libc::{self, c_char, c_int, c_uint};
 use nix::sys::stat::stat;
 
+use super::file_system::{self, Kind};
 use super::mountinfo;
 use crate::model::Bytes;
 
-/// Unit of limits: QIF_DQBLKSIZE.
+/// Unit of limits in the generic commands: QIF_DQBLKSIZE.
 pub const LIMIT_BLOCK: u64 = 1024;
+/// Unit of limits and use in the commands of XFS: a basic block.
+const BASIC_BLOCK: u64 = 512;
 
 const PRJQUOTA: c_uint = 2;
 const Q_GETQUOTA: c_uint = 0x80_0007;
 const Q_SETQUOTA: c_uint = 0x80_0008;
 const Q_GETNEXTQUOTA: c_uint = 0x80_0009;
-/// XQM_CMD(8)
-const Q_XGETQSTATV: c_uint = ((b'X' as c_uint) << 8) + 8;
+const Q_XGETQUOTA: c_uint = xfs_command(3);
+const Q_XGETQSTATV: c_uint = xfs_command(8);
+const Q_XGETNEXTQUOTA: c_uint = xfs_command(9);
 const FS_QSTATV_VERSION1: i8 = 1;
 const FS_QUOTA_PDQ_ACCT: u16 = 1 << 4;
 const FS_QUOTA_PDQ_ENFD: u16 = 1 << 5;
@@ -50,6 +58,35 @@ struct RawQuota {
 }
 
 const _: () = assert!(size_of::<RawQuota>() == 72);
+
+/// `struct fs_disk_quota`
+#[repr(C)]
+#[derive(Default)]
+struct RawXfsQuota {
+    version: i8,
+    flags: i8,
+    field_mask: u16,
+    id: u32,
+    hard_blocks: u64,
+    soft_blocks: u64,
+    inode_hard: u64,
+    inode_soft: u64,
+    current_blocks: u64,
+    current_inodes: u64,
+    inode_time: i32,
+    block_time: i32,
+    inode_warnings: u16,
+    block_warnings: u16,
+    times_high: [i8; 3],
+    pad2: u8,
+    realtime: [u64; 3],
+    realtime_time: i32,
+    realtime_warnings: u16,
+    pad3: i16,
+    pad4: [u8; 8],
+}
+
+const _: () = assert!(size_of::<RawXfsQuota>() == 112);
 
 /// `struct fs_qfilestatv`
 #[repr(C)]
@@ -149,12 +186,11 @@ pub fn state(fd: BorrowedFd<'_>, route: Route) -> Result<QuotaState, Errno> {
 /// Limits and use of a project; zeros when there is no record of it.
 ///
 /// # Errors
-/// [`QuotaError::Off`], and those of the system call: `EPERM`, `EROFS`.
+/// [`QuotaError::Off`], and those of the system call: `EPERM`, on ext4 `EROFS`.
 pub fn get(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<ProjectQuota, QuotaError> {
-    let mut quota = RawQuota::default();
-    // SAFETY: Q_GETQUOTA fills an if_dqblk, which is no larger than this.
-    match unsafe { call(fd, route, Q_GETQUOTA, id, (&raw mut quota).cast()) } {
-        Ok(()) => Ok(quota.with_id(id)),
+    match read(fd, route, [Q_GETQUOTA, Q_XGETQUOTA], id) {
+        // The generic answer has no id in it.
+        Ok(quota) => Ok(ProjectQuota { id, ..quota }),
         // XFS knows no record; ext4 makes an empty one up.
         Err(Errno::ENOENT) => Ok(ProjectQuota { id, ..ProjectQuota::default() }),
         Err(errno) => Err(off_or(errno)),
@@ -166,12 +202,27 @@ pub fn get(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<ProjectQuota, Qu
 /// # Errors
 /// As [`get`].
 pub fn get_next(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<Option<ProjectQuota>, QuotaError> {
-    let mut quota = RawQuota::default();
-    // SAFETY: Q_GETNEXTQUOTA fills an if_nextdqblk, of which this is the layout.
-    match unsafe { call(fd, route, Q_GETNEXTQUOTA, id, (&raw mut quota).cast()) } {
-        Ok(()) => Ok(Some(quota.with_id(quota.id))),
+    match read(fd, route, [Q_GETNEXTQUOTA, Q_XGETNEXTQUOTA], id) {
+        Ok(quota) => Ok(Some(quota)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(off_or(errno)),
+    }
+}
+
+/// Reads a record with the generic command or with that of XFS.
+fn read(fd: BorrowedFd<'_>, route: Route, commands: [c_uint; 2], id: u32) -> Result<ProjectQuota, Errno> {
+    let [generic, xfs] = commands;
+    if file_system::kind(fd)? == Some(Kind::Xfs) {
+        let mut quota = RawXfsQuota::default();
+        // SAFETY: both commands of XFS fill a fs_disk_quota.
+        unsafe { call(fd, route, xfs, id, (&raw mut quota).cast()) }?;
+        Ok(quota.into())
+    } else {
+        let mut quota = RawQuota::default();
+        // SAFETY: Q_GETNEXTQUOTA fills an if_nextdqblk, of which this is the layout; Q_GETQUOTA fills an if_dqblk,
+        // which is no larger.
+        unsafe { call(fd, route, generic, id, (&raw mut quota).cast()) }?;
+        Ok(quota.into())
     }
 }
 
@@ -196,16 +247,24 @@ pub fn set_limits(fd: BorrowedFd<'_>, route: Route, id: u32, hard: Bytes, soft: 
     unsafe { call(fd, route, Q_SETQUOTA, id, (&raw mut quota).cast()) }.map_err(off_or)
 }
 
-impl RawQuota {
-    fn with_id(&self, id: u32) -> ProjectQuota {
-        let limit = |blocks: u64| Bytes::new(blocks.saturating_mul(LIMIT_BLOCK));
-        ProjectQuota {
-            id,
-            hard: limit(self.hard_blocks),
-            soft: limit(self.soft_blocks),
-            used: Bytes::new(self.current_bytes),
-        }
+impl From<RawQuota> for ProjectQuota {
+    fn from(raw: RawQuota) -> Self {
+        let limit = |blocks| size_of_blocks(blocks, LIMIT_BLOCK);
+        let (hard, soft) = (limit(raw.hard_blocks), limit(raw.soft_blocks));
+        Self { id: raw.id, hard, soft, used: Bytes::new(raw.current_bytes) }
     }
+}
+
+impl From<RawXfsQuota> for ProjectQuota {
+    fn from(raw: RawXfsQuota) -> Self {
+        let size = |blocks| size_of_blocks(blocks, BASIC_BLOCK);
+        let (hard, soft, used) = (size(raw.hard_blocks), size(raw.soft_blocks), size(raw.current_blocks));
+        Self { id: raw.id, hard, soft, used }
+    }
+}
+
+fn size_of_blocks(blocks: u64, block: u64) -> Bytes {
+    Bytes::new(blocks.saturating_mul(block))
 }
 
 fn off_or(errno: Errno) -> QuotaError {
@@ -265,6 +324,11 @@ unsafe fn by_device(fd: BorrowedFd<'_>, command: c_uint, id: u32, data: *mut c_v
     Errno::result(unsafe { libc::quotactl(command, source.as_ptr(), id, data.cast::<c_char>()) }).map(drop)
 }
 
+/// XQM_CMD(number)
+const fn xfs_command(number: c_uint) -> c_uint {
+    ((b'X' as c_uint) << 8) + number
+}
+
 /// QCMD(command, PRJQUOTA)
 const fn project_command(command: c_uint) -> c_uint {
     (command << 8) | PRJQUOTA
@@ -298,10 +362,13 @@ mod tests {
     }
 
     #[test]
-    fn limits_count_blocks_and_use_counts_bytes() {
-        let quota = RawQuota { hard_blocks: 3, soft_blocks: u64::MAX, current_bytes: 5, ..RawQuota::default() };
-        let quota = quota.with_id(7);
-        assert_eq!((quota.id, quota.hard, quota.used), (7, Bytes::new(3072), Bytes::new(5)));
-        assert_eq!(quota.soft, Bytes::new(u64::MAX));
+    fn each_command_counts_in_blocks_of_its_own() {
+        let generic =
+            RawQuota { hard_blocks: 3, soft_blocks: u64::MAX, current_bytes: 5, id: 7, ..RawQuota::default() };
+        let expected = ProjectQuota { id: 7, hard: Bytes::new(3072), soft: Bytes::new(u64::MAX), used: Bytes::new(5) };
+        assert_eq!(ProjectQuota::from(generic), expected);
+        let xfs = RawXfsQuota { hard_blocks: 8, soft_blocks: 0, current_blocks: 16, id: 7, ..RawXfsQuota::default() };
+        let expected = ProjectQuota { id: 7, hard: Bytes::new(4096), soft: Bytes::ZERO, used: Bytes::new(8192) };
+        assert_eq!(ProjectQuota::from(xfs), expected);
     }
 }

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
 /// Longer than anything here takes on a busy machine; a test that hangs shall fail.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Daemon {
     child: Child,

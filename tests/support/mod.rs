@@ -105,34 +105,46 @@ pub const PRJQUOTA: &str = "prjquota";
 impl Filesystem {
     /// Makes and mounts XFS on a disk of the lab (`ubda`) or on any other device (`/dev/vg0/volume`).
     pub fn xfs(disk: &str, mount_options: &str) -> Self {
-        Self::make(Kind::Xfs, disk, mount_options, &["mkfs.xfs", "-q", "-f"])
+        Self::make(Kind::Xfs, disk, mount_options)
     }
 
     /// Makes and mounts ext4 with the features that project quotas need.
     pub fn ext4(disk: &str, mount_options: &str) -> Self {
-        let mkfs = ["mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"];
-        Self::make(Kind::Ext4, disk, mount_options, &mkfs)
+        Self::make(Kind::Ext4, disk, mount_options)
+    }
+
+    pub fn make(kind: Kind, disk: &str, mount_options: &str) -> Self {
+        let mkfs: &[&str] = match kind {
+            Kind::Xfs => &["mkfs.xfs", "-q", "-f"],
+            Kind::Ext4 => &["mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"],
+        };
+        Self::make_with(kind, disk, mount_options, mkfs)
     }
 
     /// Makes and mounts ext4 as mkfs.ext4 does by default: it cannot have project quotas.
     pub fn ext4_without_quota_feature(disk: &str) -> Self {
-        Self::make(Kind::Ext4, disk, "defaults", &["mkfs.ext4", "-q", "-F"])
+        Self::make_with(Kind::Ext4, disk, "defaults", &["mkfs.ext4", "-q", "-F"])
     }
 
-    fn make(kind: Kind, disk: &str, mount_options: &str, mkfs: &[&str]) -> Self {
+    /// Mounts what an earlier lab left on the same disk (see GROWD_LAB_DISKS in tests/lab/run).
+    pub fn left_behind(kind: Kind, disk: &str, mount_options: &str) -> Self {
+        Self::make_with(kind, disk, mount_options, &[])
+    }
+
+    fn make_with(kind: Kind, disk: &str, mount_options: &str, mkfs: &[&str]) -> Self {
         lab::require();
         let taken = (!disk.starts_with('/')).then(|| Disk::take(disk));
         let device = taken.as_ref().map_or_else(|| PathBuf::from(disk), Disk::path);
-        let mut arguments = mkfs[1..].to_vec();
-        arguments.push(text(&device));
-        lab::run(mkfs[0], &arguments);
+        if let [program, arguments @ ..] = mkfs {
+            lab::run(program, &[arguments, &[text(&device)]].concat());
+        }
         let mount_point = tempfile::Builder::new().prefix("fs-").tempdir_in("/mnt").unwrap().keep();
         let filesystem = Self { kind, device, mount_point, _disk: taken };
         filesystem.mount(mount_options);
         filesystem
     }
 
-    fn mount(&self, options: &str) {
+    pub fn mount(&self, options: &str) {
         let options = if options.is_empty() { "defaults" } else { options };
         lab::run("mount", &["-o", options, text(&self.device), text(&self.mount_point)]);
     }
@@ -142,6 +154,20 @@ impl Filesystem {
     pub fn mount_again(&self, options: &str) {
         self.unmount();
         self.mount(options);
+    }
+
+    /// Changes the options of the mount that is there.
+    pub fn remount(&self, options: &str) {
+        lab::run("mount", &["-o", &format!("remount,{options}"), text(&self.mount_point)]);
+    }
+
+    /// Covers the mount with one that is read-only while the file system is not, as systemd does for a service with
+    /// ProtectSystem=strict. It lasts as long as what this returns.
+    pub fn read_only_mount(&self) -> ReadOnlyMount {
+        let mount_point = text(&self.mount_point);
+        lab::run("mount", &["--bind", mount_point, mount_point]);
+        lab::run("mount", &["-o", "remount,bind,ro", mount_point]);
+        ReadOnlyMount(self.mount_point.clone())
     }
 
     /// Leaves an empty directory where the file system was, as after a boot with a broken fstab.
@@ -275,6 +301,15 @@ impl Drop for Filesystem {
             }
         }
         let _ = std::fs::remove_dir(&self.mount_point);
+    }
+}
+
+/// Ends a [`Filesystem::read_only_mount`] when dropped.
+pub struct ReadOnlyMount(PathBuf);
+
+impl Drop for ReadOnlyMount {
+    fn drop(&mut self) {
+        lab::run("umount", &[text(&self.0)]);
     }
 }
 

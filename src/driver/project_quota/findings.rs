@@ -20,6 +20,8 @@ pub(super) struct Case<'a> {
     pub location: &'a Path,
     pub fd: BorrowedFd<'a>,
     pub kind: Kind,
+    /// What an extend is refused with, if nothing can be changed through its mount.
+    pub read_only: Option<Refusal>,
     pub state: QuotaState,
     pub attributes: Attributes,
     /// Another share with the same project.
@@ -44,7 +46,14 @@ impl Case<'_> {
         let id = self.attributes.project_id;
         let mut problems = Vec::new();
 
-        if !self.state.accounting || !self.state.enforcement {
+        if let Some(refusal) = self.read_only.clone() {
+            let remedy = format!(
+                "mount -o remount,rw {}, and if it is so for growd alone, name it in ReadWritePaths= of growd.service",
+                mount.point
+            );
+            problems.push(Problem::blocking(refusal, remedy));
+        } else if !self.state.accounting || !self.state.enforcement {
+            // Only looked at where it can be changed: ext4 has its quotas off as long as it is read-only.
             let problem = if self.state.accounting {
                 "use is counted, but limits do not hold"
             } else {

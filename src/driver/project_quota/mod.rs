@@ -63,8 +63,11 @@ impl ProjectQuota {
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
             result => result.map_err(system("read the project of", &location))?,
         };
+        let read_only = file_system::is_read_only(fd).map_err(system("statfs", &location))?;
         let quota = match attributes.project_id {
             _ if !state.accounting => None,
+            // Whoever may not write may not read a quota of ext4 either.
+            _ if read_only && kind == Kind::Ext4 => None,
             0 => None,
             id => read_quota(fd, id, &location)?,
         };
@@ -72,7 +75,8 @@ impl ProjectQuota {
             0 => None,
             id => self.census.twin(&self.places, &pool, share, id)?,
         };
-        let case = Case { location: &location, fd, kind, state, attributes, twin, quota };
+        let read_only = read_only.then(|| self.places.read_only());
+        let case = Case { location: &location, fd, kind, read_only, state, attributes, twin, quota };
         let problems = case.problems();
         let bounded = state.enforcement && attributes.inherits;
         let limit = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
@@ -163,6 +167,7 @@ impl Driver for ProjectQuota {
         let promised = match self.promises.sum(fd, pool.device) {
             Ok(sum) => sum,
             Err(QuotaError::Off) => Bytes::ZERO,
+            Err(QuotaError::System(Errno::EROFS)) => return Err(self.places.read_only().into()),
             Err(QuotaError::System(errno)) => return Err(system("sum the quotas of", directory)(errno)),
         };
         let capacity = file_system::capacity(fd).map_err(system("measure", directory))?;

@@ -129,6 +129,11 @@ impl Places {
         Refusal::NotMounted { pool: self.pool.clone(), problem }
     }
 
+    pub fn read_only(&self) -> Refusal {
+        let problem = "its file system is mounted read-only for growd".to_owned();
+        Refusal::NotMounted { pool: self.pool.clone(), problem }
+    }
+
     /// All shares whose names the pool's directory has, and those with a place of their own.
     pub fn list(&self, pool: &Pool) -> Result<BTreeSet<ShareId>, DriverError> {
         let read = || -> Result<BTreeSet<ShareId>, Errno> {

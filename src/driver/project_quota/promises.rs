@@ -19,7 +19,7 @@ const TRUSTED: Duration = Duration::from_secs(60);
 /// Sums of hard limits by file system, for all pools of the daemon.
 #[derive(Default)]
 pub struct Promises {
-    /// Each has a lock of its own, because the kernel lets a scan wait while a file system is frozen.
+    /// Each has a lock of its own, because a scan waits while an ext4 is frozen.
     by_device: Mutex<HashMap<dev_t, Arc<Mutex<Option<Sum>>>>>,
 }
 
