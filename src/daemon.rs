@@ -47,6 +47,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (control, server) = server::serve(listener, shutdown).await?;
     let server = tokio::spawn(server);
 
+    let recorder = Arc::new(FlightRecorder::default());
     let engine = Engine::new(store, pools(&config, &recorder));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
     let host = nix::sys::utsname::uname()?;
@@ -54,7 +55,7 @@ pub async fn run(config: Config) -> Result<()> {
         name: host.nodename().to_string_lossy().into_owned(),
         kernel: host.release().to_string_lossy().into_owned(),
     };
-    control.start(Arc::new(Service::new(Arc::clone(&engine), config.max_active_jobs, host)));
+    control.start(Arc::new(Service::new(Arc::clone(&engine), config.max_active_jobs, host, recorder)));
     let mut failure = engine.store.failure();
     info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
 
@@ -87,8 +88,7 @@ pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
     let pool = |pool: &PoolConfig| {
         let (driver, turns): (Arc<dyn Driver>, _) = match &pool.backend {
             Backend::ProjectQuota { path, shares } => {
-                let driver =
-                    ProjectQuota::new(pool.name.clone(), path.clone(), shares.clone(), Arc::clone(&promises));
+                let driver = ProjectQuota::new(pool.name.clone(), path.clone(), shares.clone(), Arc::clone(&promises));
                 (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
             }
             Backend::Lvm(lvm) => {

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -76,7 +77,7 @@ fn run(config: Config) -> Result<ExitCode> {
 fn check_config(config: &Config) -> Result<ExitCode> {
     let mut problems = config.missing_directories();
     if problems.is_empty() {
-        for pool in daemon::pools(config).iter() {
+        for pool in daemon::pools(config, &Arc::default()).iter() {
             match pool.driver.space() {
                 Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
                 Err(error) => problems.push(format!("pool {:?}: {error}", pool.name.as_str())),

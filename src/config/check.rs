@@ -60,8 +60,9 @@ fn share_against_pools(share: &ShareEntry, pools: &[PoolEntry], report: &mut Rep
         let hint = Hint::new(pool.as_str(), "the pools", names().map(|name| name.as_str()));
         report.add(*offset, Problem::UnknownPool { pool: pool.clone(), hint });
     }
-    let of_share =
-        |pool: &&PoolEntry| share.pool.as_ref().is_some_and(|own| pool.name.as_ref().is_some_and(|name| name.value == own.value));
+    let of_share = |pool: &&PoolEntry| {
+        share.pool.as_ref().is_some_and(|own| pool.name.as_ref().is_some_and(|name| name.value == own.value))
+    };
     if let Some(pool) = pools.iter().find(of_share)
         && let Some(At { value: driver, .. }) = pool.driver
     {
@@ -107,7 +108,10 @@ fn share_against(share: &ShareEntry, earlier: &[ShareEntry], report: &mut Report
         })
     {
         let (line, theirs) = (report.line_of(theirs.offset), theirs.value.clone());
-        report.add(mine.offset, Problem::VolumesMeet { mine: mine.value.clone(), theirs, group: pool.value.to_string(), line });
+        report.add(
+            mine.offset,
+            Problem::VolumesMeet { mine: mine.value.clone(), theirs, group: pool.value.to_string(), line },
+        );
     }
     let Some(At { offset, value: mine }) = &share.path else { return };
     for At { offset: at, value: theirs } in earlier.iter().filter_map(|other| other.path.as_ref()) {

@@ -7,6 +7,13 @@ const FILE: &str = "/etc/growd/growd.toml";
 const ID: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
 const POOL: &str = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"/srv/shares/{share_id}\"\n";
 
+fn places(pool: &PoolConfig) -> Vec<(ShareId, PathBuf)> {
+    match &pool.backend {
+        Backend::ProjectQuota { shares, .. } => shares.clone(),
+        Backend::Lvm(lvm) => panic!("{lvm:?}"),
+    }
+}
+
 fn refused(text: &str) -> Vec<String> {
     let message = Config::parse(text, FILE).unwrap_err().to_string();
     message.lines().map(|line| line.strip_prefix("/etc/growd/growd.toml:").unwrap().to_owned()).collect()
@@ -17,11 +24,9 @@ fn has_defaults_for_all_but_the_pools() {
     let config = Config::parse(POOL, FILE).unwrap();
     let pool = PoolConfig {
         name: "home".parse().unwrap(),
-        driver: DriverKind::ProjectQuota,
-        path: "/srv/shares/{share_id}".parse().unwrap(),
+        backend: Backend::ProjectQuota { path: "/srv/shares/{share_id}".parse().unwrap(), shares: Vec::new() },
         reserve: Bytes::ZERO,
         overcommit: 1.0,
-        shares: Vec::new(),
     };
     let expected = Config {
         listen: "/run/growd/growd.sock".into(),
@@ -49,9 +54,9 @@ fn takes_every_key_and_sorts_the_shares_into_their_pools() {
     assert_eq!((config.max_active_jobs, config.retention_jobs), (7, 16));
     assert_eq!(config.retention_age, Duration::from_secs(12 * 3600));
     let [home, other] = config.pools.as_slice() else { panic!("{config:?}") };
-    assert_eq!((home.reserve, home.overcommit, home.shares.len()), (Bytes::gib(10), 2.0, 0));
+    assert_eq!((home.reserve, home.overcommit, places(home)), (Bytes::gib(10), 2.0, Vec::new()));
     assert_eq!(other.overcommit, 1.5);
-    assert_eq!(other.shares, [(ID.parse().unwrap(), PathBuf::from("/srv/legacy"))]);
+    assert_eq!(places(other), [(ID.parse().unwrap(), PathBuf::from("/srv/legacy"))]);
 }
 
 #[test]
@@ -67,8 +72,12 @@ fn the_packaged_example_shows_every_key_with_its_default() {
     let lines = example.lines().map(|line| line.strip_prefix('#').unwrap_or(line));
     let shown: String = lines.filter(|line| !line.starts_with(' ')).map(|line| format!("{line}\n")).collect();
     let mut config = Config::parse(&shown, "growd.toml").unwrap();
-    assert_eq!(config.pools[0].shares.len(), 1);
-    config.pools[0].shares.clear();
+    for pool in &mut config.pools {
+        match &mut pool.backend {
+            Backend::ProjectQuota { shares, .. } => shares.clear(),
+            Backend::Lvm(lvm) => lvm.shares.clear(),
+        }
+    }
     assert_eq!(config, Config::parse(example, "growd.toml").unwrap());
     let table = DeTable::parse(&shown).unwrap().into_inner();
     let first = |key: &str| table[key].get_ref().get(0).and_then(|item| item.get_ref().as_table()).unwrap();

@@ -3,9 +3,9 @@
 //! A driver tells what the kernel says and applies one step at a time. It is synchronous and is called on blocking
 //! threads. It knows nothing of jobs, of the store or of gRPC, and it never makes anything smaller.
 
+pub mod filesystem;
 pub mod flight_recorder;
 pub mod lvm;
-pub mod filesystem;
 pub mod path_template;
 pub mod project_quota;
 

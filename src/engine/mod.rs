@@ -12,7 +12,7 @@ mod state;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -49,6 +49,8 @@ struct Live {
     promise: Option<Promise>,
     /// Its cancellation is on its way to the disk: it must not start.
     cancelling: bool,
+    /// When the step at work began.
+    step_begun: Option<Instant>,
 }
 
 /// Growth that was reserved for a job.
@@ -102,7 +104,7 @@ impl Engine {
     /// Takes up a job that has just been made durable.
     fn take_up(self: &Arc<Self>, job: Job, promise: Option<Promise>) {
         let id = job.id;
-        self.live.lock().insert(id, Live { job: watch::channel(job).0, promise, cancelling: false });
+        self.live.lock().insert(id, Live { job: watch::channel(job).0, promise, cancelling: false, step_begun: None });
         tokio::spawn(Arc::clone(self).run(id));
     }
 
@@ -181,6 +183,13 @@ impl Engine {
         // One record is read as a rule: only cancelled jobs lead on to the next.
         let ids = self.store.newest_first(&selection, None, 20);
         ids.into_iter().filter_map(|id| self.job(id).ok()).find(|job| job.state != JobState::Cancelled)
+    }
+
+    /// The jobs whose step has been at work for longer than this, and for how long.
+    pub fn stuck(&self, longer_than: Duration) -> Vec<(Job, Duration)> {
+        let live = self.live.lock();
+        let at_work = live.values().filter_map(|live| Some((live, live.step_begun?.elapsed())));
+        at_work.filter(|(_, time)| *time > longer_than).map(|(live, time)| (live.job.borrow().clone(), time)).collect()
     }
 
     /// How many jobs are queued and how many are running.

@@ -1,7 +1,7 @@
 //! One run of one job: wait for a turn, then observe, plan, apply one step, observe again, until nothing is left.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tracing::{info, warn};
 
@@ -56,9 +56,11 @@ impl Engine {
 
     /// A change that is seen at once and reaches the disk with the next commit of the job.
     fn change(&self, id: JobId, event: Event) -> Option<Job> {
-        let live = self.live.lock();
-        let live = live.get(&id).filter(|live| !live.cancelling)?;
+        let mut live = self.live.lock();
+        let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
         let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
+        let at_work = job.steps.last().is_some_and(|step| step.finished_at.is_none());
+        live.step_begun = at_work.then(Instant::now);
         live.job.send_replace(job.clone());
         Some(job)
     }

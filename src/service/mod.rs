@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::driver::Driver;
+use crate::driver::flight_recorder::FlightRecorder;
 use crate::engine::{Denied, Engine, Promise, store_refusal};
 use crate::model::{Job, JobId, JobState, ProjectLabel, Refusal};
 use crate::store::StoreError;
@@ -24,6 +25,7 @@ pub struct Service {
     max_active_jobs: usize,
     started_at: SystemTime,
     host: Host,
+    recorder: Arc<FlightRecorder>,
 }
 
 /// The machine, for whoever looks at several.
@@ -33,8 +35,8 @@ pub struct Host {
 }
 
 impl Service {
-    pub fn new(engine: Arc<Engine>, max_active_jobs: usize, host: Host) -> Self {
-        Self { engine, max_active_jobs, started_at: SystemTime::now(), host }
+    pub fn new(engine: Arc<Engine>, max_active_jobs: usize, host: Host, recorder: Arc<FlightRecorder>) -> Self {
+        Self { engine, max_active_jobs, started_at: SystemTime::now(), host, recorder }
     }
 
     /// Accepts a request to extend a share: the job is on disk when this returns. Must be driven to its end, also when

@@ -2,14 +2,22 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
 
 use super::{Service, admission};
-use crate::driver::{Observed, Problem};
+use crate::driver::{Driver, DriverError, Observed, Problem};
 use crate::engine::pools::Pool;
 use crate::model::{
-    Bytes, Finding, JobState, PoolName, PoolReport, Reason, Refusal, ShareId, ShareReport, ShareStatus,
+    Bytes, CommandRecord, Finding, Job, JobState, PoolName, PoolReport, Reason, Refusal, ShareId, ShareReport,
+    ShareStatus,
 };
+
+/// A step that has been at work for so long is reported as stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// How long whoever looks at the whole node waits for one pool: longer than a question to lvm may take.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The node at one moment.
 #[derive(Clone, Debug)]
@@ -100,12 +108,9 @@ impl Service {
         Jobs { status, active, last }
     }
 
+    /// All pools at once; one that does not answer is reported as that.
     pub async fn pools(&self) -> Vec<PoolReport> {
-        let mut reports = Vec::new();
-        for pool in self.engine.pools.iter() {
-            reports.push(self.pool(pool).await);
-        }
-        reports
+        join_all(self.engine.pools.iter().map(|pool| self.pool(pool))).await
     }
 
     async fn pool(&self, pool: &Arc<Pool>) -> PoolReport {
@@ -124,12 +129,10 @@ impl Service {
             shares: 0,
             findings: Vec::new(),
         };
-        let asked = pool.call(|driver| Ok((driver.space()?, driver.shares()?.len()))).await;
-        let (space, shares) = match asked {
+        let (space, shares) = match patient(pool, |driver| Ok((driver.space()?, driver.shares()?.len()))).await {
             Ok(answer) => answer,
-            Err(refusal) => {
-                let remedy = "mount the pool's file system with prjquota".to_owned();
-                report.findings.push(finding(&pool.name, None, Problem::blocking(refusal, remedy)));
+            Err(problem) => {
+                report.findings.push(finding(&pool.name, None, problem));
                 return report;
             }
         };
@@ -139,40 +142,73 @@ impl Service {
         report.available = admission::left(&space, pool.reserve, pool.overcommit).saturating_sub(report.queued);
         report.shares = shares;
         let allowed = space.total.saturating_sub(pool.reserve).scaled(pool.overcommit);
-        if space.promised > allowed {
+        // What is written already, as the volumes of a group are, is more than a promise.
+        if space.promised > allowed && space.promised > space.total.saturating_sub(space.free) {
             report.findings.push(finding(
                 &pool.name,
                 None,
                 Problem::warning(
                     Reason::PoolOvercommitted,
-                    format!("the limits add up to {}, and {allowed} may be promised", space.promised.rounded()),
-                    "enlarge the file system, or raise overcommit for the pool".to_owned(),
+                    format!("{} is promised, and {allowed} may be", space.promised.rounded()),
+                    "add space, or raise overcommit for the pool".to_owned(),
                 ),
             ));
         }
+        report.findings.extend(space.problems.into_iter().map(|problem| finding(&pool.name, None, problem)));
         report
     }
 
     /// Everything that is wrong with the pools and their shares.
     pub async fn diagnose(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        for pool in self.engine.pools.iter() {
-            findings.extend(self.pool(pool).await.findings);
-            let found = pool
-                .call(|driver| {
-                    let shares = driver.shares()?;
-                    Ok(shares.into_iter().map(|share| (share, driver.observe(share))).collect::<Vec<_>>())
-                })
-                .await;
-            for (share, observed) in found.unwrap_or_default() {
-                let problems = match observed {
-                    Ok(observed) => observed.problems,
-                    Err(error) => vec![Problem::blocking(error.into_refusal(), String::new())],
-                };
-                findings.extend(problems.into_iter().map(|problem| finding(&pool.name, Some(share), problem)));
-            }
+        let mut findings = self.stuck();
+        for found in join_all(self.engine.pools.iter().map(|pool| self.diagnose_pool(pool))).await {
+            findings.extend(found);
         }
         findings
+    }
+
+    async fn diagnose_pool(&self, pool: &Arc<Pool>) -> Vec<Finding> {
+        let mut findings = self.pool(pool).await.findings;
+        let found = patient(pool, |driver| {
+            let shares = driver.shares()?;
+            Ok(shares.into_iter().map(|share| (share, driver.observe(share))).collect::<Vec<_>>())
+        });
+        for (share, observed) in found.await.unwrap_or_default() {
+            let mut problems = match observed {
+                Ok(observed) => observed.problems,
+                Err(error) => vec![Problem::blocking(error.into_refusal(), "journalctl -u growd".to_owned())],
+            };
+            // What holds for the whole pool has been said.
+            problems.retain(|problem| {
+                !findings.iter().any(|known| known.share.is_none() && known.message == problem.message)
+            });
+            findings.extend(problems.into_iter().map(|problem| finding(&pool.name, Some(share), problem)));
+        }
+        findings
+    }
+
+    /// Jobs at a step that takes much longer than such steps do. They are never killed: whoever changes storage must
+    /// come to its end.
+    fn stuck(&self) -> Vec<Finding> {
+        let finding = |(job, time): (Job, Duration)| Finding {
+            kind: Reason::Stuck,
+            pool: job.pool,
+            share: Some(job.share),
+            message: format!(
+                "job {} has been at {} for {} s",
+                job.id,
+                job.steps.last().map_or("its work", |step| step.name.as_str()),
+                time.as_secs()
+            ),
+            remedy: "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself"
+                .to_owned(),
+        };
+        self.engine.stuck(STUCK_AFTER).into_iter().map(finding).collect()
+    }
+
+    /// The last commands that were given to tools of the host, the oldest first.
+    pub fn commands(&self) -> Vec<CommandRecord> {
+        self.recorder.commands()
     }
 
     pub fn node(&self) -> NodeReport {
@@ -197,6 +233,28 @@ struct Jobs {
     status: ShareStatus,
     active: Option<crate::model::JobId>,
     last: Option<crate::model::JobId>,
+}
+
+/// Asks a pool, and does not wait for ever.
+async fn patient<T: Send + 'static>(
+    pool: &Pool,
+    call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(PATIENCE, pool.call(call)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(refusal)) => {
+            let remedy = match &refusal {
+                Refusal::NotMounted { .. } => "mount the pool's file system, or activate its volume group",
+                _ => "journalctl -u growd, dmesg",
+            };
+            Err(Problem::blocking(refusal, remedy.to_owned()))
+        }
+        Err(_) => Err(Problem::warning(
+            Reason::Stuck,
+            format!("pool {} has not answered for {} s", pool.name, PATIENCE.as_secs()),
+            "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for".to_owned(),
+        )),
+    }
 }
 
 fn report(pool: &Pool, share: ShareId, observed: Observed, jobs: Jobs) -> ShareReport {

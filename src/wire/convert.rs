@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use super::proto;
 use crate::model::{
-    Bytes, Finding, Job, JobId, JobState, PoolReport, ProjectLabel, Refusal, ShareId, ShareReport, ShareStatus,
+    Bytes, CommandRecord, Finding, Job, JobId, JobState, PoolReport, ProjectLabel, Refusal, ShareId, ShareReport,
+    ShareStatus,
 };
 use crate::service::NodeReport;
 use crate::service::admission::ExtendRequest;
@@ -176,6 +177,16 @@ pub fn pool(report: PoolReport) -> proto::Pool {
         overcommit: report.overcommit,
         shares: report.shares as u64,
         findings: report.findings.into_iter().map(finding).collect(),
+    }
+}
+
+pub fn command(record: CommandRecord) -> proto::HostCommand {
+    proto::HostCommand {
+        command: record.command,
+        started_at: time(record.started_at),
+        finished_at: record.took.and_then(|took| time(record.started_at + took)),
+        outcome: record.outcome,
+        output: record.output,
     }
 }
 

@@ -153,7 +153,10 @@ impl NodeService for Handlers {
     }
 
     async fn diagnose(&self, _: Request<proto::DiagnoseRequest>) -> Result<Response<proto::DiagnoseResponse>, Status> {
-        let findings = self.service().map_err(status)?.diagnose().await;
-        Ok(Response::new(proto::DiagnoseResponse { findings: findings.into_iter().map(convert::finding).collect() }))
+        let service = self.service().map_err(status)?;
+        Ok(Response::new(proto::DiagnoseResponse {
+            findings: service.diagnose().await.into_iter().map(convert::finding).collect(),
+            commands: service.commands().into_iter().map(convert::command).collect(),
+        }))
     }
 }

@@ -195,7 +195,7 @@ impl NodeService for Canned {
     }
 
     async fn diagnose(&self, _: Request<DiagnoseRequest>) -> Result<Response<DiagnoseResponse>, Status> {
-        Ok(Response::new(DiagnoseResponse { findings: self.0.lock().unwrap().findings.clone() }))
+        Ok(Response::new(DiagnoseResponse { findings: self.0.lock().unwrap().findings.clone(), commands: Vec::new() }))
     }
 }
 

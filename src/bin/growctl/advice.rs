@@ -49,7 +49,9 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
         Reason::HalfGrown => {
             "extend the share to the size of its volume; `growctl doctor` names the command".to_owned()
         }
-        Reason::Stuck => "look what the node waits for: `growctl doctor`, `dmesg`, `ps -eo pid,stat,wchan,cmd`".to_owned(),
+        Reason::Stuck => {
+            "look what the node waits for: `growctl doctor`, `dmesg`, `ps -eo pid,stat,wchan,cmd`".to_owned()
+        }
         Reason::GrowthTooLarge => {
             "ask for less, or move the data to a file system that is made larger from the start".to_owned()
         }

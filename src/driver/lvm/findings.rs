@@ -18,12 +18,16 @@ impl Lvm {
         let mut block = |refusal, remedy| problems.push(Problem::blocking(refusal, remedy));
 
         if volume.group.is_partial {
-            let problem = format!("volume group {group} lacks a physical volume, and LVM changes nothing in it until then");
+            let problem =
+                format!("volume group {group} lacks a physical volume, and LVM changes nothing in it until then");
             block(self.not_mounted(problem), format!("vgs -o +devices {group}, and bring the missing device back"));
         }
         if volume.is_suspended {
             let problem = format!("logical volume {place} is suspended: whatever reads or writes it waits");
-            block(self.not_mounted(problem), format!("dmsetup resume {}", super::volume::node(group, &volume.name).display()));
+            block(
+                self.not_mounted(problem),
+                format!("dmsetup resume {}", super::volume::node(group, &volume.name).display()),
+            );
         } else if !volume.is_active {
             let problem = format!("logical volume {place} is not active");
             block(self.not_mounted(problem), format!("lvchange -ay {place}, and mount it"));
@@ -66,7 +70,8 @@ impl Lvm {
             max_data_percent: thin.max_data.to_string(),
             max_metadata_percent: thin.max_metadata.to_string(),
         };
-        let remedy = format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata");
+        let remedy =
+            format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata");
         Some(Problem::blocking(refusal, remedy))
     }
 

@@ -118,7 +118,10 @@ fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Durati
 pub fn find_lvm() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(usual).map(|folder| folder.join("lvm")).find(|file| file.is_absolute() && file.is_file())
+    std::env::split_paths(&path)
+        .chain(usual)
+        .map(|folder| folder.join("lvm"))
+        .find(|file| file.is_absolute() && file.is_file())
 }
 
 /// A panic while it was locked lost the shell, at worst.

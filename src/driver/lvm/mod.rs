@@ -166,7 +166,9 @@ impl Lvm {
     }
 
     fn size_of(&self, node: &PathBuf, device: dev_t) -> Result<Bytes, DriverError> {
-        BlockDevice::open(node, device).and_then(|device| device.size()).map_err(|source| system("measure", node, source))
+        BlockDevice::open(node, device)
+            .and_then(|device| device.size())
+            .map_err(|source| system("measure", node, source))
     }
 
     fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
