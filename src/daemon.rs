@@ -16,7 +16,7 @@ use crate::driver::project_quota::{ProjectQuota, Promises};
 use crate::engine::Engine;
 use crate::engine::pools::{LOOKS, Pool, Pools, TURNS};
 use crate::service::{Host, Service};
-use crate::store::{Retention, Store};
+use crate::store::{Claimed, Retention};
 use crate::wire::server;
 
 /// Threads that drivers may block at once, so that one pool's hanging calls leave room for the others'.
@@ -34,8 +34,7 @@ pub async fn run(config: Config) -> Result<()> {
     for problem in config.missing_directories() {
         warn!("{problem}");
     }
-    let retention = Retention { age: config.retention_age, jobs: config.retention_jobs };
-    let (store, unfinished) = Store::open(&config.state_dir, retention)?;
+    let claimed = Claimed::of(&config.state_dir)?;
 
     let (stop, stopped) = watch::channel(false);
     let listener = server::bind(&config.listen)?;
@@ -47,6 +46,9 @@ pub async fn run(config: Config) -> Result<()> {
     let (control, server) = server::serve(listener, shutdown).await?;
     let server = tokio::spawn(server);
 
+    // Served already, so that whoever asks meanwhile hears that growd is starting. SIGTERM waits for the opening to end.
+    let retention = Retention { age: config.retention_age, jobs: config.retention_jobs };
+    let (store, unfinished) = tokio::task::spawn_blocking(move || claimed.open(retention)).await??;
     let recorder = Arc::new(FlightRecorder::default());
     let engine = Engine::new(store, pools(&config, &recorder));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;

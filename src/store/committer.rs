@@ -8,19 +8,21 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::files::{Files, Mark};
+use super::files::Files;
 use super::{Retention, Shared, StoreError, open, record};
 use crate::model::{Job, JobId};
 
 /// Most commits in a group: above it the wait for the flush is no longer what costs.
 const GROUP: usize = 512;
-/// The mark follows the commits at this distance; it is a second flush, so not every group pays for it.
+/// The mark follows the commits at this distance: it takes flushes of its own.
 const MARK_EVERY: Duration = Duration::from_secs(10);
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// Ended jobs above the kept number before they are swept, so that not every commit sweeps.
@@ -49,8 +51,13 @@ pub struct Committer {
     pub shared: Arc<Shared>,
     pub files: Files,
     pub retention: Retention,
+    /// The thread that writes the mark, until the store is closed: no group waits for the flushes of the mark.
+    pub marking: Option<(SyncSender<u64>, JoinHandle<()>)>,
     /// The highest commit number given out.
     pub commit: u64,
+    /// The highest commit number that is on disk for certain.
+    pub durable: u64,
+    /// The commit number that was last given to the thread that writes the mark.
     pub marked: u64,
     pub marked_at: Instant,
     pub swept_at: Option<Instant>,
@@ -116,9 +123,7 @@ impl Committer {
             }
         }
         if self.shared.failure.borrow().is_none() {
-            if self.marked_at.elapsed() > MARK_EVERY {
-                self.write_mark(false);
-            }
+            self.mark();
             if self.surplus() > SWEEP_SLACK {
                 self.sweep();
             }
@@ -134,6 +139,7 @@ impl Committer {
         }
         // The one flush of the group; answered by fdatasync, see `sys::sync_file_range`.
         db.flush().map_err(|error| error.to_string())?;
+        self.durable = self.commit;
         Ok(())
     }
 
@@ -142,9 +148,7 @@ impl Committer {
             self.reopen();
             return;
         }
-        if self.marked < self.commit {
-            self.write_mark(false);
-        }
+        self.mark();
         if self.swept_at.is_none_or(|at| at.elapsed() > SWEEP_EVERY) {
             self.sweep();
         }
@@ -180,6 +184,7 @@ impl Committer {
         self.commit += 1;
         db.insert(record::MARK_KEY, record::encode_mark(self.commit)).map_err(|error| error.to_string())?;
         db.flush().map_err(|error| error.to_string())?;
+        self.durable = self.commit;
         for id in jobs {
             if let Some(job) = read(db, *id)? {
                 self.shared.index.write().forget(&job);
@@ -190,12 +195,15 @@ impl Committer {
         Ok(())
     }
 
-    fn write_mark(&mut self, clean: bool) {
-        match self.files.write_mark(Mark { commit: self.commit, clean }) {
-            Ok(()) => self.marked = self.commit,
-            Err(error) => warn!(%error, "cannot write {}", self.files.mark().display()),
+    /// Has the mark brought up to what is on disk, unless that was done a moment ago or the last one is still at it.
+    fn mark(&mut self) {
+        if self.marked == self.durable || self.marked_at.elapsed() < MARK_EVERY {
+            return;
         }
-        // Counted from its end: on a slow disk the next groups must not each wait for another one.
+        let sent = self.marking.as_ref().is_some_and(|(marks, _)| marks.try_send(self.durable).is_ok());
+        if sent {
+            self.marked = self.durable;
+        }
         self.marked_at = Instant::now();
     }
 
@@ -231,17 +239,38 @@ impl Committer {
     }
 
     fn close(&mut self) {
+        if let Some((marks, thread)) = self.marking.take() {
+            drop(marks);
+            // It only writes the mark, which is written once more below.
+            let _ = thread.join();
+        }
         let Some(db) = self.shared.db.write().take() else { return };
         match db.flush() {
             Ok(_) if self.shared.failure.borrow().is_none() => {
                 drop(db);
-                self.write_mark(true);
+                if let Err(error) = self.files.write_mark(self.durable) {
+                    warn!(%error, "cannot write {}", self.files.mark().display());
+                }
             }
             Ok(_) => {}
             Err(error) => warn!(%error, "the job store cannot be flushed at its close"),
         }
         self.shared.failure.send_replace(Some("it is closed".to_owned()));
     }
+}
+
+/// Starts the thread that writes the mark; it ends when the sender is dropped.
+pub fn start_marking(files: &Files) -> io::Result<(SyncSender<u64>, JoinHandle<()>)> {
+    let files = files.clone();
+    let (marks, inbox) = sync_channel::<u64>(1);
+    let mark = move || {
+        for commit in inbox {
+            if let Err(error) = files.write_mark(commit) {
+                warn!(%error, "cannot write {}", files.mark().display());
+            }
+        }
+    };
+    Ok((marks, std::thread::Builder::new().name("mark".to_owned()).spawn(mark)?))
 }
 
 /// The record of a job as the database has it now, flushed or not.

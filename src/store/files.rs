@@ -1,8 +1,7 @@
 //! The files of the state directory: the database, the mark beside it, the lock, and copies made for safety.
 //!
 //! `jobs/` is sled's. `jobs.mark` holds a commit number that is on disk for certain, so that a database which was set
-//! back to an older copy is noticed, and whether growd was stopped in order. `jobs.before-open/` is a copy of a database
-//! that was not closed in order, made since sled writes when it opens: it goes as soon as the opening has succeeded.
+//! back to an older copy is noticed. `jobs.looked-at/` is a copy to be checked, made since sled writes when it opens, and
 //! `jobs.compacted/` exists only while the database is copied into a smaller one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -11,17 +10,9 @@ use std::path::{Path, PathBuf};
 
 use super::open::OpenError;
 
+#[derive(Clone)]
 pub struct Files {
     dir: PathBuf,
-}
-
-/// What `jobs.mark` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// A commit number that was on disk when the mark was written.
-    pub commit: u64,
-    /// Whether the store was closed in order after that.
-    pub clean: bool,
 }
 
 /// Held by the one process that may use the store.
@@ -46,8 +37,8 @@ impl Files {
         self.dir.join("jobs.mark")
     }
 
-    pub fn before_open(&self) -> PathBuf {
-        self.dir.join("jobs.before-open")
+    pub fn looked_at(&self) -> PathBuf {
+        self.dir.join("jobs.looked-at")
     }
 
     pub fn compacted(&self) -> PathBuf {
@@ -77,55 +68,42 @@ impl Files {
         Ok(Lock { _file: file })
     }
 
+    /// A commit number that was on disk when the mark was written.
+    ///
     /// # Errors
-    /// When it exists and cannot be read.
-    pub fn read_mark(&self) -> Result<Option<Mark>, OpenError> {
+    /// When the mark exists and cannot be read.
+    pub fn read_mark(&self) -> Result<Option<u64>, OpenError> {
         let path = self.mark();
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(OpenError::io("cannot read", &path, source)),
         };
-        match Mark::parse(&text) {
-            Some(mark) => Ok(Some(mark)),
-            None => Err(OpenError::Damaged {
-                dir: self.dir.clone(),
-                problem: format!("{} holds {text:?}", path.display()),
-                copy: None,
-            }),
+        match parse_mark(&text) {
+            Some(commit) => Ok(Some(commit)),
+            None => {
+                Err(OpenError::Damaged { dir: self.dir.clone(), problem: format!("{} holds {text:?}", path.display()) })
+            }
         }
     }
 
     /// Replaces the mark, durably: a reader finds the old one or the new one.
-    pub fn write_mark(&self, mark: Mark) -> io::Result<()> {
+    pub fn write_mark(&self, commit: u64) -> io::Result<()> {
         let new = self.dir.join("jobs.mark.new");
         let mut file = File::create(&new)?;
-        file.write_all(mark.text().as_bytes())?;
+        file.write_all(mark_text(commit).as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, self.mark())?;
         sync_dir(&self.dir)
     }
 }
 
-impl Mark {
-    fn text(self) -> String {
-        format!("commit {} {}\n", self.commit, if self.clean { "closed" } else { "open" })
-    }
+fn mark_text(commit: u64) -> String {
+    format!("commit {commit}\n")
+}
 
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.strip_suffix('\n')?.split(' ');
-        let (Some("commit"), Some(commit), Some(state), None) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return None;
-        };
-        let clean = match state {
-            "closed" => true,
-            "open" => false,
-            _ => return None,
-        };
-        Some(Self { commit: commit.parse().ok()?, clean })
-    }
+fn parse_mark(text: &str) -> Option<u64> {
+    text.strip_suffix('\n')?.strip_prefix("commit ")?.parse().ok()
 }
 
 /// Makes the names in a directory durable: a new file can otherwise vanish with a power cut.
@@ -133,7 +111,15 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Copies a directory tree, durably.
+/// Removes a directory tree that an earlier run may have left.
+pub fn remove_tree(path: &Path) -> Result<(), OpenError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(OpenError::io("cannot remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Copies a directory tree. Not durable: the copy is for this process alone.
 pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -143,10 +129,9 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
             copy_tree(&entry.path(), &target)?;
         } else {
             fs::copy(entry.path(), &target)?;
-            File::open(&target)?.sync_all()?;
         }
     }
-    sync_dir(to)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -155,11 +140,11 @@ mod tests {
 
     #[test]
     fn the_mark_reads_back_and_nothing_else_is_taken_for_one() {
-        for mark in [Mark { commit: 0, clean: true }, Mark { commit: u64::MAX, clean: false }] {
-            assert_eq!(Mark::parse(&mark.text()), Some(mark));
+        for commit in [0, u64::MAX] {
+            assert_eq!(parse_mark(&mark_text(commit)), Some(commit));
         }
-        for text in ["", "commit 1 closed", "commit 1\n", "commit x open\n", "commit 1 open more\n", "mark 1 open\n"] {
-            assert_eq!(Mark::parse(text), None, "{text:?}");
+        for text in ["", "commit 1", "commit x\n", "commit 1 2\n", "commit -1\n", "mark 1\n", "commit 1\n\n"] {
+            assert_eq!(parse_mark(text), None, "{text:?}");
         }
     }
 }

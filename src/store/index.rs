@@ -45,7 +45,10 @@ impl Index {
                 self.by_share.remove(&job.share);
             }
         }
-        if let Some(request_id) = job.request_id {
+        // A job that was removed may be back after a power cut, and its request id be another job's by then.
+        if let Some(request_id) = job.request_id
+            && self.by_request.get(&request_id) == Some(&job.id)
+        {
             self.by_request.remove(&request_id);
         }
     }
@@ -152,5 +155,10 @@ mod tests {
         index.forget(&job);
         assert_eq!(index.of_request(RequestId::from_uuid(Uuid::from_u128(1))), None);
         assert_eq!((index.len(), index.newest()), (3, Some(id(4))));
+        let taken = RequestId::from_uuid(Uuid::from_u128(4));
+        job.id = id(2);
+        job.request_id = Some(taken);
+        index.forget(&job);
+        assert_eq!(index.of_request(taken), Some(id(4)), "the id of a newer job went with the older one");
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::model::{Job, JobId, RequestId, ShareId};
 use committer::Work;
-use files::Lock;
+use files::{Files, Lock};
 use index::Index;
 
 pub use index::Selection;
@@ -66,6 +66,33 @@ pub struct Store {
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
+/// The directory of a store, which no other process can use now. Taking it is quick, opening may take a while.
+pub struct Claimed {
+    files: Files,
+    lock: Lock,
+}
+
+impl Claimed {
+    /// Makes the directory when there is none.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when another process has it; [`OpenError::Io`].
+    pub fn of(dir: &Path) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(dir).map_err(|source| OpenError::io("cannot create", dir, source))?;
+        let files = Files::new(dir);
+        let lock = files.lock()?;
+        Ok(Self { files, lock })
+    }
+
+    /// As [`Store::open`].
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open(self, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
+        open::open(self.files, self.lock, retention)
+    }
+}
+
 impl Store {
     /// Opens the store in a directory, or creates it there, and gives the jobs that have not ended, oldest first.
     ///
@@ -73,7 +100,7 @@ impl Store {
     /// When anything about the store is not as it was left. Nothing is deleted or replaced then; the message says which
     /// command shows, saves and sets aside what is there.
     pub fn open(dir: &Path, retention: Retention) -> Result<(Self, Vec<Job>), OpenError> {
-        open::open(dir, retention)
+        Claimed::of(dir)?.open(retention)
     }
 
     /// Makes jobs durable, all or, where growd is stopped in between, a part of them. Returns when they are on disk

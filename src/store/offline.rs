@@ -3,11 +3,12 @@
 //! sled writes when it opens, so both looks work on a copy and leave the store as it is.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::files::{Files, copy_tree, sync_dir};
-use super::open::{OpenError, Scan, database};
+use super::files::{Files, remove_tree, sync_dir};
+use super::open::{OpenError, scan_copy};
 use crate::model::Job;
 
 /// What a look at every record told.
@@ -27,25 +28,7 @@ pub struct Verdict {
 pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
-    let looked_at = files.dir().join("jobs.looked-at");
-    let discard = || match fs::remove_dir_all(&looked_at) {
-        Err(error) if looked_at.exists() => Err(OpenError::io("cannot remove", &looked_at, error)),
-        _ => Ok(()),
-    };
-    discard()?;
-    let verdict = copy_tree(&files.jobs(), &looked_at)
-        .map_err(|source| OpenError::io("cannot copy the store for a look at it", &files.jobs(), source))
-        .and_then(|()| look(&files, &looked_at, each));
-    discard()?;
-    verdict
-}
-
-fn look(files: &Files, copy: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> {
-    let db = match database(copy) {
-        Ok(db) => db,
-        Err(problem) => return Ok(Verdict { problems: 1, first_problem: Some(problem), ..Verdict::default() }),
-    };
-    let scan = Scan::of(&db, each);
+    let scan = scan_copy(&files, each)?;
     let mut verdict = Verdict {
         jobs: scan.index.len(),
         unfinished: scan.unfinished.len(),
@@ -54,10 +37,10 @@ fn look(files: &Files, copy: &Path, each: impl FnMut(&Job)) -> Result<Verdict, O
         first_problem: scan.first_problem.map(|(problem, _)| problem),
     };
     if let Some(mark) = files.read_mark()?
-        && mark.commit > verdict.commit
+        && mark > verdict.commit
     {
         verdict.problems += 1;
-        let problem = format!("it ends with commit {}, and commit {} had been written", verdict.commit, mark.commit);
+        let problem = format!("it ends with commit {}, and commit {mark} had been written", verdict.commit);
         verdict.first_problem.get_or_insert(problem);
     }
     Ok(verdict)
@@ -70,14 +53,21 @@ fn look(files: &Files, copy: &Path, each: impl FnMut(&Job)) -> Result<Verdict, O
 pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
+    let parts: Vec<PathBuf> = [files.jobs(), files.mark()].into_iter().filter(|part| part.exists()).collect();
+    if parts.is_empty() {
+        return Err(OpenError::io("there is no job store in", dir, io::ErrorKind::NotFound.into()));
+    }
+    // Leftovers of a look or a compaction that was killed are copies of what is moved.
+    remove_tree(&files.looked_at())?;
+    remove_tree(&files.compacted())?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let aside = dir.join(format!("set-aside-{seconds}"));
     fs::create_dir(&aside).map_err(|source| OpenError::io("cannot create", &aside, source))?;
-    let parts = [files.before_open(), files.jobs(), files.mark()];
-    for part in parts.iter().filter(|part| part.exists()) {
+    for part in parts {
         let target = aside.join(part.file_name().unwrap_or_default());
-        fs::rename(part, target).map_err(|source| OpenError::io("cannot move", part, source))?;
+        fs::rename(&part, target).map_err(|source| OpenError::io("cannot move", &part, source))?;
     }
+    sync_dir(&aside).map_err(|source| OpenError::io("cannot sync", &aside, source))?;
     sync_dir(dir).map_err(|source| OpenError::io("cannot sync", dir, source))?;
     Ok(aside)
 }

@@ -13,9 +13,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::committer::{Committer, Work};
-use super::files::{Files, Mark, copy_tree, sync_dir};
+use super::committer::{Committer, Work, start_marking};
+use super::files::{Files, Lock, copy_tree, remove_tree, sync_dir};
 use super::index::Index;
+use super::record::RecordError;
 use super::{INBOX, Retention, Shared, Store, record};
 use crate::model::Job;
 use crate::sys::sync_file_range;
@@ -35,12 +36,12 @@ const NEXT: &str = "Nothing was changed. `growd store verify` shows what is read
 /// Why the store was not opened, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("the job store in {} is in use by process {pid}", dir.display())]
+    #[error("the job store in {} is in use by process {pid}, probably growd; stop it first", dir.display())]
     InUse { dir: PathBuf, pid: String },
     #[error("{operation} {}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("the job store in {} is damaged: {problem}.{} {NEXT}", dir.display(), copy_note(copy))]
-    Damaged { dir: PathBuf, problem: String, copy: Option<PathBuf> },
+    #[error("the job store in {} is damaged: {problem}. {NEXT}", dir.display())]
+    Damaged { dir: PathBuf, problem: String },
     #[error("the job store in {} was written by a newer growd: {problem}. {NEXT}", dir.display())]
     Newer { dir: PathBuf, problem: String },
     #[error(
@@ -48,12 +49,10 @@ pub enum OpenError {
          {NEXT}", dir.display()
     )]
     Older { dir: PathBuf, found: u64, expected: u64 },
-    #[error("flushes of the job store do not reach the disk (sync_file_range is not answered by growd): {problem}")]
-    NotDurable { problem: String },
-}
-
-fn copy_note(copy: &Option<PathBuf>) -> String {
-    copy.as_ref().map(|copy| format!(" A copy from before it was opened is in {}.", copy.display())).unwrap_or_default()
+    #[error("the job store in {} cannot be written: {problem}", dir.display())]
+    NotWritable { dir: PathBuf, problem: String },
+    #[error("flushes of the job store do not reach the disk: sync_file_range is not answered by growd")]
+    NotDurable,
 }
 
 impl OpenError {
@@ -62,56 +61,45 @@ impl OpenError {
     }
 }
 
-pub fn open(dir: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
-    fs::create_dir_all(dir).map_err(|source| OpenError::io("cannot create", dir, source))?;
-    let files = Files::new(dir);
-    let lock = files.lock()?;
-    let damaged = |problem: String, copy| OpenError::Damaged { dir: dir.to_owned(), problem, copy };
+pub fn open(files: Files, lock: Lock, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
+    open_above(BLOAT_FLOOR, files, lock, retention)
+}
+
+fn open_above(
+    bloat_floor: u64,
+    files: Files,
+    lock: Lock,
+    retention: Retention,
+) -> Result<(Store, Vec<Job>), OpenError> {
+    let dir = files.dir().to_owned();
+    let damaged = |problem: String| OpenError::Damaged { dir: dir.clone(), problem };
 
     let mark = files.read_mark()?;
     let exists = files.jobs().exists();
     if let (false, Some(mark)) = (exists, mark) {
-        return Err(damaged(format!("{} is gone; it held {} commits", files.jobs().display(), mark.commit), None));
+        return Err(damaged(format!("{} is gone; it held {mark} commits", files.jobs().display())));
     }
-    remove_leftover(&files.compacted())?;
-
-    // sled writes when it opens, so damage could spread into what was still readable.
-    let mut copy = None;
-    if exists && !mark.is_some_and(|mark| mark.clean) {
-        let path = files.before_open();
-        if !path.exists() {
-            copy_tree(&files.jobs(), &path)
-                .map_err(|source| OpenError::io("cannot copy the store to", &path, source))?;
-        }
-        copy = Some(path);
-    }
-
-    let mut db = database(&files.jobs()).map_err(|problem| damaged(problem, copy.clone()))?;
-    let mut scan = Scan::of(&db, |_| {});
+    remove_tree(&files.compacted())?;
+    let mut scan = if exists { scan_copy(&files, |_| {})? } else { Scan::default() };
     if let Some((problem, newer)) = scan.first_problem {
-        return Err(if newer { OpenError::Newer { dir: dir.to_owned(), problem } } else { damaged(problem, copy) });
+        return Err(if newer { OpenError::Newer { dir, problem } } else { damaged(problem) });
     }
     if let Some(mark) = mark
-        && scan.commit < mark.commit
+        && scan.commit < mark
     {
-        return Err(OpenError::Older { dir: dir.to_owned(), found: scan.commit, expected: mark.commit });
+        return Err(OpenError::Older { dir, found: scan.commit, expected: mark });
     }
+    let mut db = database(&files.jobs()).map_err(damaged)?;
     // Another number than the last start's: sled writes nothing for a value that is there already.
     scan.commit += 1;
-    check_flush(&db, scan.commit)?;
-    for created in [files.jobs(), files.dir().to_owned()] {
-        sync_dir(&created).map_err(|source| OpenError::io("cannot sync", &created, source))?;
+    check_flush(&dir, &db, scan.commit)?;
+    for created in [&files.jobs(), &dir] {
+        sync_dir(created).map_err(|source| OpenError::io("cannot sync", created, source))?;
     }
-    // From here on the store counts as left open until it is closed in order.
-    files
-        .write_mark(Mark { commit: scan.commit, clean: false })
-        .map_err(|source| OpenError::io("cannot write", &files.mark(), source))?;
-    if let Some(copy) = copy {
-        remove_leftover(&copy)?;
-    }
+    files.write_mark(scan.commit).map_err(|source| OpenError::io("cannot write", &files.mark(), source))?;
     let on_disk = db.size_on_disk().unwrap_or(0);
-    if on_disk > BLOAT_FLOOR && on_disk > BLOAT_RATIO * scan.live_bytes {
-        db = compact(&files, db).map_err(|problem| damaged(problem, None))?;
+    if on_disk > bloat_floor && on_disk > BLOAT_RATIO * scan.live_bytes {
+        db = compact(&files, db).map_err(damaged)?;
         info!(before = on_disk, after = db.size_on_disk().unwrap_or(0), "compacted the job store");
     }
 
@@ -120,9 +108,13 @@ pub fn open(dir: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenE
     let (inbox, outbox) = mpsc::channel(INBOX);
     let committer = Committer {
         shared: Arc::clone(&shared),
+        marking: Some(
+            start_marking(&files).map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?,
+        ),
         files,
         retention,
         commit: scan.commit,
+        durable: scan.commit,
         marked: scan.commit,
         marked_at: Instant::now(),
         swept_at: None,
@@ -131,7 +123,7 @@ pub fn open(dir: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenE
     let committer = std::thread::Builder::new()
         .name("committer".to_owned())
         .spawn(move || committer.run(outbox))
-        .map_err(|source| OpenError::io("cannot start a thread for", dir, source))?;
+        .map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?;
     start_ticking(inbox.downgrade());
     let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
     Ok((store, scan.unfinished))
@@ -158,6 +150,27 @@ pub fn database(path: &Path) -> Result<sled::Db, String> {
         Ok(opened) => opened.map_err(|error| error.to_string()),
         Err(_) => Err("opening the database panicked".to_owned()),
     }
+}
+
+/// Scans a copy of the database, so that the database itself stays as it is whatever is wrong with it.
+///
+/// # Errors
+/// When the copy cannot be made or removed. What is wrong inside is in the scan.
+pub fn scan_copy(files: &Files, each: impl FnMut(&Job)) -> Result<Scan, OpenError> {
+    let copy = files.looked_at();
+    remove_tree(&copy)?;
+    let scan = copy_tree(&files.jobs(), &copy)
+        .map_err(|source| OpenError::io("cannot make a copy for a look at the job store in", &files.jobs(), source))
+        .map(|()| match database(&copy) {
+            Ok(db) => Scan::of(&db, each),
+            Err(problem) => {
+                let mut scan = Scan::default();
+                scan.note(problem, false);
+                scan
+            }
+        });
+    remove_tree(&copy)?;
+    scan
 }
 
 /// Everything that one pass over the records tells.
@@ -194,10 +207,11 @@ impl Scan {
 
     fn take(&mut self, key: &[u8], value: &[u8], each: &mut impl FnMut(&Job)) {
         self.live_bytes += (key.len() + value.len()) as u64;
+        let newer = |error: &RecordError| matches!(error, RecordError::Newer(_));
         if key == record::MARK_KEY {
             match record::decode_mark(value) {
                 Ok(commit) => self.commit = self.commit.max(commit),
-                Err(error) => self.note(format!("the commit record is bad: {error}"), false),
+                Err(error) => self.note(format!("the commit record is bad: {error}"), newer(&error)),
             }
             return;
         }
@@ -211,9 +225,8 @@ impl Scan {
                 }
             }
             Err(error) => {
-                let newer = matches!(error, record::RecordError::Newer(_));
                 let name = record::job_of_key(key).map_or_else(|_| format!("{key:02x?}"), |id| format!("of job {id}"));
-                self.note(format!("the record {name} is bad: {error}"), newer);
+                self.note(format!("the record {name} is bad: {error}"), newer(&error));
             }
         }
     }
@@ -225,47 +238,52 @@ impl Scan {
 }
 
 /// Writes the commit number, flushes, and sees whether that reached fdatasync; see `sys::sync_file_range`.
-fn check_flush(db: &sled::Db, commit: u64) -> Result<(), OpenError> {
+fn check_flush(dir: &Path, db: &sled::Db, commit: u64) -> Result<(), OpenError> {
     let before = sync_file_range::redirected_calls();
     let write = || -> sled::Result<()> {
         db.insert(record::MARK_KEY, record::encode_mark(commit))?;
         db.flush()?;
         Ok(())
     };
-    write().map_err(|error| OpenError::NotDurable { problem: error.to_string() })?;
+    write().map_err(|error| OpenError::NotWritable { dir: dir.to_owned(), problem: error.to_string() })?;
     if sync_file_range::redirected_calls() == before {
-        return Err(OpenError::NotDurable { problem: "a flush made no call".to_owned() });
+        return Err(OpenError::NotDurable);
     }
     Ok(())
 }
 
-/// Copies all records into a fresh database and puts it in the place of the bloated one, by one atomic exchange.
+/// Copies all records into a fresh database and puts it in the place of the bloated one, by one atomic exchange. When
+/// the copy cannot be made, the bloated one goes on.
 fn compact(files: &Files, db: sled::Db) -> Result<sled::Db, String> {
-    let text = |error: &dyn std::fmt::Display| format!("compacting: {error}");
-    let new = database(&files.compacted())?;
-    for entry in db.iter() {
-        let (key, value) = entry.map_err(|error| text(&error))?;
-        new.insert(key, value).map_err(|error| text(&error))?;
+    if let Err(problem) = copy_records(&db, &files.compacted()) {
+        warn!(problem, "cannot compact the job store");
+        remove_tree(&files.compacted()).map_err(|error| error.to_string())?;
+        return Ok(db);
     }
-    new.flush().map_err(|error| text(&error))?;
-    // Both are closed before their directories change names.
-    drop((new, db));
-    sync_dir(&files.compacted()).map_err(|error| text(&error))?;
-    renameat2(AT_FDCWD, &files.compacted(), AT_FDCWD, &files.jobs(), RenameFlags::RENAME_EXCHANGE)
-        .map_err(|error| text(&error))?;
-    sync_dir(files.dir()).map_err(|error| text(&error))?;
-    // What now has the name of the copy is the old database. A crash before this is mended at the next start.
-    if let Err(error) = fs::remove_dir_all(files.compacted()) {
-        warn!(%error, "cannot remove {}", files.compacted().display());
+    // Closed before its directory changes names.
+    drop(db);
+    let exchanged = renameat2(AT_FDCWD, &files.compacted(), AT_FDCWD, &files.jobs(), RenameFlags::RENAME_EXCHANGE)
+        .map_err(io::Error::from)
+        .and_then(|()| sync_dir(files.dir()));
+    // What now has the name of the copy is the old database. When it stays, the next start removes it.
+    if let Err(error) = exchanged.and_then(|()| fs::remove_dir_all(files.compacted())) {
+        warn!(%error, "cannot put the compacted job store in place of {}", files.jobs().display());
     }
     database(&files.jobs())
 }
 
-fn remove_leftover(path: &Path) -> Result<(), OpenError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(OpenError::io("cannot remove", path, error)),
-        _ => Ok(()),
-    }
+fn copy_records(db: &sled::Db, path: &Path) -> Result<(), String> {
+    let new = database(path)?;
+    let copy = || -> sled::Result<()> {
+        for entry in db.iter() {
+            let (key, value) = entry?;
+            new.insert(key, value)?;
+        }
+        new.flush().map(|_| ())
+    };
+    copy().map_err(|error| error.to_string())?;
+    drop(new);
+    sync_dir(path).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -274,19 +292,53 @@ mod tests {
     use crate::model::JobState;
     use crate::store::record::tests::any_job;
 
-    #[test]
-    fn compaction_keeps_every_record_and_leaves_no_copy() {
+    const KEPT: usize = 50;
+
+    /// A state directory with a store from which almost every job has been retired.
+    fn bloated() -> (tempfile::TempDir, Files, Vec<Job>) {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path());
         let db = database(&files.jobs()).unwrap();
-        let jobs: Vec<Job> = (1..200).map(|n| any_job(n, JobState::Succeeded)).collect();
+        let jobs: Vec<Job> = (1..8000).map(|n| any_job(n, JobState::Succeeded)).collect();
         for (commit, job) in jobs.iter().enumerate() {
             db.insert(record::key(job.id), record::encode(job, commit as u64)).unwrap();
         }
-        let db = compact(&files, db).unwrap();
-        let mut kept = Vec::new();
-        let scan = Scan::of(&db, |job| kept.push(job.clone()));
-        assert_eq!((kept, scan.first_problem), (jobs, None));
-        assert!(!files.compacted().exists());
+        let (retired, kept) = jobs.split_at(jobs.len() - KEPT);
+        for job in retired {
+            db.remove(record::key(job.id)).unwrap();
+        }
+        db.flush().unwrap();
+        (dir, files, kept.to_vec())
+    }
+
+    fn opened_above(bloat_floor: u64, files: &Files) -> (Store, u64) {
+        let retention = Retention { age: Duration::MAX, jobs: usize::MAX };
+        let (store, unfinished) = open_above(bloat_floor, files.clone(), files.lock().unwrap(), retention).unwrap();
+        assert_eq!(unfinished, []);
+        let size = store.size_on_disk();
+        (store, size)
+    }
+
+    #[tokio::test]
+    async fn a_bloated_store_shrinks_when_it_is_opened_and_keeps_every_record() {
+        let (_dir, files, kept) = bloated();
+        let (store, before) = opened_above(u64::MAX, &files);
+        store.close().await;
+        drop(store);
+        let (store, after) = opened_above(0, &files);
+        assert!(after < before / 2, "{before} bytes became {after}");
+        assert_eq!(store.len(), KEPT);
+        for job in &kept {
+            assert_eq!(store.get(job.id).unwrap().as_ref(), Some(job));
+        }
+        // It is written and opened again as any other.
+        let new = any_job(9000, JobState::Queued);
+        store.commit(vec![new.clone()]).await.unwrap();
+        store.close().await;
+        drop(store);
+        let (store, unfinished) = Store::open(files.dir(), Retention { age: Duration::MAX, jobs: usize::MAX }).unwrap();
+        assert_eq!((store.len(), unfinished), (KEPT + 1, vec![new]));
+        let names: Vec<_> = fs::read_dir(files.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(names.iter().all(|name| ["jobs", "jobs.mark", "lock"].iter().any(|known| name == known)), "{names:?}");
     }
 }

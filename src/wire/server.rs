@@ -2,7 +2,8 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -61,7 +62,7 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Binds the socket. The caller holds the lock of the job store, so a socket that is there already is a leftover.
+/// Binds the socket. One that is there already and that nobody listens on is the leftover of a kill, and is replaced.
 ///
 /// # Errors
 /// [`ServeError::Listen`].
@@ -70,9 +71,14 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
-    match fs::remove_file(path) {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(failed(io::Error::other("it is not a socket"))),
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(failed(io::Error::other("another process listens on it; stop it first")));
+        }
+        Ok(_) => fs::remove_file(path).map_err(failed)?,
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
