@@ -1,0 +1,212 @@
+//! A store that is not as it was left: refused with the commands that help, changed in nothing, told apart by
+//! `growd store verify`, saved by `export` and replaced after `set-aside`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod store;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use growd::model::{Job, JobState};
+use growd::store::Store;
+use store::*;
+
+/// A store whose records are below sled's snapshot, as they are after a restart.
+async fn settled(home: &Home) -> Vec<Job> {
+    let jobs: Vec<Job> =
+        [JobState::Succeeded, JobState::Failed, JobState::Queued].into_iter().cycle().take(12).map(job).collect();
+    home.store(&jobs).await;
+    home.store(&[]).await;
+    jobs
+}
+
+/// Runs growd on what a test has done to a store: it must refuse with this, name what helps, and change nothing.
+fn assert_refused(home: &Home, expected: &str) {
+    let before = home.files();
+    for _ in 0..2 {
+        let refused = home.growd(&["run"]);
+        let message = err(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{message}");
+        assert!(message.contains(expected), "expected {expected:?}: {message}");
+        for help in ["growd store verify", "growd store export", "growd store set-aside", "Nothing was changed"] {
+            assert!(message.contains(help), "{help:?} is missing: {message}");
+        }
+        assert_unchanged(home, &before, "run");
+    }
+    let verified = home.growd(&["store", "verify"]);
+    assert_eq!(verified.status.code(), Some(1), "{verified:?}");
+    assert_unchanged(home, &before, "verify");
+}
+
+fn assert_unchanged(home: &Home, before: &std::collections::BTreeMap<std::path::PathBuf, Vec<u8>>, after: &str) {
+    let now = home.files();
+    let names = |files: &std::collections::BTreeMap<_, _>| files.keys().cloned().collect::<Vec<std::path::PathBuf>>();
+    assert_eq!(names(before), names(&now), "{after}");
+    for (path, bytes) in before {
+        assert!(now[path] == *bytes, "{after} changed {}", path.display());
+    }
+}
+
+/// Writes into the database behind growd's back.
+fn with_database(home: &Home, change: impl FnOnce(&sled::Db)) {
+    let db = sled::open(home.state().join("jobs")).unwrap();
+    change(&db);
+    db.flush().unwrap();
+}
+
+fn key_of(job: &Job) -> Vec<u8> {
+    [b"j", job.id.as_uuid().as_bytes().as_slice()].concat()
+}
+
+/// The lines of an export, each of which must be JSON, as ids of jobs.
+fn exported(text: &str) -> BTreeSet<String> {
+    let id = |line: &str| {
+        let job: serde_json::Value = serde_json::from_str(line).unwrap();
+        job["job_id"].as_str().unwrap().to_owned()
+    };
+    text.lines().map(id).collect()
+}
+
+fn ids<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> BTreeSet<String> {
+    jobs.into_iter().map(|job| job.id.to_string()).collect()
+}
+
+#[tokio::test]
+async fn a_store_that_is_right_is_verified_and_exported_and_not_changed() {
+    let home = Home::new();
+    let jobs = settled(&home).await;
+    let before = home.files();
+    let verified = home.growd(&["store", "verify"]);
+    assert!(verified.status.success(), "{verified:?}");
+    assert!(out(&verified).starts_with("12 jobs, 4 of them unfinished; "), "{verified:?}");
+    let export = home.growd(&["store", "export"]);
+    assert!(export.status.success(), "{export:?}");
+    assert_eq!(exported(&out(&export)), ids(&jobs));
+    assert_unchanged(&home, &before, "a look");
+}
+
+#[tokio::test]
+async fn a_record_with_a_flipped_bit_is_reported_and_the_others_are_exported() {
+    let home = Home::new();
+    let jobs = settled(&home).await;
+    with_database(&home, |db| {
+        let mut value = db.get(key_of(&jobs[4])).unwrap().unwrap().to_vec();
+        value[40] ^= 1;
+        db.insert(key_of(&jobs[4]), value).unwrap();
+    });
+    assert_refused(&home, &format!("is damaged: the record of job {} is bad", jobs[4].id));
+    let export = home.growd(&["store", "export"]);
+    assert_eq!(export.status.code(), Some(1), "{export:?}");
+    assert!(err(&export).contains("1 records could not be exported"), "{export:?}");
+    let others = jobs.iter().enumerate().filter(|(n, _)| *n != 4).map(|(_, job)| job);
+    assert_eq!(exported(&out(&export)), ids(others));
+}
+
+#[tokio::test]
+async fn a_flipped_byte_in_the_file_is_refused() {
+    let home = Home::new();
+    settled(&home).await;
+    let db = home.state().join("jobs/db");
+    let mut bytes = std::fs::read(&db).unwrap();
+    let found: Vec<usize> =
+        bytes.windows(CALLER.len()).enumerate().filter(|(_, part)| *part == CALLER.as_bytes()).map(|(at, _)| at).collect();
+    assert!(!found.is_empty(), "no record is found in the file: this test shows nothing");
+    found.into_iter().for_each(|at| bytes[at] ^= 0x20);
+    std::fs::write(&db, bytes).unwrap();
+    assert_refused(&home, "is damaged");
+    // Nothing of it can be read, which must not look like an empty export.
+    let export = home.growd(&["store", "export"]);
+    assert_eq!(export.status.code(), Some(1), "{export:?}");
+}
+
+#[tokio::test]
+async fn missing_and_shortened_files_are_refused() {
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm, &str); 5] = [
+        ("no database", |state| std::fs::remove_dir_all(state.join("jobs")).unwrap(), "is gone"),
+        ("no log", |state| std::fs::remove_file(state.join("jobs/db")).unwrap(), "job store in"),
+        ("half a log", |state| shorten(&state.join("jobs/db")), "job store in"),
+        ("no conf", |state| std::fs::remove_file(state.join("jobs/conf")).unwrap(), "job store in"),
+        ("half a snapshot", |state| shorten(&snapshot(state)), "job store in"),
+    ];
+    for (name, harm, expected) in harms {
+        println!("{name}");
+        let home = Home::new();
+        settled(&home).await;
+        harm(&home.state());
+        assert_refused(&home, expected);
+    }
+}
+
+fn shorten(file: &Path) {
+    let length = std::fs::metadata(file).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(length / 2).unwrap();
+}
+
+fn snapshot(state: &Path) -> std::path::PathBuf {
+    let files = std::fs::read_dir(state.join("jobs")).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap.")).max().unwrap()
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_growd_is_refused_as_such() {
+    let home = Home::new();
+    let jobs = settled(&home).await;
+    with_database(&home, |db| {
+        let key = key_of(&jobs[0]);
+        let mut value = vec![2, 0, 0, 0, 0, 0, 0, 0, 9];
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&key);
+        hasher.update(&value);
+        value.extend_from_slice(&hasher.finalize().to_be_bytes());
+        db.insert(key, value).unwrap();
+    });
+    assert_refused(&home, "was written by a newer growd");
+}
+
+#[tokio::test]
+async fn a_store_that_was_set_back_to_an_older_copy_is_refused() {
+    let home = Home::new();
+    settled(&home).await;
+    let (jobs, older) = (home.state().join("jobs"), home.dir.path().join("older"));
+    let copy = |from: &Path, to: &Path| {
+        let copied = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
+        assert!(copied.success());
+    };
+    copy(&jobs, &older);
+    home.store(&[job(JobState::Succeeded)]).await;
+    std::fs::remove_dir_all(&jobs).unwrap();
+    copy(&older, &jobs);
+    assert_refused(&home, "went back in time");
+    let verified = home.growd(&["store", "verify"]);
+    assert!(err(&verified).contains("had been written"), "{verified:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_was_set_aside_is_kept_whole_and_an_empty_one_starts() {
+    let home = Home::new();
+    let jobs = settled(&home).await;
+    std::fs::write(home.state().join("jobs.mark"), "rubbish").unwrap();
+    assert_refused(&home, "is damaged");
+    let before = home.files();
+    let aside = home.growd(&["store", "set-aside"]);
+    assert!(aside.status.success(), "{aside:?}");
+    let text = out(&aside);
+    let place = Path::new(text.strip_prefix("the store is in ").unwrap().strip_suffix(" now\n").unwrap());
+    for (path, bytes) in &before {
+        let moved = place.join(path.strip_prefix(home.state()).unwrap());
+        assert!(moved.is_dir() || std::fs::read(&moved).unwrap() == *bytes, "{} was changed", moved.display());
+    }
+    let again = home.growd(&["store", "set-aside"]);
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    assert!(err(&again).contains("there is no job store in"), "{again:?}");
+
+    let (store, unfinished) = Store::open(&home.state(), KEEP_ALL).unwrap();
+    assert_eq!((store.len(), unfinished.len()), (0, 0));
+    let new = job(JobState::Succeeded);
+    store.commit(vec![new.clone()]).await.unwrap();
+    assert_eq!(store.get(new.id).unwrap(), Some(new));
+    assert_eq!(store.get(jobs[0].id).unwrap(), None);
+    store.close().await;
+}
