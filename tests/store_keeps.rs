@@ -61,9 +61,8 @@ async fn above_the_number_the_oldest_ended_jobs_go_while_others_are_committed() 
     let home = Home::new();
     let now = SystemTime::now();
     let active: Vec<Job> = (1..4).map(|n| job_of(now - n * DAY, JobState::Queued)).collect();
-    let ended: Vec<Job> = (0..150_u64)
-        .map(|n| job_of(now - DAY / 2 + Duration::from_millis(n), JobState::Succeeded))
-        .collect();
+    let ended: Vec<Job> =
+        (0..150_u64).map(|n| job_of(now - DAY / 2 + Duration::from_millis(n), JobState::Succeeded)).collect();
     let retention = Retention { age: 90 * DAY, jobs: 20 };
     let (store, _) = Store::open(&home.state(), retention).unwrap();
     store.commit(active.clone()).await.unwrap();
