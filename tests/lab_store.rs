@@ -1,0 +1,220 @@
+//! The store on real file systems: which flushes reach the kernel, and what a full disk does.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+mod store;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use daemon::Clients;
+use growd::model::{Job, JobState as State};
+use growd::store::{Store, StoreError};
+use growd::wire::client;
+use growd::wire::proto::job_service_client::JobServiceClient;
+use growd::wire::proto::node_service_client::NodeServiceClient;
+use growd::wire::proto::share_service_client::ShareServiceClient;
+use growd::wire::proto::{GetNodeRequest, JobState};
+use store::{KEEP_ALL, PATIENCE, Running, job, until};
+use support::{Filesystem, lab};
+
+const MIB: u64 = 1 << 20;
+
+/// A program under strace, with what moves data over sockets and what flushes files in the trace. The program itself is
+/// the child, so that signals reach it.
+fn traced(program: &str, trace: &Path) -> Command {
+    let mut command = Command::new("strace");
+    let calls = "trace=sync_file_range,fdatasync,fsync,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg";
+    command.args(["-D", "-f", "-y", "-s", "65536", "-e", calls, "-o"]).arg(trace).arg(program).stdin(Stdio::null());
+    command
+}
+
+/// The whole trace of a program that has ended. strace writes its last lines a moment after.
+async fn complete(trace: &Path, ended: u32) -> String {
+    let ended = ended.to_string();
+    let ends = |line: &str| line.split_once(' ').is_some_and(|(pid, rest)| pid == ended && rest.contains("+++ "));
+    let read = || String::from_utf8_lossy(&std::fs::read(trace).unwrap()).into_owned();
+    until("the trace ends", || read().lines().any(ends)).await;
+    read()
+}
+
+fn sync_file_range_calls(trace: &str) -> usize {
+    trace.lines().filter(|line| line.contains(" sync_file_range(")).count()
+}
+
+/// The first line from `from` on that has a text in the data it moved, not in the name of a file.
+fn moved(lines: &[&str], from: usize, text: &str) -> usize {
+    let has = |line: &&str| line.split_once('"').is_some_and(|(_, data)| data.contains(text));
+    let found = lines[from..].iter().position(has);
+    from + found.unwrap_or_else(|| panic!("{text} does not go over the socket: the trace shows nothing"))
+}
+
+/// Where in a trace an fdatasync of a file has come back with success. strace parts a call in two lines when another
+/// thread's comes in between.
+fn flushes(lines: &[&str], file: &Path) -> Vec<usize> {
+    let file = format!("<{}>", file.display());
+    let mut under_way = HashMap::new();
+    let mut done = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let (pid, call) = line.split_once(' ').unwrap();
+        let call = call.trim_start();
+        if call.starts_with("fdatasync(") {
+            under_way.insert(pid, call.contains(&file));
+        }
+        let ends = call.starts_with("fdatasync(") || call.starts_with("<... fdatasync resumed>");
+        if ends && call.ends_with("= 0") && under_way.remove(pid) == Some(true) {
+            done.push(at);
+        }
+    }
+    done
+}
+
+async fn ready(socket: &str) -> Clients {
+    let begin = Instant::now();
+    loop {
+        if let Ok(channel) = client::connect(socket).await
+            && NodeServiceClient::new(channel.clone()).get_node(GetNodeRequest {}).await.is_ok()
+        {
+            return Clients {
+                shares: ShareServiceClient::new(channel.clone()),
+                jobs: JobServiceClient::new(channel.clone()),
+                node: NodeServiceClient::new(channel),
+            };
+        }
+        assert!(begin.elapsed() < PATIENCE, "growd did not become ready");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extend_is_answered_after_fdatasync_and_no_sync_file_range_reaches_the_kernel() {
+    lab::require();
+    let pool = Filesystem::xfs("ubda", "prjquota");
+    let disk = Filesystem::ext4("ubdd", "");
+    let dir = disk.path();
+    let share = "00000000-0000-4000-8000-000000000001";
+    pool.create_share(share, 101, 8 * MIB);
+    let text = format!(
+        "listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\n\
+         path = \"{1}/{{share_id}}\"\n",
+        dir.display(),
+        pool.path().display()
+    );
+    std::fs::write(dir.join("growd.toml"), text).unwrap();
+    let traces = tempfile::tempdir().unwrap();
+    let trace = traces.path().join("growd");
+    let child =
+        traced(env!("CARGO_BIN_EXE_growd"), &trace).args(["run", "--config"]).arg(dir.join("growd.toml")).spawn();
+    let mut growd = Running(child.unwrap());
+    let clients = ready(&format!("unix:{}/sock", dir.display())).await;
+    let accepted = clients.extend(share, 16 * MIB).await.unwrap();
+    assert_eq!(clients.end_of(&accepted.job_id).await.state(), JobState::Succeeded);
+    assert_eq!(pool.hard_limit(101), 16 * MIB);
+    assert!(growd.terminate().success());
+
+    let trace = complete(&trace, growd.0.id()).await;
+    let lines: Vec<&str> = trace.lines().collect();
+    let asked = moved(&lines, 0, share);
+    let answered = moved(&lines, asked, &accepted.job_id);
+    let flushes = flushes(&lines, &dir.join("state/jobs/db"));
+    let before_the_answer = flushes.iter().filter(|at| (asked..answered).contains(at)).count();
+    assert!(before_the_answer >= 1, "asked in line {asked}, answered in {answered}, flushed in {flushes:?}");
+    assert_eq!(sync_file_range_calls(&trace), 0);
+    println!("{} flushes of the store, {before_the_answer} between the request and its answer", flushes.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_file_range_that_reaches_the_kernel_would_be_seen() {
+    lab::require();
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace");
+    let mut other = traced("xfs_io", &trace);
+    other.args(["-f", "-c", "pwrite 0 4096", "-c", "sync_range -w 0 4096"]).arg(dir.path().join("file"));
+    let mut other = Running(other.spawn().unwrap());
+    assert!(other.ended(PATIENCE).success());
+    assert_eq!(sync_file_range_calls(&complete(&trace, other.0.id()).await), 1);
+}
+
+/// Takes all space of a file system; removing the files gives it back.
+fn take_all_space(dir: &Path) -> Vec<PathBuf> {
+    let mut fillers = Vec::new();
+    let mut size = 1_u64 << 30;
+    while size >= 4096 {
+        let filler = dir.join(format!("filler-{}", fillers.len()));
+        let taken = Command::new("fallocate").args(["-l", &size.to_string()]).arg(&filler).output().unwrap();
+        if !taken.status.success() {
+            size /= 2;
+        }
+        if filler.exists() {
+            fillers.push(filler);
+        }
+    }
+    fillers
+}
+
+async fn survives_a_full_disk(fs: Filesystem) {
+    let state = fs.path().join("state");
+    let (store, _) = Store::open(&state, KEEP_ALL).unwrap();
+    let mut acknowledged: Vec<Job> = (0..20).map(|_| job(State::Queued)).collect();
+    store.commit(acknowledged.clone()).await.unwrap();
+    let mut refused: Vec<Job> = Vec::new();
+    for round in 0..2 {
+        let fillers = take_all_space(fs.path());
+        // What the database has allocated already takes some more.
+        loop {
+            assert!(acknowledged.len() < 50_000, "the disk does not become full");
+            let jobs: Vec<Job> = (0..50).map(|_| job(State::Queued)).collect();
+            match store.commit(jobs.clone()).await {
+                Ok(()) => acknowledged.extend(jobs),
+                Err(error) => {
+                    assert!(matches!(error, StoreError::Write { .. }), "{error}");
+                    refused.extend(jobs);
+                    break;
+                }
+            }
+        }
+        assert!(store.failure().borrow().is_some());
+        let again = job(State::Queued);
+        store.commit(vec![again.clone()]).await.unwrap_err();
+        refused.push(again);
+        assert_eq!(store.len(), acknowledged.len());
+        for job in &acknowledged {
+            assert_eq!(store.get(job.id).unwrap().as_ref(), Some(job), "a read failed while the disk was full");
+        }
+        println!("round {round}: {} jobs acknowledged, {} refused", acknowledged.len(), refused.len());
+        fillers.iter().for_each(|filler| std::fs::remove_file(filler).unwrap());
+        until("the store can be written again", || store.failure().borrow().is_none()).await;
+        if round == 0 {
+            let after = job(State::Queued);
+            store.commit(vec![after.clone()]).await.unwrap();
+            acknowledged.push(after);
+        }
+    }
+    // Nothing was committed since the second recovery: its commit numbers must not look as if they were on disk.
+    store.close().await;
+    drop(store);
+    let (store, unfinished) = Store::open(&state, KEEP_ALL).unwrap();
+    acknowledged.sort_unstable_by_key(|job| job.id);
+    assert!(unfinished == acknowledged, "{} jobs came back of {}", unfinished.len(), acknowledged.len());
+    assert!(refused.iter().all(|job| store.get(job.id).unwrap().is_none()));
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_xfs_loses_nothing_that_was_acknowledged() {
+    lab::require();
+    survives_a_full_disk(Filesystem::xfs("ubdb", "")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_ext4_loses_nothing_that_was_acknowledged() {
+    lab::require();
+    survives_a_full_disk(Filesystem::ext4("ubdc", "")).await;
+}
