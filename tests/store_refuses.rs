@@ -106,7 +106,7 @@ async fn a_record_with_a_flipped_bit_is_reported_and_the_others_are_exported() {
     assert_refused(&home, &format!("is damaged: the record of job {} is bad", jobs[4].id));
     let export = home.growd(&["store", "export"]);
     assert_eq!(export.status.code(), Some(1), "{export:?}");
-    assert!(err(&export).contains("1 records could not be exported"), "{export:?}");
+    assert!(err(&export).contains("the export is not complete; 1 problems"), "{export:?}");
     let others = jobs.iter().enumerate().filter(|(n, _)| *n != 4).map(|(_, job)| job);
     assert_eq!(exported(&out(&export)), ids(others));
 }

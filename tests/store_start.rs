@@ -128,6 +128,14 @@ async fn the_socket_of_a_killed_growd_is_replaced_and_a_file_is_not() {
     assert_eq!(std::fs::read_to_string(home.socket()).unwrap(), "precious");
 }
 
+#[test]
+fn a_wrong_command_line_and_the_help_have_their_exit_codes() {
+    let home = Home::new();
+    let help = home.growd(&["--help"]);
+    assert!(help.status.success() && out(&help).contains("Exit codes: 0 done"), "{help:?}");
+    assert_eq!(home.growd(&["store", "nonsense"]).status.code(), Some(2));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_does_not_open_ends_a_growd_that_serves_already() {
     let home = Home::new();

@@ -11,9 +11,12 @@ use growd::config::Config;
 use growd::store::offline;
 use growd::{daemon, wire};
 
+const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused, failed, or something is wrong, as told on \
+    stderr; 2 the command line is wrong.";
+
 /// Extends file shares on this storage node, durably.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -37,7 +40,8 @@ enum Command {
 enum StoreCommand {
     /// Check every record; exit code 1 when anything is wrong. Works on a copy and changes nothing.
     Verify,
-    /// Print every job that can be read as a line of JSON. Works on a copy and changes nothing.
+    /// Print every job that can be read as a line of JSON; exit code 1 when that is not all. Works on a copy and changes
+    /// nothing.
     Export,
     /// Move the store away, so that the next start begins with an empty one.
     SetAside,
@@ -118,7 +122,7 @@ fn store(config: &Config, command: &StoreCommand) -> Result<ExitCode> {
                 return Err(error.context("cannot write the export"));
             }
             if let Some(problem) = verdict.first_problem {
-                bail!("{} records could not be exported; first problem: {problem}", verdict.problems);
+                bail!("the export is not complete; {} problems, the first: {problem}", verdict.problems);
             }
         }
         StoreCommand::SetAside => {
