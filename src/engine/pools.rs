@@ -23,7 +23,7 @@ pub struct Pool {
     pub overcommit: f64,
     /// How many of its jobs are at work at once.
     pub turns: Arc<Semaphore>,
-    looks: Semaphore,
+    looks: Arc<Semaphore>,
 }
 
 impl Pool {
@@ -35,7 +35,7 @@ impl Pool {
         overcommit: f64,
         turns: Arc<Semaphore>,
     ) -> Self {
-        Self { name, driver, reserve, overcommit, turns, looks: Semaphore::new(LOOKS) }
+        Self { name, driver, reserve, overcommit, turns, looks: Arc::new(Semaphore::new(LOOKS)) }
     }
 
     /// Runs a call of the driver on a blocking thread.
@@ -47,9 +47,14 @@ impl Pool {
         call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, Refusal> {
         let crashed = |what: String| Refusal::Internal { problem: format!("driver of pool {}: {what}", self.name) };
-        let _look = self.looks.acquire().await.map_err(|error| crashed(error.to_string()))?;
+        let look = Arc::clone(&self.looks).acquire_owned().await.map_err(|error| crashed(error.to_string()))?;
         let driver = Arc::clone(&self.driver);
-        match tokio::task::spawn_blocking(move || call(&*driver)).await {
+        let call = move || {
+            // Held by the thread: a caller that gives up leaves it behind, and a disk that hangs would collect them all.
+            let _look = look;
+            call(&*driver)
+        };
+        match tokio::task::spawn_blocking(call).await {
             Ok(answer) => answer.map_err(DriverError::into_refusal),
             Err(error) => Err(crashed(error.to_string())),
         }
