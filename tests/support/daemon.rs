@@ -11,13 +11,25 @@ use growd::wire::client;
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{ExtendShareRequest, Job, JobState, WatchJobRequest};
-use tonic::Status;
+use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, WatchJobRequest};
+use growd::wire::proto::{ListJobsRequest, ListJobsResponse};
 use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
+
+use super::support::Filesystem;
+use super::support::hanging_disk::{Hang, HangingDisk};
 
 /// Longer than anything here takes on a busy machine; a test that hangs shall fail.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const MIB: u64 = 1 << 20;
+
+/// The services that health is told of, growd as a whole first.
+pub const SERVICES: [&str; 4] = ["", "growd.v1.ShareService", "growd.v1.JobService", "growd.v1.NodeService"];
 
 pub struct Daemon {
     child: Child,
@@ -29,6 +41,7 @@ pub struct Clients {
     pub shares: ShareServiceClient<Channel>,
     pub jobs: JobServiceClient<Channel>,
     pub node: NodeServiceClient<Channel>,
+    pub health: HealthClient<Channel>,
 }
 
 impl Daemon {
@@ -60,11 +73,10 @@ impl Daemon {
     async fn ready(&self) {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
-            if let Ok(channel) = client::connect(&self.endpoint()).await {
-                let request = growd::wire::proto::GetNodeRequest {};
-                if NodeServiceClient::new(channel).get_node(request).await.is_ok() {
-                    return;
-                }
+            if let Ok(channel) = client::connect(&self.endpoint()).await
+                && NodeServiceClient::new(channel).get_node(GetNodeRequest {}).await.is_ok()
+            {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -76,23 +88,76 @@ impl Daemon {
         Clients {
             shares: ShareServiceClient::new(channel.clone()),
             jobs: JobServiceClient::new(channel.clone()),
-            node: NodeServiceClient::new(channel),
+            node: NodeServiceClient::new(channel.clone()),
+            health: HealthClient::new(channel),
         }
     }
 
-    /// SIGKILL, then a new process on the same state.
-    pub async fn kill_and_restart(&mut self) {
+    /// SIGKILL.
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// A new process on the same state, which may not be ready yet.
+    pub fn spawn_again(&mut self) {
         self.child = Self::spawn(&self.dir.join("growd.toml"));
+    }
+
+    /// A new process on the same state.
+    pub async fn start_again(&mut self) {
+        self.spawn_again();
         self.ready().await;
+    }
+
+    /// Sends SIGTERM, which begins the drain.
+    pub fn begin_to_terminate(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+
+    /// Lets system calls of the daemon fail or wait for as long as the answer lives: `fsync:error=EIO`, see strace(1).
+    pub async fn inject(&self, calls: &str) -> Injected {
+        let name = calls.split(':').next().unwrap();
+        let strace = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}"), "-e", &format!("inject={calls}")])
+            .args(["-p", &self.child.id().to_string()])
+            .spawn()
+            .unwrap();
+        let injected = Injected(strace);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let untraced = || async {
+            // A thread may end between the two reads.
+            let tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+            tasks
+                .filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok())
+                .filter(|status| status.contains("TracerPid:\t0\n"))
+                .count()
+        };
+        eventually(untraced, |count| *count == 0).await;
+        injected
+    }
+
+    /// Waits for the end of the process; whether it was in order.
+    pub fn ended_in_order(&mut self) -> bool {
+        self.child.wait().unwrap().success()
     }
 
     /// SIGTERM; whether the daemon then ended in order.
     pub fn terminate(&mut self) -> bool {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap().success()
+        self.begin_to_terminate();
+        self.ended_in_order()
+    }
+}
+
+pub struct Injected(Child);
+
+impl Drop for Injected {
+    fn drop(&mut self) {
+        // Killed outright it would not give its processes back as they were.
+        let pid = nix::unistd::Pid::from_raw(self.0.id().try_into().unwrap());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.0.wait();
     }
 }
 
@@ -110,6 +175,36 @@ impl Clients {
 
     pub async fn ask(&self, request: ExtendShareRequest) -> Result<Job, Status> {
         self.shares.clone().extend_share(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Lets a pool's disk hang, so that jobs begin and do not end. growd sums the limits of a file system once a minute,
+    /// and shall not wait for the disk with that: a check that changes nothing lets it do that before.
+    pub async fn hang<'a>(&self, disk: &'a HangingDisk) -> Hang<'a> {
+        self.ask(ExtendShareRequest { validate_only: true, ..request(&share(1), 1 << 30) }).await.unwrap();
+        disk.hang()
+    }
+
+    pub async fn job(&self, job_id: &str) -> Job {
+        let request = GetJobRequest { job_id: job_id.to_owned() };
+        self.jobs.clone().get_job(request).await.unwrap().into_inner()
+    }
+
+    pub async fn list_jobs(&self, request: ListJobsRequest) -> ListJobsResponse {
+        self.jobs.clone().list_jobs(request).await.unwrap().into_inner()
+    }
+
+    pub async fn node(&self) -> Node {
+        self.node.clone().get_node(GetNodeRequest {}).await.unwrap().into_inner()
+    }
+
+    /// What the health service says of each of [`SERVICES`].
+    pub async fn healths(&self) -> Vec<ServingStatus> {
+        let mut healths = Vec::new();
+        for service in SERVICES {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            healths.push(self.health.clone().check(request).await.unwrap().into_inner().status());
+        }
+        healths
     }
 
     /// Follows a job to its end.
@@ -133,6 +228,42 @@ impl Clients {
     }
 }
 
+/// Asks again until the answer is as wanted.
+pub async fn eventually<T: std::fmt::Debug, F: Future<Output = T>>(ask: impl Fn() -> F, wanted: impl Fn(&T) -> bool) {
+    let begin = Instant::now();
+    loop {
+        let answer = ask().await;
+        if wanted(&answer) {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "it stays {answer:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+pub fn share(n: u32) -> String {
+    format!("00000000-0000-4000-8000-{n:012}")
+}
+
+/// The project id that tests give to [`share`] `n`.
+pub fn project(n: u32) -> u32 {
+    100 + n
+}
+
+/// Makes shares 1 to `count` of one size.
+pub fn create_shares(fs: &Filesystem, count: u32, size: u64) {
+    let shares: Vec<(String, u32)> = (1..=count).map(|n| (share(n), project(n))).collect();
+    fs.create_shares(&shares, size);
+}
+
+/// A pool named "home" at the root of a file system, with more lines of configuration.
+pub fn pool(fs: &Filesystem, more: &str) -> String {
+    format!(
+        "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"{}/{{share_id}}\"\n{more}\n",
+        fs.path().display()
+    )
+}
+
 pub fn request(share: &str, size: u64) -> ExtendShareRequest {
     ExtendShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() }
 }
@@ -145,4 +276,50 @@ pub fn reason(status: &Status) -> String {
 pub fn metadata(status: &Status, key: &str) -> String {
     let details = status.get_error_details();
     details.error_info().and_then(|info| info.metadata.get(key).cloned()).unwrap_or_default()
+}
+
+/// What the contract says of each reason: code, HTTP status, and the keys that its metadata has beside that.
+const CONTRACT: [(&str, Code, &str, &[&str]); 21] = [
+    ("INVALID_SHARE_ID", Code::InvalidArgument, "400", &["share_id"]),
+    ("INVALID_SIZE", Code::InvalidArgument, "400", &["new_size_bytes"]),
+    ("INVALID_REQUEST", Code::InvalidArgument, "400", &[]),
+    ("SIZE_NOT_GREATER", Code::InvalidArgument, "400", &["share_id", "current_size_bytes", "new_size_bytes"]),
+    ("SHARE_NOT_FOUND", Code::NotFound, "404", &["share_id"]),
+    ("JOB_NOT_FOUND", Code::NotFound, "404", &["job_id"]),
+    ("SHARE_BUSY", Code::Aborted, "409", &["share_id", "job_id"]),
+    ("REQUEST_ID_REUSED", Code::AlreadyExists, "409", &["request_id", "job_id"]),
+    (
+        "CURRENT_SIZE_MISMATCH",
+        Code::FailedPrecondition,
+        "409",
+        &["share_id", "current_size_bytes", "expected_current_size_bytes"],
+    ),
+    ("NOT_MOUNTED", Code::FailedPrecondition, "409", &["pool"]),
+    ("QUOTA_NOT_ENFORCED", Code::FailedPrecondition, "409", &["location"]),
+    ("NO_PROJECT_ID", Code::FailedPrecondition, "409", &["location"]),
+    ("PROJECT_ID_SHARED", Code::FailedPrecondition, "409", &["location", "quota_project_id", "other_location"]),
+    ("UNLIMITED", Code::FailedPrecondition, "409", &["location", "quota_project_id"]),
+    ("JOB_NOT_QUEUED", Code::FailedPrecondition, "409", &["job_id", "state"]),
+    ("POOL_FULL", Code::ResourceExhausted, "409", &["pool", "free_bytes", "reserved_bytes", "asked_bytes"]),
+    ("QUEUE_FULL", Code::Unavailable, "503", &["active_jobs"]),
+    ("DRAINING", Code::Unavailable, "503", &[]),
+    ("STORE_UNAVAILABLE", Code::Unavailable, "503", &[]),
+    ("UNSUPPORTED", Code::Unimplemented, "501", &[]),
+    ("INTERNAL", Code::Internal, "500", &[]),
+];
+
+/// Panics unless this is the refusal with that reason, with everything that the contract says of it.
+pub fn assert_refused(status: &Status, expected: &str) {
+    let (_, code, http, keys) = CONTRACT.iter().find(|row| row.0 == expected).expect("a reason of the contract");
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo, but {expected} expected: {status:?}"));
+    assert_eq!((info.reason.as_str(), info.domain.as_str()), (expected, "growd"), "{status:?}");
+    assert_eq!((status.code(), info.metadata.get("http_status").map(String::as_str)), (*code, Some(*http)));
+    for key in *keys {
+        assert!(info.metadata.contains_key(*key), "{expected} without {key}: {info:?}");
+    }
+    assert_eq!(info.metadata.len(), keys.len() + 1, "{info:?}");
+    assert_eq!(details.bad_request().is_some(), *code == Code::InvalidArgument, "{expected} and BadRequest");
+    assert_eq!(details.retry_info().is_some(), expected == "QUEUE_FULL", "{expected} and RetryInfo");
+    assert!(!status.message().is_empty());
 }

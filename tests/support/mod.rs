@@ -9,13 +9,15 @@
 // A test's helper fails by panicking; the lints that forbid it are for the daemon.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+pub mod hanging_disk;
 
 pub mod lab {
     use super::*;
@@ -131,6 +133,15 @@ impl Filesystem {
         Self::make_with(kind, disk, mount_options, &[])
     }
 
+    /// Makes and mounts a small ext4, of a size such as `64M`, all of which root may fill; for growd's own state.
+    pub fn small_ext4(disk: &str, size: &str) -> Self {
+        let filesystem = Self::make_with(Kind::Ext4, disk, "defaults", &["mkfs.ext4", "-q", "-F"]);
+        filesystem.unmount();
+        lab::run("mkfs.ext4", &["-q", "-F", "-m", "0", text(&filesystem.device), size]);
+        filesystem.mount("defaults");
+        filesystem
+    }
+
     fn make_with(kind: Kind, disk: &str, mount_options: &str, mkfs: &[&str]) -> Self {
         lab::require();
         let taken = (!disk.starts_with('/')).then(|| Disk::take(disk));
@@ -197,6 +208,20 @@ impl Filesystem {
         share
     }
 
+    /// As [`Self::create_share`] for many at once on XFS.
+    pub fn create_shares(&self, shares: &[(String, u32)], hard_limit_bytes: u64) {
+        assert_eq!(self.kind, Kind::Xfs);
+        let mut commands = Vec::new();
+        for (name, id) in shares {
+            let share = self.mount_point.join(name);
+            std::fs::create_dir(&share).unwrap();
+            // In one run of xfs_quota, each `project -p` would set up the directories of those before it as well.
+            lab::run("chattr", &["-p", &id.to_string(), "+P", text(&share)]);
+            commands.push(format!("limit -p bhard={hard_limit_bytes} {id}"));
+        }
+        self.xfs_quota_all(&commands);
+    }
+
     /// Gives a directory and all below it to a project, and lets new files inherit it.
     pub fn set_project(&self, directory: &Path, project_id: u32) {
         let id = project_id.to_string();
@@ -227,6 +252,18 @@ impl Filesystem {
         self.blocks(project_id).hard
     }
 
+    /// The hard limits in bytes of all projects of an XFS that have one.
+    pub fn hard_limits(&self) -> BTreeMap<u32, u64> {
+        assert_eq!(self.kind, Kind::Xfs);
+        let report = self.xfs_quota("report -p -n -N -b");
+        let rows = report.lines().filter_map(|line| {
+            let id = line.split_whitespace().next()?.strip_prefix('#')?.parse().ok()?;
+            let row = std::iter::once(line.split_whitespace().collect());
+            Some((id, Blocks::find(row, &format!("#{id}"), 1).hard))
+        });
+        rows.filter(|(id, hard)| *id != 0 && *hard != 0).collect()
+    }
+
     /// A project's soft limit in bytes; 0 means no limit.
     pub fn soft_limit(&self, project_id: u32) -> u64 {
         self.blocks(project_id).soft
@@ -255,14 +292,20 @@ impl Filesystem {
     }
 
     fn xfs_quota(&self, command: &str) -> String {
+        self.xfs_quota_all(&[command.to_owned()])
+    }
+
+    fn xfs_quota_all(&self, commands: &[String]) -> String {
         // It exits with 0 when a command failed and explains itself on stderr, so that is what tells.
         let output = Command::new("xfs_quota")
-            .args(["-x", "-c", command, text(&self.mount_point)])
+            .arg("-x")
+            .args(commands.iter().flat_map(|command| ["-c", command]))
+            .arg(&self.mount_point)
             .env("LC_ALL", "C")
             .output()
             .expect("cannot start xfs_quota");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && stderr.is_empty(), "xfs_quota {command}: {}\n{stderr}", output.status);
+        assert!(output.status.success() && stderr.is_empty(), "xfs_quota {commands:?}: {}\n{stderr}", output.status);
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 

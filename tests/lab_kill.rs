@@ -1,0 +1,152 @@
+//! SIGKILL at random moments under load: what was acknowledged is there afterwards, and all of it ends.
+//!
+//! The moments come from a seed, which is printed. GROWD_KILL_SEED sets it; the moments are then the same, what growd
+//! happens to do at them need not be.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use daemon::{Clients, Daemon, MIB, create_shares, pool, project, request, share};
+use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
+use support::{Filesystem, lab};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+const ROUNDS: u64 = 100;
+const SHARES: u32 = 8;
+/// A round of load takes about so long when it is not cut off: each moment of it shall be hit.
+const LOAD: Duration = Duration::from_millis(120);
+
+/// Numbers from a seed (xorshift64, Marsaglia 2003).
+struct Moments(u64);
+
+impl Moments {
+    fn below(&mut self, bound: Duration) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        Duration::from_micros(self.0 % u64::try_from(bound.as_micros()).unwrap())
+    }
+}
+
+fn asked(round: u64, n: u32) -> ExtendShareRequest {
+    let id = Uuid::from_u128(u128::from(round) << 64 | u128::from(n));
+    ExtendShareRequest { request_id: Some(id.to_string()), ..request(&share(n), (1 + round) * MIB) }
+}
+
+/// Asks all shares for their size of the round at once; the answers of those that got one.
+fn load(clients: &Clients, round: u64) -> JoinSet<Option<Job>> {
+    let mut load = JoinSet::new();
+    for n in 1..=SHARES {
+        let clients = clients.clone();
+        load.spawn(async move { clients.ask(asked(round, n)).await.ok() });
+    }
+    load
+}
+
+/// Every job that growd knows, by its id.
+async fn all_jobs(clients: &Clients) -> BTreeMap<String, Job> {
+    let mut all = BTreeMap::new();
+    let mut page = ListJobsRequest { page_size: 1000, ..Default::default() };
+    loop {
+        let answer = clients.list_jobs(page.clone()).await;
+        all.extend(answer.jobs.into_iter().map(|job| (job.job_id.clone(), job)));
+        page.page_token = answer.next_page_token;
+        if page.page_token.is_empty() {
+            return all;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_no_acknowledged_job_is_lost() {
+    lab::require();
+    let given = std::env::var("GROWD_KILL_SEED").ok().map(|seed| seed.parse().expect("GROWD_KILL_SEED is a number"));
+    let seed = given.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0).max(1);
+    println!("GROWD_KILL_SEED={seed}");
+    let mut moments = Moments(seed);
+    let fs = Filesystem::xfs("ubda", "prjquota");
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, SHARES, MIB);
+    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let mut acknowledged: Vec<Job> = Vec::new();
+    let mut resumed = 0;
+
+    for round in 1..=ROUNDS {
+        let before = fs.hard_limits();
+        let mut answers = load(&daemon.clients().await, round);
+        tokio::time::sleep(moments.below(LOAD)).await;
+        daemon.kill();
+        let mut answered = Vec::new();
+        while let Some(answer) = answers.join_next().await {
+            answered.extend(answer.unwrap());
+        }
+        // Every fourth time growd is killed again, while it takes up what the first kill left.
+        if round % 4 == 0 {
+            daemon.spawn_again();
+            tokio::time::sleep(moments.below(LOAD)).await;
+            daemon.kill();
+        }
+        let killed = fs.hard_limits();
+        for n in 1..=SHARES {
+            let (before, now) = (before[&project(n)], killed[&project(n)]);
+            assert!(now == before || now == (1 + round) * MIB, "share {n} went from {before} to {now}");
+        }
+
+        daemon.start_again().await;
+        let clients = daemon.clients().await;
+        for job in &answered {
+            let now = clients.job(&job.job_id).await;
+            assert_same(job, &now);
+            resumed += u64::from(now.attempt > 1);
+        }
+        // A caller without an answer asks again with the same id, and so does one with an answer: it is one job.
+        for n in 1..=SHARES {
+            let job = clients.ask(asked(round, n)).await.unwrap();
+            let ended = clients.end_of(&job.job_id).await;
+            assert_eq!(ended.state(), JobState::Succeeded, "{ended:?}");
+            if let Some(first) = answered.iter().find(|first| first.share_id == share(n)) {
+                assert_eq!(job.job_id, first.job_id, "a request id gave two jobs");
+            }
+        }
+        assert!(fs.hard_limits().values().all(|limit| *limit == (1 + round) * MIB), "{:?}", fs.hard_limits());
+        acknowledged.append(&mut answered);
+    }
+
+    let clients = daemon.clients().await;
+    let all = all_jobs(&clients).await;
+    for job in &acknowledged {
+        let now = all.get(&job.job_id).unwrap_or_else(|| panic!("lost: {job:?}"));
+        assert_same(job, now);
+    }
+    assert_eq!(all.len() as u64, ROUNDS * u64::from(SHARES), "each request id has made one job");
+    let ended = |job: &Job| match job.state() {
+        JobState::Succeeded => job.size_after_bytes >= Some(job.requested_size_bytes),
+        JobState::Failed => job.error.as_ref().is_some_and(|error| !error.reason.is_empty()),
+        _ => false,
+    };
+    assert!(all.values().all(ended), "{all:?}");
+    // Both kinds of kill must have been among them, or nothing was shown.
+    let count = acknowledged.len() as u64;
+    assert!(0 < count && count < ROUNDS * u64::from(SHARES), "{count} acknowledged");
+    assert!(resumed > 0, "no kill came between an acknowledgement and the job's end");
+    println!("{count} jobs were acknowledged before {ROUNDS} kills, {resumed} of them unfinished; none was lost");
+    assert!(daemon.terminate());
+}
+
+/// Panics unless both are the same job, whatever has become of it.
+fn assert_same(then: &Job, now: &Job) {
+    let what = |job: &Job| {
+        let ids = (job.job_id.clone(), job.share_id.clone(), job.request_id.clone());
+        (ids, job.size_before_bytes, job.requested_size_bytes, job.requested_by.clone(), job.created_at)
+    };
+    assert_eq!(what(then), what(now));
+    assert!(now.revision >= then.revision, "the revision fell: {then:?} {now:?}");
+}

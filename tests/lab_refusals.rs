@@ -1,0 +1,322 @@
+//! What growd refuses because of the state that it, the node or the request is in: each with its reason over the socket,
+//! with no size changed, and each passing when the cause is gone.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, pool, project, request, share};
+use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, ListJobsRequest, ListSharesRequest, NodeState};
+use support::hanging_disk::HangingDisk;
+use support::{Filesystem, PRJQUOTA, fill, lab};
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_types::StatusExt;
+
+/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
+const TURNS: u32 = 16;
+
+async fn succeeds(clients: &Clients, n: u32, size: u64) -> Job {
+    let job = clients.extend(&share(n), size).await.unwrap();
+    let job = clients.end_of(&job.job_id).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+    job
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_that_does_not_hold_is_not_extended() {
+    lab::require();
+    let cases = [
+        (Filesystem::xfs("ubda", PRJQUOTA), &["pqnoenforce", "noquota"][..]),
+        (Filesystem::ext4("ubdb", PRJQUOTA), &["defaults"][..]),
+    ];
+    for (fs, mount_options) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        fs.create_share(&share(1), project(1), 8 * MIB);
+        let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+        let clients = daemon.clients().await;
+        for (n, options) in (9..).zip(mount_options) {
+            fs.mount_again(options);
+            assert_refused(&clients.extend(&share(1), n * MIB).await.unwrap_err(), "QUOTA_NOT_ENFORCED");
+            fs.mount_again(PRJQUOTA);
+            assert!(fs.hard_limit(project(1)) < n * MIB, "a refusal changed the size");
+            succeeds(&clients, 1, n * MIB).await;
+            assert_eq!(fs.hard_limit(project(1)), n * MIB);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
+    lab::require();
+    let fs = Filesystem::xfs("ubda", PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, 1, 8 * MIB);
+    let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    succeeds(&clients, 1, 9 * MIB).await;
+
+    fs.unmount();
+    assert_refused(&clients.extend(&share(1), 10 * MIB).await.unwrap_err(), "NOT_MOUNTED");
+    let get = proto::GetShareRequest { share_id: share(1) };
+    assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "NOT_MOUNTED");
+    let list = ListSharesRequest { pool: "home".to_owned(), ..Default::default() };
+    assert_refused(&clients.shares.clone().list_shares(list).await.unwrap_err(), "NOT_MOUNTED");
+    let pools = clients.node.clone().list_pools(proto::ListPoolsRequest {}).await.unwrap().into_inner().pools;
+    assert_eq!((pools[0].findings[0].kind.as_str(), pools[0].total_bytes), ("NOT_MOUNTED", 0));
+
+    fs.mount(PRJQUOTA);
+    assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
+    succeeds(&clients, 1, 10 * MIB).await;
+    assert_eq!(fs.hard_limit(project(1)), 10 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_says_when_to_come_again() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, 3, 8 * MIB);
+    let daemon = Daemon::start(dir.path(), &format!("max_active_jobs = 2\n{}", pool(&fs, ""))).await;
+    let clients = daemon.clients().await;
+
+    let hang = clients.hang(&disk).await;
+    let active = [clients.extend(&share(1), 9 * MIB).await.unwrap(), clients.extend(&share(2), 9 * MIB).await.unwrap()];
+    let status = clients.extend(&share(3), 9 * MIB).await.unwrap_err();
+    assert_refused(&status, "QUEUE_FULL");
+    assert!(status.get_details_retry_info().unwrap().retry_delay.is_some_and(|delay| !delay.is_zero()));
+    assert_refused(&clients.extend(&share(1), 10 * MIB).await.unwrap_err(), "SHARE_BUSY");
+    let node = clients.node().await;
+    assert_eq!((node.queued_jobs + node.running_jobs, node.max_active_jobs), (2, 2));
+    drop(hang);
+
+    for job in active {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    assert_eq!(fs.hard_limit(project(3)), 8 * MIB);
+    succeeds(&clients, 3, 9 * MIB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_refuses_new_jobs_ends_those_at_work_and_keeps_those_that_wait() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, TURNS + 2, 8 * MIB);
+    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    assert_eq!(clients.healths().await, [ServingStatus::Serving; 4]);
+    let watch = HealthCheckRequest { service: "growd.v1.ShareService".to_owned() };
+    let mut health = clients.health.clone().watch(watch).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    let hang = clients.hang(&disk).await;
+    let mut jobs = Vec::new();
+    for n in 1..=TURNS {
+        jobs.push(clients.extend(&share(n), 9 * MIB).await.unwrap());
+    }
+    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    let waiting = clients.extend(&share(TURNS + 1), 9 * MIB).await.unwrap();
+    daemon.begin_to_terminate();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(clients.healths().await, [ServingStatus::NotServing; 4]);
+    eventually(|| clients.node(), |node| node.state() == NodeState::Draining).await;
+    assert_refused(&clients.extend(&share(TURNS + 2), 9 * MIB).await.unwrap_err(), "DRAINING");
+    assert_eq!(clients.job(&waiting.job_id).await.state(), JobState::Queued);
+    drop(hang);
+    assert!(daemon.ended_in_order());
+    for n in 1..=TURNS {
+        assert_eq!(fs.hard_limit(project(n)), 9 * MIB, "share {n}: the step at work did not end");
+    }
+    assert_eq!(fs.hard_limit(project(TURNS + 1)), 8 * MIB, "a job began while growd was draining");
+
+    daemon.start_again().await;
+    let clients = daemon.clients().await;
+    for job in jobs {
+        let job = clients.end_of(&job.job_id).await;
+        assert_eq!((job.state(), job.attempt), (JobState::Succeeded, 1), "{job:?}");
+    }
+    let job = clients.end_of(&waiting.job_id).await;
+    assert_eq!((job.state(), job.attempt), (JobState::Succeeded, 2), "{job:?}");
+    assert_eq!(fs.hard_limit(project(TURNS + 1)), 9 * MIB);
+    assert_eq!(fs.hard_limit(project(TURNS + 2)), 8 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_state_disk_stops_extends_only_and_only_while_it_is_full() {
+    lab::require();
+    let fs = Filesystem::xfs("ubda", PRJQUOTA);
+    let state = Filesystem::small_ext4("ubdd", "64M");
+    create_shares(&fs, 2, 8 * MIB);
+    let mut daemon = Daemon::start(state.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    let before = succeeds(&clients, 1, 9 * MIB).await;
+
+    let ballast = state.path().join("ballast");
+    fill(&ballast, 1 << 30).unwrap();
+    // What is allocated already can still be written, so a few more jobs may be accepted.
+    let (mut accepted, mut size) = (Vec::new(), 9 * MIB);
+    let refusal = loop {
+        size += 4096;
+        match clients.extend(&share(2), size).await {
+            Ok(job) => accepted.push(job),
+            Err(status) if daemon::reason(&status) == "SHARE_BUSY" => tokio::task::yield_now().await,
+            Err(status) => break status,
+        }
+        assert!(accepted.len() < 1000, "a disk without space takes every job");
+    };
+    assert_refused(&refusal, "STORE_UNAVAILABLE");
+    assert_refused(&clients.extend(&share(1), 10 * MIB).await.unwrap_err(), "STORE_UNAVAILABLE");
+    assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
+    assert!(fs.hard_limit(project(2)) < size, "a refused extend changed the size");
+    assert_eq!(clients.node().await.state(), NodeState::StoreFailed);
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::NotServing; 4]).await;
+    assert_eq!(clients.job(&before.job_id).await, before);
+    assert_eq!(clients.list_jobs(ListJobsRequest::default()).await.jobs.len(), 1 + accepted.len());
+    let get = proto::GetShareRequest { share_id: share(1) };
+    assert_eq!(clients.shares.clone().get_share(get).await.unwrap().into_inner().size_bytes, Some(9 * MIB));
+
+    std::fs::remove_file(ballast).unwrap();
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    assert_eq!(clients.node().await.state(), NodeState::Serving);
+    for job in &accepted {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    let after = succeeds(&clients, 1, 10 * MIB).await;
+    assert!(daemon.terminate());
+    daemon.start_again().await;
+    let clients = daemon.clients().await;
+    assert_eq!(clients.job(&after.job_id).await, after);
+    let kept = clients.list_jobs(ListJobsRequest { page_size: 1000, ..Default::default() }).await.jobs;
+    assert_eq!(kept.len(), 2 + accepted.len(), "a refused extend left a job");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_system_call_that_fails_is_told_and_the_share_can_be_extended_after_it() {
+    lab::require();
+    let fs = Filesystem::xfs("ubda", PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, 1, 8 * MIB);
+    let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    let status = async || {
+        let get = proto::GetShareRequest { share_id: share(1) };
+        clients.shares.clone().get_share(get).await.unwrap().into_inner().status()
+    };
+
+    let broken = daemon.inject("quotactl_fd:error=EIO").await;
+    let refusal = clients.extend(&share(1), 9 * MIB).await.unwrap_err();
+    assert_refused(&refusal, "INTERNAL");
+    assert!(refusal.message().contains(&share(1)) && refusal.message().contains("EIO"), "{}", refusal.message());
+    drop(broken);
+    assert_eq!(fs.hard_limit(project(1)), 8 * MIB);
+
+    // The last step of a job brings the limit to the disk.
+    let broken = daemon.inject("fsync:error=EIO").await;
+    let job = clients.extend(&share(1), 9 * MIB).await.unwrap();
+    let job = clients.end_of(&job.job_id).await;
+    let error = job.error.clone().unwrap();
+    assert_eq!((job.state(), error.reason.as_str(), error.retryable), (JobState::Failed, "INTERNAL", true));
+    assert!(error.message.contains("flush the journal") && error.message.contains("EIO"), "{error:?}");
+    assert_eq!(status().await, proto::ShareStatus::ExtendingError);
+    assert!(fs.hard_limit(project(1)) >= 8 * MIB);
+    drop(broken);
+    succeeds(&clients, 1, 10 * MIB).await;
+    assert_eq!((status().await, fs.hard_limit(project(1))), (proto::ShareStatus::Available, 10 * MIB));
+}
+
+/// Panics unless the call is refused with this reason.
+async fn refused<T: std::fmt::Debug>(call: impl Future<Output = Result<T, Status>>, reason: &str) {
+    assert_refused(&call.await.unwrap_err(), reason);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_and_changes_nothing() {
+    lab::require();
+    let fs = Filesystem::xfs("ubda", PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, 2, 8 * MIB);
+    let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    succeeds(&clients, 1, 9 * MIB).await;
+    succeeds(&clients, 1, 10 * MIB).await;
+    let (limits, kept) = (fs.hard_limits(), clients.node().await.kept_jobs);
+    let unchanged = async || {
+        assert_eq!(fs.hard_limits(), limits);
+        assert_eq!(clients.node().await.kept_jobs, kept);
+    };
+
+    let good = request(&share(1), 11 * MIB);
+    let share_id = |id: &str| ExtendShareRequest { share_id: id.to_owned(), ..good.clone() };
+    let label = |label: String| ExtendShareRequest { project_id: label, ..good.clone() };
+    let extends = [
+        (ExtendShareRequest::default(), "INVALID_SHARE_ID"),
+        (share_id("not a UUID"), "INVALID_SHARE_ID"),
+        (share_id("../.."), "INVALID_SHARE_ID"),
+        (share_id(&"1".repeat(50_000)), "INVALID_SHARE_ID"),
+        (ExtendShareRequest { new_size_bytes: 0, ..good.clone() }, "INVALID_SIZE"),
+        (ExtendShareRequest { new_size_bytes: u64::MAX, ..good.clone() }, "INVALID_SIZE"),
+        (ExtendShareRequest { new_size_bytes: 1 << 63, ..good.clone() }, "INVALID_SIZE"),
+        (ExtendShareRequest { new_size_bytes: (1 << 63) - 1, ..good.clone() }, "POOL_FULL"),
+        (ExtendShareRequest { request_id: Some("7".to_owned()), ..good.clone() }, "INVALID_REQUEST"),
+        (label("two\nlines".to_owned()), "INVALID_REQUEST"),
+        (label("x".repeat(256)), "INVALID_REQUEST"),
+    ];
+    for (request, reason) in extends {
+        refused(clients.ask(request), reason).await;
+        unchanged().await;
+    }
+
+    let too_large = clients.ask(label("x".repeat(5 << 20))).await.unwrap_err();
+    assert_eq!(too_large.code(), Code::OutOfRange);
+    assert!(too_large.message().contains("the limit is: 65536 bytes"), "{too_large:?}");
+    unchanged().await;
+
+    for (id, reason) in [("", "INVALID_REQUEST"), ("../..", "INVALID_REQUEST"), (&*share(9), "JOB_NOT_FOUND")] {
+        let job_id = id.to_owned();
+        refused(clients.jobs.clone().get_job(proto::GetJobRequest { job_id: job_id.clone() }), reason).await;
+        refused(clients.jobs.clone().watch_job(proto::WatchJobRequest { job_id: job_id.clone() }), reason).await;
+        refused(clients.jobs.clone().cancel_job(proto::CancelJobRequest { job_id }), reason).await;
+    }
+    for (id, reason) in [("", "INVALID_SHARE_ID"), ("../..", "INVALID_SHARE_ID"), (&*share(9), "SHARE_NOT_FOUND")] {
+        refused(clients.shares.clone().get_share(proto::GetShareRequest { share_id: id.to_owned() }), reason).await;
+    }
+    unchanged().await;
+
+    let first = ListJobsRequest { page_size: 1, ..Default::default() };
+    let jobs_token = clients.list_jobs(first.clone()).await.next_page_token;
+    let first = ListSharesRequest { page_size: 1, ..Default::default() };
+    let shares_token = clients.shares.clone().list_shares(first).await.unwrap().into_inner().next_page_token;
+    assert!(!jobs_token.is_empty() && !shares_token.is_empty());
+    let of = |page_token: &str| ListJobsRequest { page_token: page_token.to_owned(), ..Default::default() };
+    let lists = [
+        (of("rubbish"), "INVALID_REQUEST"),
+        (of(&shares_token), "INVALID_REQUEST"),
+        (ListJobsRequest { share_id: share(1), ..of(&jobs_token) }, "INVALID_REQUEST"),
+        (ListJobsRequest { state: 99, ..Default::default() }, "INVALID_REQUEST"),
+        (ListJobsRequest { share_id: "../..".to_owned(), ..Default::default() }, "INVALID_SHARE_ID"),
+    ];
+    for (request, reason) in lists {
+        refused(clients.jobs.clone().list_jobs(request), reason).await;
+    }
+    let of = |page_token: &str| ListSharesRequest { page_token: page_token.to_owned(), ..Default::default() };
+    let pool = |pool: &str| ListSharesRequest { pool: pool.to_owned(), ..Default::default() };
+    let lists = [
+        of("rubbish"),
+        of(&jobs_token),
+        ListSharesRequest { pool: "home".to_owned(), ..of(&shares_token) },
+        pool("elsewhere"),
+        pool("../.."),
+    ];
+    for request in lists {
+        refused(clients.shares.clone().list_shares(request), "INVALID_REQUEST").await;
+    }
+    unchanged().await;
+    succeeds(&clients, 1, 11 * MIB).await;
+}
