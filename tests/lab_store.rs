@@ -12,16 +12,11 @@ mod store;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use daemon::Clients;
 use growd::model::{Job, JobState as State};
 use growd::store::{Store, StoreError};
-use growd::wire::client;
-use growd::wire::proto::job_service_client::JobServiceClient;
-use growd::wire::proto::node_service_client::NodeServiceClient;
-use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{GetNodeRequest, JobState};
+use growd::wire::proto::JobState;
 use store::{KEEP_ALL, PATIENCE, Running, job, until};
 use support::{Filesystem, lab};
 
@@ -76,23 +71,6 @@ fn flushes(lines: &[&str], file: &Path) -> Vec<usize> {
     done
 }
 
-async fn ready(socket: &str) -> Clients {
-    let begin = Instant::now();
-    loop {
-        if let Ok(channel) = client::connect(socket).await
-            && NodeServiceClient::new(channel.clone()).get_node(GetNodeRequest {}).await.is_ok()
-        {
-            return Clients {
-                shares: ShareServiceClient::new(channel.clone()),
-                jobs: JobServiceClient::new(channel.clone()),
-                node: NodeServiceClient::new(channel),
-            };
-        }
-        assert!(begin.elapsed() < PATIENCE, "growd did not become ready");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_extend_is_answered_after_fdatasync_and_no_sync_file_range_reaches_the_kernel() {
     lab::require();
@@ -113,7 +91,7 @@ async fn an_extend_is_answered_after_fdatasync_and_no_sync_file_range_reaches_th
     let child =
         traced(env!("CARGO_BIN_EXE_growd"), &trace).args(["run", "--config"]).arg(dir.join("growd.toml")).spawn();
     let mut growd = Running(child.unwrap());
-    let clients = ready(&format!("unix:{}/sock", dir.display())).await;
+    let clients = Clients::when_ready(&format!("unix:{}/sock", dir.display())).await;
     let accepted = clients.extend(share, 16 * MIB).await.unwrap();
     assert_eq!(clients.end_of(&accepted.job_id).await.state(), JobState::Succeeded);
     assert_eq!(pool.hard_limit(101), 16 * MIB);

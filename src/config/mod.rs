@@ -16,9 +16,8 @@ use toml::de::DeTable;
 pub use problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use read::{At, Report, Section};
 
-use crate::driver::lvm::ThinPool;
 use crate::driver::path_template::{NameTemplate, PathTemplate};
-use crate::model::{Bytes, DriverKind, PoolName, ShareId};
+use crate::model::{Bytes, DriverKind, PoolName, ShareId, ThinPool};
 
 /// What growd is told at its start.
 #[derive(Clone, Debug, PartialEq)]

@@ -35,6 +35,15 @@ impl fmt::Display for DriverKind {
     }
 }
 
+/// The thin pool that all volumes of a pool are in, and how full it may be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ThinPool {
+    pub name: String,
+    /// Per cent of its data and of its metadata from which on nothing is extended.
+    pub max_data: f64,
+    pub max_metadata: f64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareStatus {
     Available,

@@ -71,26 +71,11 @@ impl Daemon {
     }
 
     async fn ready(&self) {
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
-            if let Ok(channel) = client::connect(&self.endpoint()).await
-                && NodeServiceClient::new(channel).get_node(GetNodeRequest {}).await.is_ok()
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("growd did not become ready");
+        Clients::when_ready(&self.endpoint()).await;
     }
 
     pub async fn clients(&self) -> Clients {
-        let channel = client::connect(&self.endpoint()).await.unwrap();
-        Clients {
-            shares: ShareServiceClient::new(channel.clone()),
-            jobs: JobServiceClient::new(channel.clone()),
-            node: NodeServiceClient::new(channel.clone()),
-            health: HealthClient::new(channel),
-        }
+        Clients::when_ready(&self.endpoint()).await
     }
 
     /// SIGKILL.
@@ -169,6 +154,25 @@ impl Drop for Daemon {
 }
 
 impl Clients {
+    /// Of the daemon behind a socket, as soon as it answers.
+    pub async fn when_ready(endpoint: &str) -> Self {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            if let Ok(channel) = client::connect(endpoint).await
+                && NodeServiceClient::new(channel.clone()).get_node(GetNodeRequest {}).await.is_ok()
+            {
+                return Self {
+                    shares: ShareServiceClient::new(channel.clone()),
+                    jobs: JobServiceClient::new(channel.clone()),
+                    node: NodeServiceClient::new(channel.clone()),
+                    health: HealthClient::new(channel),
+                };
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("growd did not become ready");
+    }
+
     pub async fn extend(&self, share: &str, size: u64) -> Result<Job, Status> {
         self.ask(request(share, size)).await
     }

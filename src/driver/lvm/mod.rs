@@ -21,7 +21,7 @@ use self::volume::{Group, Volume};
 use super::filesystem::{self, Content};
 use super::path_template::NameTemplate;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
-use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId, ThinPool};
 use crate::sys::block_device::BlockDevice;
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
@@ -37,15 +37,6 @@ pub struct Lvm {
     pub thin: Option<ThinPool>,
     /// Whether a file system may grow beyond what its makers had in mind.
     pub allow_any_growth: bool,
-}
-
-/// The thin pool that all volumes of a pool are in, and how full it may be.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ThinPool {
-    pub name: String,
-    /// Per cent of its data and of its metadata from which on nothing is extended.
-    pub max_data: f64,
-    pub max_metadata: f64,
 }
 
 /// A share's volume at one moment.
