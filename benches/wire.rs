@@ -32,9 +32,9 @@ const ROUNDS: usize = 10;
 const ROUND: Duration = Duration::from_millis(700);
 /// Jobs in the store, so that GetJob reads different records.
 const JOBS: usize = 10_000;
-/// After it the daemon's start-up has been digested.
-const IDLE: Duration = Duration::from_secs(7);
-/// As shipped in the configuration's defaults.
+/// Until what the start-up has left to do is done.
+const IDLE: Duration = Duration::from_secs(6);
+/// The configuration's defaults.
 const RETENTION: Retention = Retention { age: Duration::from_secs(90 * 24 * 3600), jobs: 100_000 };
 
 /// The first argument of this program when it is to be the bare service; the socket and the answer's file follow.
@@ -54,18 +54,15 @@ fn main() {
     let mut report = Report::new("wire", "GetJob: growd against a bare tonic service");
     let mut memory = vec![["growd", "VmRSS", "Pss"].map(str::to_owned).to_vec()];
 
-    let (empty, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Not mounted here, which GetJob does not ask about.
     let pool = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"/nonexistent/{share_id}\"\n";
-    {
-        let growd = runtime.block_on(Growd::start(empty.path(), &empty.path().join("state"), pool));
-        std::thread::sleep(IDLE);
-        memory.push(memory_row("idle, no jobs".to_owned(), growd.pid()));
+    for kept in [0, RETENTION.jobs] {
+        let dir = tempfile::tempdir().unwrap();
+        let growd = runtime.block_on(start(dir.path(), pool, &jobs(kept)));
+        memory.push(memory_row(format!("idle, {kept} jobs kept"), growd.pid()));
     }
-    let state_dir = dir.path().join("state");
-    let jobs: Arc<[Job]> = (0..JOBS).map(|_| job()).collect();
-    runtime.block_on(fill(&state_dir, &jobs));
-    let growd = runtime.block_on(Growd::start(dir.path(), &state_dir, pool));
-    std::thread::sleep(IDLE);
+    let (dir, jobs) = (tempfile::tempdir().unwrap(), jobs(JOBS));
+    let growd = runtime.block_on(start(dir.path(), pool, &jobs));
     memory.push(memory_row(format!("idle, {JOBS} jobs kept"), growd.pid()));
 
     let bare = Bare::start(dir.path(), &jobs[0]);
@@ -88,7 +85,7 @@ fn main() {
         let baseline = contenders.last().unwrap();
         rows.extend(contenders.iter().map(|contender| contender.row(clients, baseline)));
     }
-    memory.push(memory_row("after the load".to_owned(), growd.pid()));
+    memory.push(memory_row(format!("after the load, {JOBS} jobs kept"), growd.pid()));
     report.table(&rows);
     report.note(
         "Both servers are processes of their own with tokio's default threads; each client has its own connection to \
@@ -207,12 +204,21 @@ fn job() -> Job {
     }
 }
 
-async fn fill(state_dir: &Path, jobs: &[Job]) {
-    let (store, _) = Store::open(state_dir, RETENTION).unwrap();
-    for some in jobs.chunks(500) {
+fn jobs(number: usize) -> Arc<[Job]> {
+    (0..number).map(|_| job()).collect()
+}
+
+/// Starts growd on a store that has these jobs, and waits until it is idle.
+async fn start(dir: &Path, pool: &str, jobs: &[Job]) -> Growd {
+    let state_dir = dir.join("state");
+    let (store, _) = Store::open(&state_dir, RETENTION).unwrap();
+    for some in jobs.chunks(1000) {
         store.commit(some.to_vec()).await.unwrap();
     }
     store.close().await;
+    let growd = Growd::start(dir, &state_dir, pool).await;
+    tokio::time::sleep(IDLE).await;
+    growd
 }
 
 /// Two servers that answer differently are not to be compared.
