@@ -216,6 +216,8 @@ async fn start(dir: &Path, pool: &str, jobs: &[Job]) -> Growd {
         store.commit(some.to_vec()).await.unwrap();
     }
     store.close().await;
+    // Its lock goes with it.
+    drop(store);
     let growd = Growd::start(dir, &state_dir, pool).await;
     tokio::time::sleep(IDLE).await;
     growd

@@ -32,14 +32,14 @@ impl Growd {
             .stderr(File::create(dir.join("growd.log")).unwrap())
             .spawn()
             .unwrap();
-        let growd = Self { child, endpoint };
+        let mut growd = Self { child, endpoint };
         growd.ready(dir).await;
         growd
     }
 
-    async fn ready(&self, dir: &Path) {
+    async fn ready(&mut self, dir: &Path) {
         let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
+        while begin.elapsed() < PATIENCE && self.child.try_wait().unwrap().is_none() {
             if let Ok(channel) = client::connect(&self.endpoint).await
                 && NodeServiceClient::new(channel).get_node(GetNodeRequest {}).await.is_ok()
             {

@@ -94,7 +94,11 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Milliseconds with three digits that mean something.
 pub fn milliseconds(duration: Duration) -> String {
     let ms = duration.as_secs_f64() * 1e3;
-    let digits = if ms >= 100.0 { 0 } else { if ms >= 10.0 { 1 } else { 2 } };
+    let digits = match ms {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
     format!("{ms:.digits$} ms")
 }
 
