@@ -178,7 +178,7 @@ fn job() -> Job {
     let step = |name: &str, detail: &str| StepRecord {
         name: name.to_owned(),
         started_at: now,
-        finished_at: now,
+        finished_at: Some(now),
         detail: detail.to_owned(),
     };
     Job {
