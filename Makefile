@@ -1,7 +1,7 @@
 # Every target works from a fresh clone; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test demo audit clean
+.PHONY: help deps build test bench demo audit clean
 
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
@@ -42,6 +42,9 @@ test: deps ## check format and lints, then run every test, those named lab_* on 
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) build --bins
 	$(CARGO) test
+
+bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); tables in target/bench
+	$(CARGO) bench
 
 demo: build ## show the daemon at work on a lab node
 	tests/lab/run --lab tests/lab/demo.sh target/release

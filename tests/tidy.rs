@@ -307,7 +307,7 @@ fn rust_files(directory: &str) -> io::Result<Vec<(String, String)>> {
 
 #[test]
 fn the_code_keeps_the_law() {
-    let mut files = [rust_files("src").unwrap(), rust_files("tests").unwrap()].concat();
+    let mut files = ["src", "tests", "benches"].map(|directory| rust_files(directory).unwrap()).concat();
     assert!(files.iter().any(|(name, _)| name == "src/lib.rs"), "the sources were not found");
     files.sort();
     let broken: Vec<String> =

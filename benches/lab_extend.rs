@@ -1,0 +1,252 @@
+//! Extends by growd against the commands that administrators raise a project's limit with, beside each other on the
+//! same file system.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing benchmark panics")]
+
+mod support;
+
+#[path = "../tests/support/mod.rs"]
+mod lab_node;
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use growd::wire::proto::job_service_client::JobServiceClient;
+use growd::wire::proto::share_service_client::ShareServiceClient;
+use growd::wire::proto::{ExtendShareRequest, JobState, WatchJobRequest};
+use lab_node::{Filesystem, Kind, PRJQUOTA, lab};
+use support::growd::Growd;
+use support::{Report, Series, milliseconds};
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+
+const ROUNDS: usize = 10;
+const MANY: usize = 16;
+/// Calls of each client in a round.
+const CALLS_ALONE: usize = 10;
+const CALLS_OF_MANY: usize = 2;
+/// By how much each extend grows a share: a block, the least that XFS counts limits in.
+const GROWTH: u64 = 4096;
+const FIRST_SIZE: u64 = 1 << 20;
+
+/// One way to raise a limit.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Growd,
+    Command,
+    /// The command, and then syncfs(2), so that the new limit survives a power cut as growd's does.
+    SyncedCommand,
+}
+
+/// Shares with sizes of their own, one for each client.
+struct Contender {
+    way: Way,
+    shares: Vec<Share>,
+    /// At growd until the job is accepted and durable, at the commands until they have ended.
+    first: Series,
+    /// At growd until the job has succeeded, which includes `first`.
+    finished: Series,
+}
+
+struct Share {
+    id: String,
+    project: u32,
+    size: u64,
+    channel: Channel,
+}
+
+/// What one extend took, as [`Contender::first`] and [`Contender::finished`].
+type Took = (Duration, Duration);
+
+fn main() {
+    if !support::asked_for() {
+        return;
+    }
+    lab::require();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut report = Report::new("lab_extend", "Extend: growd against the command");
+    let header = ["path", "clients", "median", "p99", "per second", "median ratio", "throughput ratio"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for fs in [Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA)] {
+        // On a disk and not on a tmpfs, where a flush would cost nothing.
+        let state = Filesystem::ext4_without_quota_feature("ubdd");
+        let dir = tempfile::tempdir().unwrap();
+        let pool = format!(
+            "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"{}/{{share_id}}\"\n",
+            fs.path().display()
+        );
+        let growd = runtime.block_on(Growd::start(dir.path(), &state.path().join("growd"), &pool));
+        for (clients, calls) in [(1, CALLS_ALONE), (MANY, CALLS_OF_MANY)] {
+            let mut contenders = contenders(&fs, clients, &runtime, &growd);
+            eprintln!("{:?}, {clients} clients", fs.kind());
+            support::rounds(&mut contenders, 1, |contender| drop(contender.round(&runtime, &fs, 2)));
+            support::rounds(&mut contenders, ROUNDS, |contender| contender.measure(&runtime, &fs, calls));
+            for contender in &contenders {
+                contender.check(&fs);
+            }
+            rows.extend(compare(&contenders, fs.kind(), clients));
+        }
+    }
+    report.table(&rows);
+    report.note(
+        "\"Accepted\" is ExtendShare answered, the job durable; \"finished\" is from the request to SUCCEEDED seen through \
+         WatchJob: limit set, journal forced, end of the job durable. The commands alone make nothing durable, check no \
+         capacity and keep no record. Ratios are to the command alone with as many clients; above 1, growd is faster. \
+         Processes start slower on User-mode Linux than on hardware, and so do system calls.",
+    );
+    report.publish();
+}
+
+fn contenders(fs: &Filesystem, clients: usize, runtime: &Runtime, growd: &Growd) -> Vec<Contender> {
+    // A project of its own for every share of every call of this function.
+    let first = |way: usize| u32::try_from(clients * 1000 + way * 100 + 1).unwrap();
+    let share = |project: u32| {
+        let id = format!("00000000-0000-4000-8000-{project:012}");
+        fs.create_share(&id, project, FIRST_SIZE);
+        Share { id, project, size: FIRST_SIZE, channel: runtime.block_on(growd.connect()) }
+    };
+    let ways = [Way::Growd, Way::Command, Way::SyncedCommand].into_iter().enumerate();
+    let contender = |(index, way)| {
+        let projects = first(index)..first(index) + u32::try_from(clients).unwrap();
+        Contender { way, shares: projects.map(share).collect(), first: Series::default(), finished: Series::default() }
+    };
+    ways.map(contender).collect()
+}
+
+impl Contender {
+    fn measure(&mut self, runtime: &Runtime, fs: &Filesystem, calls: usize) {
+        let begin = Instant::now();
+        let took = self.round(runtime, fs, calls);
+        let wall = begin.elapsed();
+        let (first, finished) = took.into_iter().unzip();
+        self.first.add(first, wall);
+        self.finished.add(finished, wall);
+    }
+
+    /// Every client extends its share so often, one call after the other; the clients go on beside each other.
+    fn round(&mut self, runtime: &Runtime, fs: &Filesystem, calls: usize) -> Vec<Took> {
+        let targets = |share: &mut Share| {
+            let from = share.size;
+            share.size += calls as u64 * GROWTH;
+            (1..=calls as u64).map(move |call| from + call * GROWTH)
+        };
+        if self.way == Way::Growd {
+            return runtime.block_on(async {
+                let mut clients = tokio::task::JoinSet::new();
+                for share in &mut self.shares {
+                    let (sizes, id, channel) = (targets(share), share.id.clone(), share.channel.clone());
+                    clients.spawn(async move {
+                        let mut took = Vec::new();
+                        for size in sizes {
+                            took.push(extend(channel.clone(), &id, size).await);
+                        }
+                        took
+                    });
+                }
+                clients.join_all().await.into_iter().flatten().collect()
+            });
+        }
+        let synced = self.way == Way::SyncedCommand;
+        let took = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for share in &mut self.shares {
+                let (sizes, project, took) = (targets(share), share.project, &took);
+                scope.spawn(move || {
+                    for size in sizes {
+                        let duration = command(fs, project, size, synced);
+                        took.lock().unwrap().push((duration, duration));
+                    }
+                });
+            }
+        });
+        took.into_inner().unwrap()
+    }
+
+    /// Whoever has not raised the limits has not been measured.
+    fn check(&self, fs: &Filesystem) {
+        for share in &self.shares {
+            assert_eq!(fs.hard_limit(share.project), share.size, "project {}", share.project);
+        }
+    }
+}
+
+async fn extend(channel: Channel, share: &str, size: u64) -> Took {
+    let mut shares = ShareServiceClient::new(channel.clone());
+    let mut jobs = JobServiceClient::new(channel);
+    let begin = Instant::now();
+    let request = ExtendShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() };
+    let mut job = shares.extend_share(request).await.unwrap().into_inner();
+    let accepted = begin.elapsed();
+    let request = WatchJobRequest { job_id: job.job_id.clone() };
+    let mut changes = jobs.watch_job(request).await.unwrap().into_inner();
+    while job.state() != JobState::Succeeded {
+        job = changes.message().await.unwrap().unwrap_or_else(|| panic!("the last that was seen is {job:?}"));
+    }
+    (accepted, begin.elapsed())
+}
+
+/// Sets a limit with the file system's own tool and returns how long that took.
+fn command(fs: &Filesystem, project: u32, size: u64, synced: bool) -> Duration {
+    let mount_point = fs.path().display().to_string();
+    let project = project.to_string();
+    let mut command = match fs.kind() {
+        Kind::Xfs => {
+            let mut command = Command::new("xfs_quota");
+            command.args(["-x", "-c", &format!("limit -p bhard={size} {project}"), &mount_point]);
+            command
+        }
+        Kind::Ext4 => {
+            let mut command = Command::new("setquota");
+            command.args(["-P", &project, "0", &(size / 1024).to_string(), "0", "0", &mount_point]);
+            command
+        }
+    };
+    let begin = Instant::now();
+    let output = command.output().unwrap();
+    if synced {
+        sync(fs.path());
+    }
+    let took = begin.elapsed();
+    assert!(output.status.success() && output.stderr.is_empty(), "{command:?}: {output:?}");
+    took
+}
+
+fn sync(path: &Path) {
+    nix::unistd::syncfs(File::open(path).unwrap()).unwrap();
+}
+
+fn compare(contenders: &[Contender], kind: Kind, clients: usize) -> Vec<Vec<String>> {
+    let (system, tool) = match kind {
+        Kind::Xfs => ("XFS", "xfs_quota"),
+        Kind::Ext4 => ("ext4", "setquota"),
+    };
+    let baseline = &contenders.iter().find(|contender| contender.way == Way::Command).unwrap().finished;
+    let row = |name: String, series: &Series, is_whole: bool| {
+        let per_second = format!("{:.0}", series.throughput());
+        let ratio = format!("{:.2}", series.throughput_by(baseline));
+        // Nothing begins before the last job has finished, so accepting alone has no throughput.
+        let whole = |text: String| if is_whole { text } else { "-".to_owned() };
+        let median = series.percentile(50);
+        vec![
+            format!("{system}: {name}"),
+            clients.to_string(),
+            milliseconds(median),
+            milliseconds(series.percentile(99)),
+            whole(per_second),
+            format!("{:.1}", baseline.percentile(50).as_secs_f64() / median.as_secs_f64()),
+            whole(ratio),
+        ]
+    };
+    let rows = |contender: &Contender| match contender.way {
+        Way::Growd => vec![
+            row("growd, accepted".to_owned(), &contender.first, false),
+            row("growd, finished".to_owned(), &contender.finished, true),
+        ],
+        Way::Command => vec![row(format!("{tool} (baseline)"), &contender.finished, true)],
+        Way::SyncedCommand => vec![row(format!("{tool}, then syncfs"), &contender.finished, true)],
+    };
+    contenders.iter().flat_map(rows).collect()
+}

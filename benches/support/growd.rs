@@ -1,0 +1,72 @@
+//! The real daemon, optimized, as its operators run it: log at its default level, into a file.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use growd::wire::client;
+use growd::wire::proto::GetNodeRequest;
+use growd::wire::proto::node_service_client::NodeServiceClient;
+use tonic::transport::Channel;
+
+/// Longer than a start takes with a large store on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct Growd {
+    child: Child,
+    endpoint: String,
+}
+
+impl Growd {
+    /// Starts growd with the given pools (TOML) and waits until it serves. Its socket and log are in `dir`.
+    pub async fn start(dir: &Path, state_dir: &Path, pools: &str) -> Self {
+        let (config, endpoint) = (dir.join("growd.toml"), format!("unix:{}/sock", dir.display()));
+        let text = format!("listen = {endpoint:?}\nstate_dir = {:?}\n{pools}", state_dir.display().to_string());
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_growd"))
+            .args(["run", "--config"])
+            .arg(&config)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stderr(File::create(dir.join("growd.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut growd = Self { child, endpoint };
+        growd.ready(dir).await;
+        growd
+    }
+
+    async fn ready(&mut self, dir: &Path) {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE && self.child.try_wait().unwrap().is_none() {
+            if let Ok(channel) = client::connect(&self.endpoint).await
+                && NodeServiceClient::new(channel).get_node(GetNodeRequest {}).await.is_ok()
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("growd did not become ready:\n{}", std::fs::read_to_string(dir.join("growd.log")).unwrap());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// A connection of its own.
+    pub async fn connect(&self) -> Channel {
+        client::connect(&self.endpoint).await.unwrap()
+    }
+}
+
+impl Drop for Growd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
