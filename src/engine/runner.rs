@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use super::state::{self, Event};
 use super::{Engine, job_error, plan};
-use crate::driver::Step;
+use crate::driver::{Driver, DriverError};
 use crate::engine::pools::Pool;
 use crate::model::{Bytes, Job, JobId, JobState, Refusal};
 
@@ -66,55 +67,51 @@ impl Engine {
     }
 
     /// The size that was reached, or why it was not; `None` when growd drains between two steps.
-    async fn work(&self, pool: &Pool, id: JobId) -> Option<Result<Bytes, Refusal>> {
-        let job = match self.job(id) {
-            Ok(job) => job,
-            Err(refusal) => return Some(Err(refusal)),
-        };
+    ///
+    /// All of it on one blocking thread: what the kernel does in microseconds should not wait for threads to take turns.
+    async fn work(self: &Arc<Self>, pool: &Pool, id: JobId) -> Option<Result<Bytes, Refusal>> {
+        let (engine, driver) = (Arc::clone(self), Arc::clone(&pool.driver));
+        let work = tokio::task::spawn_blocking(move || engine.grow(&*driver, id).transpose());
+        work.await.unwrap_or_else(|error| {
+            let problem = format!("driver of pool {}: {error}", pool.name);
+            Some(Err(Refusal::Internal { problem }))
+        })
+    }
+
+    fn grow(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
+        let job = self.job(id)?;
         let share = job.share;
+        // What could be wrong with the share is looked at once; between the steps its sizes are enough.
+        let mut sizes = driver.observe(share).map_err(DriverError::into_refusal)?.extendable()?;
         for taken in 0..MOST_STEPS {
-            // What could be wrong with the share is looked at once; between the steps its sizes are enough.
-            let sizes = match taken {
-                0 => pool.call(move |driver| Ok(driver.observe(share)?.extendable()?)).await,
-                _ => pool.call(move |driver| driver.measure(share)).await,
-            };
-            let step = match sizes.map(|sizes| plan::next_step(job.requested_size, sizes)) {
-                Ok(Some(step)) => step,
-                Ok(None) => return Some(self.verify(pool, &job).await),
-                Err(refusal) => return Some(Err(refusal)),
+            let Some(step) = plan::next_step(job.requested_size, sizes) else {
+                return self.verify(driver, &job).map(Some);
             };
             if taken > 0 {
                 if self.claims.is_closed() {
-                    return None;
+                    return Ok(None);
                 }
                 // What was done so far is on disk before the next step begins: after a crash the job tells of it.
-                if let Err(error) = self.store.commit(vec![self.job(id).ok()?]).await {
+                if let Err(error) = Handle::current().block_on(self.store.commit(vec![self.job(id)?])) {
                     warn!(job = %id, %error, "a step's record must wait for the next commit");
                 }
             }
-            if let Err(refusal) = self.step(pool, &job, step).await {
-                return Some(Err(refusal));
-            }
+            self.change(id, Event::BeginStep { name: step.name() });
+            let outcome = driver.apply(share, step).map_err(DriverError::into_refusal)?;
+            info!(job = %id, %share, step = step.name(), %outcome, "step done");
+            self.change(id, Event::EndStep { detail: outcome.to_string() });
+            sizes = driver.measure(share).map_err(DriverError::into_refusal)?;
         }
         let problem = format!("{MOST_STEPS} steps did not bring share {share} to {}", job.requested_size);
-        Some(Err(Refusal::Internal { problem }))
-    }
-
-    async fn step(&self, pool: &Pool, job: &Job, step: Step) -> Result<(), Refusal> {
-        let share = job.share;
-        self.change(job.id, Event::BeginStep { name: step.name() });
-        let outcome = pool.call(move |driver| driver.apply(share, step)).await?;
-        info!(job = %job.id, %share, step = step.name(), %outcome, "step done");
-        self.change(job.id, Event::EndStep { detail: outcome.to_string() });
-        Ok(())
+        Err(Refusal::Internal { problem })
     }
 
     /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
     /// SUCCEEDED with a limit that is the old one again would be a lie.
-    async fn verify(&self, pool: &Pool, job: &Job) -> Result<Bytes, Refusal> {
+    fn verify(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
         let share = job.share;
         self.change(job.id, Event::BeginStep { name: "verify" });
-        let size = pool.call(move |driver| driver.verify(share)).await?;
+        let size = driver.verify(share).map_err(DriverError::into_refusal)?;
         if size < job.requested_size {
             let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
             return Err(Refusal::Internal { problem });

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
-use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, Statfs, XFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::FsFlags;
 
-use super::mountinfo;
+use super::{fsxattr, mountinfo};
 use crate::model::Bytes;
 
 /// A type of file system that has project quotas.
@@ -70,21 +70,29 @@ pub struct Capacity {
 /// # Errors
 /// Those of fstatfs(2). A mount that cannot be found or opened is none: the file itself is asked then.
 pub fn capacity(fd: BorrowedFd<'_>) -> Result<Capacity, Errno> {
+    let statfs = match fsxattr::get(fd) {
+        // Without a project to inherit, a directory shows the file system as it is, and no mount need be looked up.
+        Ok(attributes) if !attributes.inherits => fstatfs(fd)?,
+        _ => at_root(fd)?,
+    };
+    let block = u64::try_from(statfs.block_size()).unwrap_or(0);
+    Ok(Capacity {
+        total: Bytes::new(statfs.blocks().saturating_mul(block)),
+        free: Bytes::new(statfs.blocks_available().saturating_mul(block)),
+    })
+}
+
+fn at_root(fd: BorrowedFd<'_>) -> Result<Statfs, Errno> {
     let device = fstat(fd)?.st_dev;
     let root = mountinfo::of_fd(fd).and_then(|mount| {
         open(&mount.mount_point, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
     });
     // Another mount may lie on top of the mount point.
     let root = root.ok().filter(|root| fstat(root).is_ok_and(|status| status.st_dev == device));
-    let statfs = match &root {
+    match &root {
         Some(root) => fstatfs(root.as_fd()),
         None => fstatfs(fd),
-    }?;
-    let block = u64::try_from(statfs.block_size()).unwrap_or(0);
-    Ok(Capacity {
-        total: Bytes::new(statfs.blocks().saturating_mul(block)),
-        free: Bytes::new(statfs.blocks_available().saturating_mul(block)),
-    })
+    }
 }
 
 #[cfg(test)]
