@@ -309,6 +309,23 @@ async fn a_pool_that_hangs_holds_up_no_other_whatever_its_callers_do() {
     let extend = tokio::time::timeout(daemon::PATIENCE, clients.ask(request(&share(2), 9 * MIB)));
     let job = extend.await.expect("the other pool hangs as well").unwrap();
     assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+
+    // Whoever looks at the whole node hears of both, one with its figures and the other with what is wrong.
+    let (mut node, mut shares) = (clients.node.clone(), clients.shares.clone());
+    let mut node_too = clients.node.clone();
+    let (pools, listed, diagnosis) = tokio::join!(
+        node.list_pools(proto::ListPoolsRequest {}),
+        shares.list_shares(proto::ListSharesRequest::default()),
+        node_too.diagnose(proto::DiagnoseRequest {}),
+    );
+    let pools = pools.unwrap().into_inner().pools;
+    let kinds = |pool: &proto::Pool| pool.findings.iter().map(|finding| finding.kind.clone()).collect::<Vec<_>>();
+    assert_eq!(kinds(&pools[0]), ["STUCK"]);
+    assert!(kinds(&pools[1]).is_empty() && pools[1].total_bytes > 0, "{pools:?}");
+    let listed = listed.unwrap().into_inner().shares;
+    assert!(listed.iter().any(|found| found.share_id == share(2) && found.size_bytes == Some(9 * MIB)), "{listed:?}");
+    let findings = diagnosis.unwrap().into_inner().findings;
+    assert!(findings.iter().any(|finding| finding.kind == "STUCK" && finding.pool == "home"), "{findings:?}");
     drop(hang);
     let get = proto::GetShareRequest { share_id: share(1) };
     assert_eq!(clients.shares.clone().get_share(get).await.unwrap().into_inner().size_bytes, Some(8 * MIB));

@@ -2,9 +2,11 @@
 //! a pool whose disk hangs holds up nobody else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::driver::{Driver, DriverError};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
@@ -13,6 +15,9 @@ use crate::model::{Bytes, PoolName, Refusal, ShareId};
 pub const TURNS: usize = 16;
 /// Questions to a pool's kernel side at once.
 pub const LOOKS: usize = 32;
+
+/// Longer than a question to lvm may take. Whoever waited so long is told; the thread stays behind until it is answered.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 pub struct Pool {
     pub name: PoolName,
@@ -38,11 +43,19 @@ impl Pool {
         Self { name, driver, reserve, overcommit, turns, looks: Arc::new(Semaphore::new(LOOKS)) }
     }
 
-    /// Runs a call of the driver on a blocking thread.
+    /// Runs a call of the driver on a blocking thread. Not for what changes something: that has all the time it needs.
     ///
     /// # Errors
-    /// What the driver answers; INTERNAL when it panicked.
+    /// What the driver answers; STUCK when it does not; INTERNAL when it panicked.
     pub async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let stuck = |_| Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
+        timeout(PATIENCE, self.call_patiently(call)).await.map_err(stuck)?
+    }
+
+    async fn call_patiently<T: Send + 'static>(
         &self,
         call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, Refusal> {

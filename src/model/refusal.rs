@@ -59,7 +59,7 @@ reasons! {
     PoolOvercommitted = "POOL_OVERCOMMITTED",
     /// Finding only: the file system is smaller than its volume; an extend to the volume's size finishes it.
     HalfGrown = "HALF_GROWN",
-    /// Finding only: a step of a job, or a pool, has not answered for long.
+    /// A pool, or the step of a job, has not answered for long.
     Stuck = "STUCK",
     Internal = "INTERNAL",
 }
@@ -75,6 +75,7 @@ impl Reason {
                 | Self::HasSnapshot
                 | Self::PoolFull
                 | Self::QueueFull
+                | Self::Stuck
                 | Self::Draining
                 | Self::StoreUnavailable
                 | Self::Internal
@@ -151,6 +152,8 @@ pub enum Refusal {
     JobNotQueued { job: JobId, state: JobState },
     #[error("growd is shutting down; queued jobs go on when it starts again")]
     Draining,
+    #[error("pool {pool} has not answered for {} s", waited.as_secs())]
+    Stuck { pool: PoolName, waited: Duration },
     #[error("{problem}")]
     StoreUnavailable { problem: String },
     #[error("{what} is not supported here")]
@@ -183,6 +186,7 @@ impl Refusal {
             Self::QueueFull { .. } => Reason::QueueFull,
             Self::JobNotQueued { .. } => Reason::JobNotQueued,
             Self::Draining => Reason::Draining,
+            Self::Stuck { .. } => Reason::Stuck,
             Self::StoreUnavailable { .. } => Reason::StoreUnavailable,
             Self::Unsupported { .. } => Reason::Unsupported,
             Self::Internal { .. } => Reason::Internal,
@@ -211,7 +215,7 @@ impl Refusal {
                 ("current_size_bytes", bytes(current)),
                 ("expected_current_size_bytes", bytes(expected)),
             ],
-            Self::NotMounted { pool, .. } => vec![("pool", pool.to_string())],
+            Self::NotMounted { pool, .. } | Self::Stuck { pool, .. } => vec![("pool", pool.to_string())],
             Self::QuotaNotEnforced { location, .. }
             | Self::NoProjectId { location, .. }
             | Self::HasSnapshot { location } => {

@@ -16,8 +16,7 @@ use crate::model::{
 
 /// A step that has been at work for so long is reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// How long whoever looks at the whole node waits for one pool: longer than a question to lvm may take.
-const PATIENCE: Duration = Duration::from_secs(40);
+const WAITING: &str = "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself";
 
 /// The node at one moment.
 #[derive(Clone, Debug)]
@@ -61,39 +60,55 @@ impl Service {
                 problem: format!("{:?} is not in the configuration", name.as_str()),
             })?)],
         };
-        let mut places: Vec<(ShareId, Arc<Pool>)> = Vec::new();
-        for candidate in pools {
-            match candidate.call(|driver| driver.shares()).await {
-                Ok(shares) => places.extend(shares.into_iter().map(|share| (share, Arc::clone(&candidate)))),
+        let mut places: Vec<(ShareId, usize)> = Vec::new();
+        let lists = join_all(pools.iter().map(|pool| pool.call(|driver| driver.shares()))).await;
+        for (index, shares) in lists.into_iter().enumerate() {
+            match shares {
+                Ok(shares) => places.extend(shares.into_iter().map(|share| (share, index))),
                 Err(refusal) if pool.is_some() => return Err(refusal),
                 // The other pools are listed all the same; ListPools and Diagnose tell of this one.
                 Err(_) => {}
             }
         }
         places.retain(|(share, _)| after.is_none_or(|after| *share > after));
-        places.sort_by_key(|(share, _)| *share);
+        places.sort_unstable();
         let more = places.len() > size;
         places.truncate(size);
-        let mut reports = Vec::with_capacity(places.len());
-        for (share, pool) in places {
-            let jobs = self.jobs_of(share);
-            match pool.call(move |driver| driver.observe(share)).await {
-                Ok(observed) => reports.push(report(&pool, share, observed, jobs)),
-                Err(refusal) => {
-                    let problem = Problem::blocking(refusal, "growctl doctor".to_owned());
-                    let observed = Observed {
-                        location: PathBuf::from(pool.driver.location()),
-                        filesystem: "",
-                        sizes: None,
-                        used: None,
-                        problems: vec![problem],
-                    };
-                    reports.push(report(&pool, share, observed, jobs));
-                }
-            }
-        }
+        let pages = pools.iter().enumerate().map(|(index, pool)| {
+            let own = places.iter().filter(|(_, place)| *place == index).map(|(share, _)| *share);
+            self.observe_all(pool, own.collect())
+        });
+        let mut reports: Vec<ShareReport> = join_all(pages).await.into_iter().flatten().collect();
+        reports.sort_by_key(|report| report.share);
         let next = reports.last().filter(|_| more).map(|report| report.share);
         Ok((reports, next))
+    }
+
+    /// Shares of one pool; those that cannot be read have a finding that says why.
+    async fn observe_all(&self, pool: &Arc<Pool>, shares: Vec<ShareId>) -> Vec<ShareReport> {
+        if shares.is_empty() {
+            return Vec::new();
+        }
+        // The jobs are asked first: a size that is read later is never older than the status says.
+        let jobs: Vec<Jobs> = shares.iter().map(|share| self.jobs_of(*share)).collect();
+        let asked = shares.clone();
+        let observe = move |driver: &dyn Driver| Ok(asked.into_iter().map(|share| driver.observe(share)).collect());
+        let observed: Vec<Result<Observed, Refusal>> = match pool.call(observe).await {
+            Ok(observed) => {
+                let observed: Vec<Result<Observed, DriverError>> = observed;
+                observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect()
+            }
+            Err(refusal) => shares.iter().map(|_| Err(refusal.clone())).collect(),
+        };
+        let unreadable = |refusal| Observed {
+            location: PathBuf::from(pool.driver.location()),
+            filesystem: "",
+            sizes: None,
+            used: None,
+            problems: vec![Problem::blocking(refusal, "growctl doctor".to_owned())],
+        };
+        let all = shares.into_iter().zip(observed).zip(jobs);
+        all.map(|((share, observed), jobs)| report(pool, share, observed.unwrap_or_else(unreadable), jobs)).collect()
     }
 
     fn jobs_of(&self, share: ShareId) -> Jobs {
@@ -129,10 +144,10 @@ impl Service {
             shares: 0,
             findings: Vec::new(),
         };
-        let (space, shares) = match patient(pool, |driver| Ok((driver.space()?, driver.shares()?.len()))).await {
+        let (space, shares) = match pool.call(|driver| Ok((driver.space()?, driver.shares()?.len()))).await {
             Ok(answer) => answer,
-            Err(problem) => {
-                report.findings.push(finding(&pool.name, None, problem));
+            Err(refusal) => {
+                report.findings.push(finding(&pool.name, None, unusable(refusal)));
                 return report;
             }
         };
@@ -169,20 +184,19 @@ impl Service {
 
     async fn diagnose_pool(&self, pool: &Arc<Pool>) -> Vec<Finding> {
         let mut findings = self.pool(pool).await.findings;
-        let found = patient(pool, |driver| {
-            let shares = driver.shares()?;
-            Ok(shares.into_iter().map(|share| (share, driver.observe(share))).collect::<Vec<_>>())
-        });
-        for (share, observed) in found.await.unwrap_or_default() {
-            let mut problems = match observed {
-                Ok(observed) => observed.problems,
-                Err(error) => vec![Problem::blocking(error.into_refusal(), "journalctl -u growd".to_owned())],
-            };
-            // What holds for the whole pool has been said.
-            problems.retain(|problem| {
-                !findings.iter().any(|known| known.share.is_none() && known.message == problem.message)
-            });
-            findings.extend(problems.into_iter().map(|problem| finding(&pool.name, Some(share), problem)));
+        // A pool that does not answer is waited for once.
+        if findings.iter().any(|finding| finding.kind == Reason::Stuck) {
+            return findings;
+        }
+        let Ok(shares) = pool.call(|driver| driver.shares()).await else { return findings };
+        for report in self.observe_all(pool, shares).await {
+            for of_share in report.findings {
+                // What holds for the whole pool has been said.
+                let said = |known: &Finding| known.share.is_none() && known.message == of_share.message;
+                if !findings.iter().any(said) {
+                    findings.push(of_share);
+                }
+            }
         }
         findings
     }
@@ -235,26 +249,14 @@ struct Jobs {
     last: Option<crate::model::JobId>,
 }
 
-/// Asks a pool, and does not wait for ever.
-async fn patient<T: Send + 'static>(
-    pool: &Pool,
-    call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::time::timeout(PATIENCE, pool.call(call)).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(refusal)) => {
-            let remedy = match &refusal {
-                Refusal::NotMounted { .. } => "mount the pool's file system, or activate its volume group",
-                _ => "journalctl -u growd, dmesg",
-            };
-            Err(Problem::blocking(refusal, remedy.to_owned()))
-        }
-        Err(_) => Err(Problem::warning(
-            Reason::Stuck,
-            format!("pool {} has not answered for {} s", pool.name, PATIENCE.as_secs()),
-            "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for".to_owned(),
-        )),
-    }
+/// A pool that cannot be read.
+fn unusable(refusal: Refusal) -> Problem {
+    let remedy = match &refusal {
+        Refusal::NotMounted { .. } => "mount the pool's file system, or activate its volume group",
+        Refusal::Stuck { .. } => WAITING,
+        _ => "journalctl -u growd, dmesg",
+    };
+    Problem::blocking(refusal, remedy.to_owned())
 }
 
 fn report(pool: &Pool, share: ShareId, observed: Observed, jobs: Jobs) -> ShareReport {

@@ -29,10 +29,9 @@ const fn codes(reason: Reason) -> (Code, u16) {
         | Reason::ThinPoolCritical
         | Reason::HasSnapshot
         | Reason::HalfGrown
-        | Reason::Stuck
         | Reason::JobNotQueued => (Code::FailedPrecondition, 409),
         Reason::PoolFull => (Code::ResourceExhausted, 409),
-        Reason::QueueFull | Reason::Draining | Reason::StoreUnavailable => (Code::Unavailable, 503),
+        Reason::QueueFull | Reason::Draining | Reason::StoreUnavailable | Reason::Stuck => (Code::Unavailable, 503),
         Reason::Unsupported => (Code::Unimplemented, 501),
         Reason::Internal => (Code::Internal, 500),
     }
