@@ -9,7 +9,7 @@ mod report;
 mod rounding;
 mod volume;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -165,7 +165,7 @@ impl Lvm {
         Ok(Mounted { size, content: filesystem::observe(&self.pool, device, &node)? })
     }
 
-    fn size_of(&self, node: &PathBuf, device: dev_t) -> Result<Bytes, DriverError> {
+    fn size_of(&self, node: &Path, device: dev_t) -> Result<Bytes, DriverError> {
         BlockDevice::open(node, device)
             .and_then(|device| device.size())
             .map_err(|source| system("measure", node, source))
