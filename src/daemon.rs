@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::config::{Backend, Config, PoolConfig};
 use crate::driver::Driver;
+use crate::driver::btrfs::Btrfs;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::{ProjectQuota, Promises};
@@ -108,6 +109,10 @@ pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
                     allow_any_growth: lvm.allow_any_growth,
                 };
                 (Arc::new(driver), Arc::clone(turns))
+            }
+            Backend::Btrfs { path, shares } => {
+                let driver = Btrfs::new(pool.name.clone(), path.clone(), shares.clone());
+                (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
             }
         };
         Pool::new(pool.name.clone(), driver, pool.reserve, pool.overcommit, turns)

@@ -51,6 +51,7 @@ pub struct PoolConfig {
 pub enum Backend {
     ProjectQuota { path: PathTemplate, shares: Vec<(ShareId, PathBuf)> },
     Lvm(LvmConfig),
+    Btrfs { path: PathTemplate, shares: Vec<(ShareId, PathBuf)> },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +68,7 @@ impl Backend {
         match self {
             Self::ProjectQuota { .. } => DriverKind::ProjectQuota,
             Self::Lvm(_) => DriverKind::Lvm,
+            Self::Btrfs { .. } => DriverKind::Btrfs,
         }
     }
 }
@@ -103,7 +105,7 @@ impl Config {
     pub fn missing_directories(&self) -> Vec<String> {
         let directories = self.pools.iter().flat_map(|pool| {
             let directories = match &pool.backend {
-                Backend::ProjectQuota { path, shares } => {
+                Backend::ProjectQuota { path, shares } | Backend::Btrfs { path, shares } => {
                     [path.directory()].into_iter().chain(shares.iter().map(|(_, path)| path.as_path())).collect()
                 }
                 Backend::Lvm(_) => Vec::new(),
@@ -208,13 +210,11 @@ impl PoolEntry {
     fn into_config(self, shares: &[ShareEntry]) -> Option<PoolConfig> {
         let name = self.name?.value;
         let own = shares.iter().filter(|share| share.pool.as_ref().is_some_and(|pool| pool.value == name));
+        let paths =
+            || own.clone().filter_map(|share| Some((share.id.as_ref()?.value, share.path.as_ref()?.value.clone())));
         let backend = match self.driver?.value {
-            DriverKind::ProjectQuota => Backend::ProjectQuota {
-                path: self.path?.value,
-                shares: own
-                    .filter_map(|share| Some((share.id.as_ref()?.value, share.path.as_ref()?.value.clone())))
-                    .collect(),
-            },
+            DriverKind::ProjectQuota => Backend::ProjectQuota { path: self.path?.value, shares: paths().collect() },
+            DriverKind::Btrfs => Backend::Btrfs { path: self.path?.value, shares: paths().collect() },
             DriverKind::Lvm => {
                 let volumes = self.volumes?;
                 let (max_data, max_metadata) = (volumes.max_data?, volumes.max_metadata?);
@@ -248,7 +248,7 @@ impl Volumes {
 /// The keys of `[[pool]]` that a driver has besides those of all.
 fn keys_of(driver: DriverKind) -> Vec<&'static str> {
     match driver {
-        DriverKind::ProjectQuota => vec!["path", "overcommit"],
+        DriverKind::ProjectQuota | DriverKind::Btrfs => vec!["path", "overcommit"],
         DriverKind::Lvm => vec![
             "volume_group",
             "volume",

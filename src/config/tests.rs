@@ -9,7 +9,7 @@ const POOL: &str = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath 
 
 fn places(pool: &PoolConfig) -> Vec<(ShareId, PathBuf)> {
     match &pool.backend {
-        Backend::ProjectQuota { shares, .. } => shares.clone(),
+        Backend::ProjectQuota { shares, .. } | Backend::Btrfs { shares, .. } => shares.clone(),
         Backend::Lvm(lvm) => panic!("{lvm:?}"),
     }
 }
@@ -60,6 +60,17 @@ fn takes_every_key_and_sorts_the_shares_into_their_pools() {
 }
 
 #[test]
+fn a_btrfs_pool_has_the_keys_of_a_project_quota_pool() {
+    let text = format!("{POOL}overcommit = 2\n[[share]]\nid = \"{ID}\"\npool = \"home\"\npath = \"/srv/legacy\"\n");
+    let config = Config::parse(&text.replace("project-quota", "btrfs"), FILE).unwrap();
+    let expected = Backend::Btrfs {
+        path: "/srv/shares/{share_id}".parse().unwrap(),
+        shares: vec![(ID.parse().unwrap(), "/srv/legacy".into())],
+    };
+    assert_eq!(config.pools[0].backend, expected);
+}
+
+#[test]
 fn the_packaged_example_is_valid() {
     let config = Config::parse(include_str!("../../systemd/growd.toml"), "growd.toml").unwrap();
     let bare = format!("{POOL}reserve = \"10GiB\"\n");
@@ -74,7 +85,7 @@ fn the_packaged_example_shows_every_key_with_its_default() {
     let mut config = Config::parse(&shown, "growd.toml").unwrap();
     for pool in &mut config.pools {
         match &mut pool.backend {
-            Backend::ProjectQuota { shares, .. } => shares.clear(),
+            Backend::ProjectQuota { shares, .. } | Backend::Btrfs { shares, .. } => shares.clear(),
             Backend::Lvm(lvm) => lvm.shares.clear(),
         }
     }
@@ -119,8 +130,8 @@ fn a_slip_gets_a_hint() {
             vec!["3:10: driver: \"project_quota\" is not a driver; did you mean \"project-quota\"?"],
         ),
         (
-            POOL.replace("project-quota", "lvm"),
-            vec!["3:10: driver: \"lvm\" is not a driver; drivers are project-quota"],
+            POOL.replace("project-quota", "zfs"),
+            vec!["3:10: driver: \"zfs\" is not a driver; drivers are project-quota, lvm, btrfs"],
         ),
     ] {
         assert_eq!(refused(&text), problems, "{text}");

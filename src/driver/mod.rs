@@ -3,14 +3,17 @@
 //! A driver tells what the kernel says and applies one step at a time. It is synchronous and is called on blocking
 //! threads. It knows nothing of jobs, of the store or of gRPC, and it never makes anything smaller.
 
+pub mod btrfs;
 pub mod filesystem;
 pub mod flight_recorder;
 pub mod lvm;
 pub mod path_template;
+mod places;
 pub mod project_quota;
+mod shell;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -181,7 +184,7 @@ pub struct Space {
 /// One change that brings a share nearer to its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Raise the hard limit of the project quota to at least this.
+    /// Raise the hard limit of the quota to at least this.
     SetLimit { to: Bytes },
     /// Grow the volume until it holds a file system of at least this size.
     GrowVolume { to: Bytes },
@@ -240,4 +243,8 @@ impl DriverError {
             Self::System { source, .. } => Refusal::Internal { problem: format!("{self}: {source}") },
         }
     }
+}
+
+fn system(operation: &'static str, object: &Path) -> impl FnOnce(Errno) -> DriverError {
+    move |source| DriverError::System { operation, object: object.to_owned(), source }
 }

@@ -120,8 +120,9 @@ pub enum Refusal {
     NoProjectId { location: PathBuf, problem: String },
     #[error("{} shares project id {project_id} with {}", location.display(), other.display())]
     ProjectIdShared { location: PathBuf, project_id: u32, other: PathBuf },
-    #[error("{} has no hard limit (project id {project_id}): there is nothing to extend", location.display())]
-    Unlimited { location: PathBuf, project_id: u32 },
+    /// `quota` names what has no limit: `project id 7`, `qgroup 0/257`.
+    #[error("{} has no hard limit ({quota}): there is nothing to extend", location.display())]
+    Unlimited { location: PathBuf, quota: String },
     #[error(
         "thin pool {thin_pool} is too full to promise more: data {data_percent} % (from {max_data_percent} % on \
          nothing is extended), metadata {metadata_percent} % (from {max_metadata_percent} % on)"
@@ -226,8 +227,8 @@ impl Refusal {
                 ("quota_project_id", project_id.to_string()),
                 ("other_location", other.display().to_string()),
             ],
-            Self::Unlimited { location, project_id } => {
-                vec![("location", location.display().to_string()), ("quota_project_id", project_id.to_string())]
+            Self::Unlimited { location, quota } => {
+                vec![("location", location.display().to_string()), ("quota", quota.clone())]
             }
             Self::ThinPoolCritical {
                 thin_pool,

@@ -16,15 +16,18 @@ pub enum DriverKind {
     ProjectQuota,
     /// A logical volume, thick or thin, with or without a file system on it.
     Lvm,
+    /// A subvolume of btrfs with a limit of its own.
+    Btrfs,
 }
 
 impl DriverKind {
-    pub const ALL: [Self; 2] = [Self::ProjectQuota, Self::Lvm];
+    pub const ALL: [Self; 3] = [Self::ProjectQuota, Self::Lvm, Self::Btrfs];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ProjectQuota => "project-quota",
             Self::Lvm => "lvm",
+            Self::Btrfs => "btrfs",
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Structures of the kernel are laid out as its headers have them, and their sizes are checked when this is compiled.
 
 pub mod block_device;
+pub mod btrfs;
 pub mod file_system;
 pub mod fsxattr;
 pub mod growfs;

@@ -17,6 +17,7 @@ use std::process::Command;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+pub mod btrfs;
 pub mod hanging_disk;
 
 pub mod lab {
@@ -321,29 +322,7 @@ impl Filesystem {
 
 impl Drop for Filesystem {
     fn drop(&mut self) {
-        let mounted =
-            || Command::new("mountpoint").arg("-q").arg(&self.mount_point).status().is_ok_and(|s| s.success());
-        // A failed test may leave it frozen, and unmounting would then wait for ever. Fails when it is not frozen.
-        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.mount_point).output();
-        // A daemon that was just killed closes its files a moment later.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while mounted() {
-            let output = Command::new("umount").arg(&self.mount_point).output();
-            let failure = match output {
-                Ok(output) if output.status.success() => continue,
-                Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-                Err(error) => error.to_string(),
-            };
-            if Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(50));
-            } else if std::thread::panicking() {
-                // A second panic would abort and hide the first; the next test on this disk fails at mkfs.
-                return eprintln!("still mounted: {failure}");
-            } else {
-                panic!("cannot unmount, somebody still uses it: {failure}");
-            }
-        }
-        let _ = std::fs::remove_dir(&self.mount_point);
+        unmount_at_last(&self.mount_point);
     }
 }
 
@@ -354,6 +333,32 @@ impl Drop for ReadOnlyMount {
     fn drop(&mut self) {
         lab::run("umount", &[text(&self.0)]);
     }
+}
+
+/// Unmounts what a test is done with, however it ended, and removes the mount point.
+fn unmount_at_last(mount_point: &Path) {
+    let mounted = || Command::new("mountpoint").arg("-q").arg(mount_point).status().is_ok_and(|s| s.success());
+    // A failed test may leave it frozen, and unmounting would then wait for ever. Fails when it is not frozen.
+    let _ = Command::new("fsfreeze").arg("--unfreeze").arg(mount_point).output();
+    // A daemon that was just killed closes its files a moment later.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while mounted() {
+        let output = Command::new("umount").arg(mount_point).output();
+        let failure = match output {
+            Ok(output) if output.status.success() => continue,
+            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        } else if std::thread::panicking() {
+            // A second panic would abort and hide the first; the next test on this disk fails at mkfs.
+            return eprintln!("still mounted: {failure}");
+        } else {
+            panic!("cannot unmount, somebody still uses it: {failure}");
+        }
+    }
+    let _ = std::fs::remove_dir(mount_point);
 }
 
 #[derive(Default)]

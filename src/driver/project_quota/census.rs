@@ -13,9 +13,8 @@ use nix::errno::Errno;
 use nix::libc::dev_t;
 use nix::sys::stat::fstat;
 
-use super::places::{Places, Pool};
-use super::system;
-use crate::driver::DriverError;
+use crate::driver::places::{Places, Pool};
+use crate::driver::{DriverError, system};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
 

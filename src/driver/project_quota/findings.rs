@@ -3,12 +3,12 @@
 //! The order matters: the first blocking problem is what an extend is refused with, and a later one often follows from
 //! an earlier one.
 
-use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use crate::driver::Problem;
+use crate::driver::shell::quoted;
 use crate::model::{Bytes, Reason, Refusal};
 use crate::sys::file_system::Kind;
 use crate::sys::fsxattr::Attributes;
@@ -78,7 +78,7 @@ impl Case<'_> {
             problems.push(Problem::blocking(refusal, remedy));
         }
         if let Some(quota) = self.quota.filter(|quota| quota.hard == Bytes::ZERO) {
-            let refusal = Refusal::Unlimited { location: location.clone(), project_id: id };
+            let refusal = Refusal::Unlimited { location: location.clone(), quota: format!("project id {id}") };
             problems.push(Problem::blocking(refusal, self.set_limits(&mount, id, None, quota.soft)));
         }
         if let Some(quota) = self.quota.filter(|quota| quota.soft != Bytes::ZERO && quota.soft < quota.hard) {
@@ -125,26 +125,6 @@ impl Case<'_> {
             Kind::Xfs => format!("xfs_quota -x -c \"limit -p bsoft={soft}k bhard={hard}k {id}\" {point}"),
             // It sets the limits of inodes as well.
             Kind::Ext4 => format!("setquota -P {id} {soft} {hard} 0 0 {point} (0 0: no limits of inodes)"),
-        }
-    }
-}
-
-/// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+,".contains(c);
-    let text = if text.chars().all(is_plain) { text } else { Cow::Owned(format!("'{}'", text.replace('\'', r"'\''"))) };
-    text.into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotes_what_a_shell_would_split() {
-        for (path, text) in [("/srv/a-b_1.d", "/srv/a-b_1.d"), ("/srv/a b", "'/srv/a b'"), ("/a'b", r"'/a'\''b'")] {
-            assert_eq!(quoted(Path::new(path)), text);
         }
     }
 }

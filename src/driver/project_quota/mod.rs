@@ -5,7 +5,6 @@
 
 mod census;
 mod findings;
-mod places;
 mod promises;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,17 +13,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 
 use self::census::Census;
 use self::findings::Case;
-use self::places::{Places, Pool};
 pub use self::promises::Promises;
 use super::path_template::PathTemplate;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
+use super::places::{Ground, Places, Pool};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, Route};
 use crate::sys::{fsxattr, journal};
+
+const GROUND: Ground = Ground {
+    what: "file system with project quotas",
+    is_there: |pool| Ok(quotactl::state(pool.fd.as_fd(), Route::Best)?.accounting),
+    holds: |pool, directory| Ok(fstat(directory)?.st_dev == pool.device),
+};
 
 /// A pool of directories on one file system.
 pub struct ProjectQuota {
@@ -49,7 +55,7 @@ impl ProjectQuota {
         places: Vec<(ShareId, PathBuf)>,
         promises: Arc<Promises>,
     ) -> Self {
-        Self { places: Places::new(pool, template, places), census: Census::default(), promises }
+        Self { places: Places::new(GROUND, pool, template, places), census: Census::default(), promises }
     }
 
     fn find(&self, share: ShareId) -> Result<(Pool, Share), DriverError> {
@@ -220,10 +226,6 @@ fn kind_of(pool: &Pool) -> Result<Kind, DriverError> {
 /// Limits count blocks; what was asked for is not more than what is set.
 fn round_up(size: Bytes) -> Bytes {
     Bytes::new(size.get().div_ceil(LIMIT_BLOCK).saturating_mul(LIMIT_BLOCK))
-}
-
-fn system(operation: &'static str, object: &Path) -> impl FnOnce(Errno) -> DriverError {
-    move |source| DriverError::System { operation, object: object.to_owned(), source }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -14,18 +14,27 @@ use nix::fcntl::open;
 use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
 
-use super::system;
-use crate::driver::path_template::PathTemplate;
-use crate::driver::{DriverError, SpaceId};
+use super::path_template::PathTemplate;
+use super::{DriverError, SpaceId, system};
 use crate::model::{PoolName, Refusal, ShareId};
 use crate::sys::open_beneath::{DIRECTORY, open_beneath, open_without_links};
-use crate::sys::quotactl::{self, Route};
 
 /// Where the shares of a pool are.
 pub(super) struct Places {
+    ground: Ground,
     pool: PoolName,
     template: PathTemplate,
     explicit: BTreeMap<ShareId, PathBuf>,
+}
+
+/// What a kind of pool asks of the file system that it is on.
+pub(super) struct Ground {
+    /// What should be mounted at the pool's directory.
+    pub what: &'static str,
+    /// Whether it is.
+    pub is_there: fn(&Pool) -> Result<bool, Errno>,
+    /// Whether a directory, maybe of another mount, is on the pool's file system.
+    pub holds: fn(&Pool, BorrowedFd<'_>) -> Result<bool, Errno>,
 }
 
 /// The pool's directory, open.
@@ -42,8 +51,8 @@ impl Pool {
 }
 
 impl Places {
-    pub fn new(pool: PoolName, template: PathTemplate, explicit: Vec<(ShareId, PathBuf)>) -> Self {
-        Self { pool, template, explicit: explicit.into_iter().collect() }
+    pub fn new(ground: Ground, pool: PoolName, template: PathTemplate, explicit: Vec<(ShareId, PathBuf)>) -> Self {
+        Self { ground, pool, template, explicit: explicit.into_iter().collect() }
     }
 
     pub fn pool(&self) -> &PoolName {
@@ -84,21 +93,17 @@ impl Places {
     /// When nothing is there: [`Refusal::NotMounted`] if it may be because the pool is not mounted, else
     /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount or no directory.
     pub fn open_share(&self, pool: &Pool, share: ShareId) -> Result<OwnedFd, DriverError> {
-        let path = self.path_of(share);
-        let unsupported = |what: &str| {
-            let what = format!("{what} in the place of share {share} ({})", path.display());
-            DriverError::from(Refusal::Unsupported { what })
-        };
+        let unsupported = |what| Err(self.unsupported(share, what).into());
         match self.try_open(pool, share) {
             Ok(directory) => Ok(directory),
             Err(Errno::ENOENT) => {
                 self.check_mounted(pool)?;
                 Err(Refusal::ShareNotFound { share }.into())
             }
-            Err(Errno::ELOOP) => Err(unsupported("a symbolic link")),
-            Err(Errno::EXDEV) => Err(unsupported("another mount or file system")),
-            Err(Errno::ENOTDIR) => Err(unsupported("something other than a directory")),
-            Err(errno) => Err(system("open", &path)(errno)),
+            Err(Errno::ELOOP) => unsupported("a symbolic link"),
+            Err(Errno::EXDEV) => unsupported("another mount or file system"),
+            Err(Errno::ENOTDIR) => unsupported("something other than a directory"),
+            Err(errno) => Err(system("open", &self.path_of(share))(errno)),
         }
     }
 
@@ -107,25 +112,26 @@ impl Places {
         let Some(path) = self.explicit.get(&share) else {
             return open_beneath(pool.fd.as_fd(), &self.template.relative_of(share));
         };
-        // It may be a mount point: only root can mount, and the device tells whether it is still the same file system.
+        // It may be a mount point: only root can mount, so it is enough that it is still the same file system.
         let directory = open_without_links(path)?;
-        if fstat(&directory)?.st_dev == pool.device { Ok(directory) } else { Err(Errno::EXDEV) }
+        if (self.ground.holds)(pool, directory.as_fd())? { Ok(directory) } else { Err(Errno::EXDEV) }
     }
 
-    /// Refuses when the directory is on a file system that counts no projects: it is then most likely the empty
-    /// directory that the pool's file system should be mounted on.
+    /// What is said of something else in the place of a share.
+    pub fn unsupported(&self, share: ShareId, what: &str) -> Refusal {
+        let what = format!("{what} in the place of share {share} ({})", self.path_of(share).display());
+        Refusal::Unsupported { what }
+    }
+
+    /// Refuses when the directory is on a file system that such a pool cannot be on: it is then most likely the empty
+    /// directory that the pool's own should be mounted on.
     pub fn check_mounted(&self, pool: &Pool) -> Result<(), DriverError> {
-        let state = quotactl::state(pool.fd.as_fd(), Route::Best);
-        if state.map_err(system("read the quota state of", &pool.path))?.accounting {
-            Ok(())
-        } else {
-            Err(self.not_mounted().into())
-        }
+        let is_there = (self.ground.is_there)(pool).map_err(system("read the quota state of", &pool.path))?;
+        if is_there { Ok(()) } else { Err(self.not_mounted().into()) }
     }
 
     pub fn not_mounted(&self) -> Refusal {
-        let directory = self.template.directory().display();
-        let problem = format!("no file system with project quotas is mounted at {directory}");
+        let problem = format!("no {} is mounted at {}", self.ground.what, self.template.directory().display());
         Refusal::NotMounted { pool: self.pool.clone(), problem }
     }
 

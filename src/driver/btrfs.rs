@@ -1,0 +1,271 @@
+//! Subvolumes of btrfs: a share's size is the limit of what its quota group references.
+//!
+//! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
+//! Nothing here lowers a limit. A group counts one subvolume: what tenants put into subvolumes of their own, below the
+//! share, counts for those, and so do snapshots.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use uuid::Uuid;
+
+use super::path_template::PathTemplate;
+use super::places::{Ground, Places, Pool};
+use super::shell::quoted;
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Sizes, Space, SpaceId, Step, system};
+use crate::model::{Bytes, DriverKind, PoolName, Reason, Refusal, ShareId};
+use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
+use crate::sys::file_system;
+
+const FILESYSTEM: &str = "btrfs";
+
+const GROUND: Ground = Ground {
+    what: "btrfs with quotas",
+    is_there: |pool| {
+        let fd = pool.fd.as_fd();
+        Ok(btrfs::is_btrfs(fd)? && btrfs::quota_state(fd)?.on)
+    },
+    // A subvolume has a device number of its own, so those of two directories tell nothing.
+    holds: |pool, directory| Ok(identity(pool.fd.as_fd())?.is_some_and(|id| identity(directory) == Ok(Some(id)))),
+};
+
+/// A pool of subvolumes on one file system.
+pub struct Btrfs {
+    places: Places,
+}
+
+/// A share that was found, and what its quota is.
+struct Share {
+    directory: OwnedFd,
+    id: QgroupId,
+    observed: Observed,
+}
+
+impl Btrfs {
+    /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
+    /// be on its file system.
+    pub fn new(pool: PoolName, template: PathTemplate, places: Vec<(ShareId, PathBuf)>) -> Self {
+        Self { places: Places::new(GROUND, pool, template, places) }
+    }
+
+    /// All shares. When the convention finds none, the pool may not be mounted.
+    fn list(&self, pool: &Pool) -> Result<BTreeSet<ShareId>, DriverError> {
+        let shares = self.places.list(pool)?;
+        if !shares.iter().any(|share| !self.places.is_explicit(*share)) {
+            self.places.check_mounted(pool)?;
+        }
+        Ok(shares)
+    }
+
+    fn id_of(&self, pool: &Pool) -> Result<SpaceId, DriverError> {
+        let id = identity(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
+        let id = id.ok_or_else(|| self.places.not_mounted())?;
+        Ok(SpaceId(format!("btrfs {}", Uuid::from_bytes(id))))
+    }
+
+    fn find(&self, share: ShareId) -> Result<Share, DriverError> {
+        let pool = self.places.open_pool()?;
+        let location = self.places.path_of(share);
+        let directory = self.places.open_share(&pool, share)?;
+        let fd = directory.as_fd();
+        if !btrfs::is_btrfs(fd).map_err(system("find the file system of", &location))? {
+            let what = format!("a share on a file system other than btrfs ({})", location.display());
+            return Err(Refusal::Unsupported { what }.into());
+        }
+        let subvolume = btrfs::subvolume(fd).map_err(system("find the subvolume of", &location))?;
+        let subvolume = subvolume.ok_or_else(|| self.places.unsupported(share, "a directory that is no subvolume"))?;
+        let id = QgroupId::of_subvolume(subvolume);
+        let read = || -> Result<_, Errno> {
+            let (state, qgroup) = (btrfs::quota_state(fd)?, btrfs::qgroup(fd, id)?);
+            let mut above = Vec::new();
+            for ancestor in btrfs::ancestors(fd, id)? {
+                above.extend(btrfs::qgroup(fd, ancestor)?.map(|qgroup| (ancestor, qgroup.limits)));
+            }
+            Ok((state, qgroup, above))
+        };
+        let (state, qgroup, above) = read().map_err(system("read the quota of", &location))?;
+        let read_only = file_system::is_read_only(fd).map_err(system("statfs", &location))?;
+        let read_only = read_only.then(|| self.places.read_only());
+        let problems = Case { location: &location, read_only, id, state, qgroup, above }.problems();
+        let qgroup = qgroup.filter(|_| state.on);
+        let sizes = qgroup.and_then(|qgroup| qgroup.limits.referenced).map(Sizes::Limit);
+        let used = qgroup.map(|qgroup| qgroup.used.referenced);
+        let observed = Observed { location, filesystem: FILESYSTEM, sizes, used, problems };
+        Ok(Share { directory, id, observed })
+    }
+
+    fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
+        let found = self.find(share)?;
+        let old = found.observed.extendable()?.usable();
+        if old >= to {
+            return Ok(Outcome::AlreadyThere { size: old });
+        }
+        let location = &found.observed.location;
+        let fd = found.directory.as_fd();
+        match btrfs::limit_referenced(fd, found.id, to) {
+            Ok(()) => {}
+            Err(Errno::ENOTCONN) => {
+                let (location, problem) = (location.clone(), "quotas were just turned off".to_owned());
+                return Err(Refusal::QuotaNotEnforced { location, problem }.into());
+            }
+            Err(Errno::ENOSPC | Errno::EDQUOT) => {
+                let free = file_system::capacity(fd).map_or(Bytes::ZERO, |capacity| capacity.free);
+                let (pool, asked) = (self.places.pool().clone(), to.saturating_sub(old));
+                return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
+            }
+            Err(Errno::ERANGE) => return Err(Refusal::Unsupported { what: format!("a limit of {to} on btrfs") }.into()),
+            Err(errno) => return Err(system("set the quota of", location)(errno)),
+        }
+        let new = btrfs::qgroup(fd, found.id).map_err(system("read the quota of", location))?;
+        match new.and_then(|new| new.limits.referenced) {
+            Some(new) if new >= to => Ok(Outcome::Grown { from: old, to: new }),
+            new => {
+                let reads = new.map_or_else(|| "none".to_owned(), |new| new.to_string());
+                let problem = format!("the limit of {} was set to {to}, but reads {reads}", location.display());
+                Err(Refusal::Internal { problem }.into())
+            }
+        }
+    }
+}
+
+impl Driver for Btrfs {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Btrfs
+    }
+
+    fn location(&self) -> String {
+        self.places.template().to_string()
+    }
+
+    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
+        Ok(self.list(&self.places.open_pool()?)?.into_iter().collect())
+    }
+
+    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
+        Ok(self.find(share)?.observed)
+    }
+
+    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
+        let observed = self.observe(share)?;
+        let growth = target.saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
+        Ok(Assessment { observed, growth: Ok(growth), space: self.space()? })
+    }
+
+    fn space_id(&self) -> Result<SpaceId, DriverError> {
+        self.id_of(&self.places.open_pool()?)
+    }
+
+    fn space(&self) -> Result<Space, DriverError> {
+        let pool = self.places.open_pool()?;
+        let id = self.id_of(&pool)?;
+        let fd = pool.fd.as_fd();
+        if !btrfs::quota_state(fd).map_err(system("read the quota state of", &pool.path))?.on {
+            self.list(&pool)?;
+        }
+        let promised = promised(fd).map_err(system("sum the quotas of", &pool.path))?;
+        let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
+        let file_system::Capacity { total, free } = capacity;
+        Ok(Space { id, filesystem: FILESYSTEM, total, free, promised, problems: Vec::new() })
+    }
+
+    fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
+        match step {
+            Step::SetLimit { to } => self.set_limit(share, to),
+            Step::GrowVolume { .. } | Step::GrowFilesystem { .. } => Err(step.unknown_to(self.kind())),
+        }
+    }
+
+    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
+        let found = self.find(share)?;
+        btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", &found.observed.location))?;
+        let observed = self.observe(share)?;
+        match observed.size() {
+            Some(size) => Ok(size),
+            None => Ok(observed.extendable()?.usable()),
+        }
+    }
+}
+
+/// Which btrfs a directory is on; `None` for another file system.
+fn identity(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
+    if btrfs::is_btrfs(fd)? { btrfs::file_system_id(fd).map(Some) } else { Ok(None) }
+}
+
+/// What all subvolumes may come to hold. Each snapshot begins with the limit of its origin. One that is read-only can
+/// take nothing more: it counts with what it alone holds.
+fn promised(fd: BorrowedFd<'_>) -> Result<Bytes, Errno> {
+    let groups = btrfs::qgroups_of_subvolumes(fd)?;
+    let promises = btrfs::subvolumes(fd)?.into_iter().filter_map(|(subvolume, read_only)| {
+        let group = groups.get(&subvolume)?;
+        if read_only { Some(group.used.exclusive) } else { group.limits.referenced }
+    });
+    Ok(promises.fold(Bytes::ZERO, Bytes::saturating_add))
+}
+
+/// All that was read of a share's quota.
+struct Case<'a> {
+    location: &'a Path,
+    /// What an extend is refused with, if nothing can be changed through its mount.
+    read_only: Option<Refusal>,
+    id: QgroupId,
+    state: QuotaState,
+    qgroup: Option<Qgroup>,
+    /// The groups that also count the share.
+    above: Vec<(QgroupId, Limits)>,
+}
+
+impl Case<'_> {
+    /// What is wrong, each with the command that heals it. The first blocking problem is what an extend is refused with.
+    fn problems(&self) -> Vec<Problem> {
+        let Self { location, id, state, .. } = self;
+        let (shown, path) = (location.display(), quoted(location));
+        let read_only = self.read_only.clone().map(|refusal| {
+            let remount = format!("mount -o remount,rw \"$(findmnt -n -o TARGET -T {path})\"");
+            let advice = "and if it is so for growd alone, name it in ReadWritePaths= of growd.service";
+            Problem::blocking(refusal, format!("{remount}, {advice}"))
+        });
+        let mut problems: Vec<Problem> = read_only.into_iter().collect();
+        if !state.on {
+            let problem = "quotas are off on its file system".to_owned();
+            let refusal = Refusal::QuotaNotEnforced { location: location.to_path_buf(), problem };
+            let remedy =
+                format!("btrfs quota enable {path}, and then set every limit again: they went with the quotas");
+            problems.push(Problem::blocking(refusal, remedy));
+            return problems;
+        }
+        let limits = self.qgroup.map(|qgroup| qgroup.limits);
+        let Some(limit) = limits.and_then(|limits| limits.referenced) else {
+            let refusal = Refusal::Unlimited { location: location.to_path_buf(), quota: format!("qgroup {id}") };
+            problems.push(Problem::blocking(refusal, format!("btrfs qgroup limit SIZE {path}")));
+            return problems;
+        };
+        if state.inconsistent || state.rescanning {
+            let why = if state.rescanning { "use is being counted anew" } else { "use was not counted right" };
+            let message = format!("the limit of {shown} may bite too early or too late: {why}");
+            let remedy = format!("btrfs quota rescan -w {path}");
+            problems.push(Problem::warning(Reason::QuotaNotEnforced, message, remedy));
+        }
+        if let Some(exclusive) = limits.and_then(|limits| limits.exclusive).filter(|exclusive| *exclusive < limit) {
+            let message = format!(
+                "{shown} may hold {exclusive} that no snapshot shares, which is below its limit of {limit}: writes may \
+                 fail there first"
+            );
+            let remedy = format!("btrfs qgroup limit -e none {path}");
+            problems.push(Problem::warning(Reason::SoftLimitFirst, message, remedy));
+        }
+        for (group, limits) in &self.above {
+            for (option, theirs) in [("", limits.referenced), ("-e ", limits.exclusive)] {
+                let Some(theirs) = theirs.filter(|theirs| *theirs < limit) else { continue };
+                let message = format!(
+                    "{shown} is in qgroup {group}, whose limit of {theirs} is below its own of {limit}: writes fail \
+                     there first"
+                );
+                let remedy = format!("btrfs qgroup limit {option}{} {group} {path}", limit.get());
+                problems.push(Problem::warning(Reason::SoftLimitFirst, message, remedy));
+            }
+        }
+        problems
+    }
+}

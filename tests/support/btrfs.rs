@@ -1,0 +1,104 @@
+//! btrfs on a disk of the lab, made, changed and measured with the btrfs command.
+
+use std::path::{Path, PathBuf};
+
+use super::{Disk, lab, text, unmount_at_last};
+
+/// A fresh btrfs with quotas at a mount point of its own, unmounted when dropped.
+pub struct Btrfs {
+    mount_point: PathBuf,
+    disk: Disk,
+}
+
+impl Btrfs {
+    pub fn new(disk: &str) -> Self {
+        let disk = Disk::take(disk);
+        lab::run("mkfs.btrfs", &["-q", "-f", text(&disk.path())]);
+        let filesystem = Self::on(disk);
+        filesystem.enable_quotas();
+        filesystem
+    }
+
+    /// Mounts what an earlier lab left on the same disk (see GROWD_LAB_DISKS in tests/lab/run).
+    pub fn left_behind(disk: &str) -> Self {
+        Self::on(Disk::take(disk))
+    }
+
+    fn on(disk: Disk) -> Self {
+        let mount_point = tempfile::Builder::new().prefix("btrfs-").tempdir_in("/mnt").unwrap().keep();
+        let filesystem = Self { mount_point, disk };
+        // It commits only when it is told to.
+        filesystem.mount(&filesystem.mount_point, "commit=3600");
+        filesystem
+    }
+
+    /// Mounts it once more, or again.
+    pub fn mount(&self, mount_point: &Path, options: &str) {
+        lab::run("mount", &["-o", options, text(&self.disk.path()), text(mount_point)]);
+    }
+
+    pub fn enable_quotas(&self) {
+        self.btrfs(&["quota", "enable"], &self.mount_point);
+        self.btrfs(&["quota", "rescan", "-w"], &self.mount_point);
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Runs the btrfs command on a path.
+    pub fn btrfs(&self, arguments: &[&str], path: &Path) -> String {
+        lab::run("btrfs", &[arguments, &[text(path)]].concat())
+    }
+
+    /// Makes a subvolume with a limit in bytes and returns its path.
+    pub fn create_share(&self, name: &str, limit_bytes: u64) -> PathBuf {
+        let share = self.mount_point.join(name);
+        self.btrfs(&["subvolume", "create"], &share);
+        self.btrfs(&["qgroup", "limit", &limit_bytes.to_string()], &share);
+        share
+    }
+
+    pub fn subvolume_id(&self, share: &Path) -> String {
+        self.btrfs(&["inspect-internal", "rootid"], share).trim().to_owned()
+    }
+
+    /// What the quota group of a subvolume counts and allows, as the command reports it. `None` is no limit.
+    pub fn qgroup(&self, share: &Path) -> Counts {
+        let group = format!("0/{}", self.subvolume_id(share));
+        let report = self.btrfs(&["qgroup", "show", "--raw", "--sync", "-re"], share);
+        let row =
+            report.lines().find(|line| line.split_whitespace().next() == Some(&group)).expect("a row of the group");
+        let number = |column| row.split_whitespace().nth(column).unwrap().parse().ok();
+        Counts { used: number(1).unwrap(), limit: number(3), exclusive_limit: number(4) }
+    }
+
+    pub fn limit(&self, share: &Path) -> Option<u64> {
+        self.qgroup(share).limit
+    }
+
+    /// What the disk says: the limit that the group of a subvolume would have after a power cut now.
+    pub fn limit_on_disk(&self, id: &str) -> u64 {
+        let device = self.disk.path();
+        // The command reads the device through the page cache, which knows nothing of what btrfs has written since.
+        lab::run("blockdev", &["--flushbufs", text(&device)]);
+        let dump = lab::run("btrfs", &["inspect-internal", "dump-tree", "-t", "quota", text(&device)]);
+        let item = format!("(0 QGROUP_LIMIT 0/{id})");
+        let mut words = dump.split_once(&item).expect("an item of the limit").1.split_whitespace();
+        words.find(|word| *word == "max_referenced").unwrap();
+        words.next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Btrfs {
+    fn drop(&mut self) {
+        unmount_at_last(&self.mount_point);
+    }
+}
+
+#[derive(Debug)]
+pub struct Counts {
+    pub used: u64,
+    pub limit: Option<u64>,
+    pub exclusive_limit: Option<u64>,
+}
