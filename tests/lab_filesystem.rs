@@ -4,135 +4,21 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
+#[path = "lab_filesystem/volume.rs"]
+mod volume;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use growd::driver::DriverError;
-use growd::driver::filesystem::{Content, Mounted, observe};
-use growd::model::{Bytes, PoolName, Reason, Refusal};
+use growd::driver::filesystem::{Content, observe};
+use growd::model::{Bytes, Reason};
 use support::{Disk, fill, lab};
-
-const MIB: u64 = 1 << 20;
-const SECTOR: u64 = 512;
-
-/// A device-mapper device on a disk of the lab, which can be made larger while it is in use.
-struct Volume {
-    name: String,
-    disk: Disk,
-    mounts: Vec<PathBuf>,
-}
-
-impl Volume {
-    fn new(disk: &str, name: &str, size: u64) -> Self {
-        let disk = Disk::take(disk);
-        let volume = Self { name: name.to_owned(), disk, mounts: Vec::new() };
-        lab::run("dmsetup", &["create", "--noudevsync", name, "--table", &volume.table(size)]);
-        lab::run("dmsetup", &["mknodes"]);
-        // Signatures of the test before.
-        lab::run("wipefs", &["-aq", volume.node().to_str().unwrap()]);
-        volume
-    }
-
-    fn table(&self, size: u64) -> String {
-        format!("0 {} linear {} 0", size / SECTOR, self.disk.path().display())
-    }
-
-    fn node(&self) -> PathBuf {
-        Path::new("/dev/mapper").join(&self.name)
-    }
-
-    fn resize(&self, size: u64) {
-        lab::run("dmsetup", &["load", &self.name, "--table", &self.table(size)]);
-        lab::run("dmsetup", &["resume", "--noudevsync", &self.name]);
-    }
-
-    /// Formats it with words such as `mkfs.xfs -q`.
-    fn format(&self, mkfs: &str) {
-        let words: Vec<&str> = mkfs.split(' ').collect();
-        let node = self.node();
-        lab::run(words[0], &[&words[1..], &[node.to_str().unwrap()]].concat());
-    }
-
-    fn mount(&mut self) -> PathBuf {
-        self.mount_with("defaults")
-    }
-
-    fn mount_with(&mut self, options: &str) -> PathBuf {
-        let node = self.node();
-        self.mount_from(&["-o", options, node.to_str().unwrap()])
-    }
-
-    fn mount_from(&mut self, arguments: &[&str]) -> PathBuf {
-        let place = tempfile::Builder::new().prefix("odd place-").tempdir_in("/mnt").unwrap().keep();
-        lab::run("mount", &[arguments, &[place.to_str().unwrap()]].concat());
-        self.mounts.push(place.clone());
-        place
-    }
-
-    fn unmount(&mut self) {
-        for place in self.mounts.drain(..).rev() {
-            lab::run("umount", &[place.to_str().unwrap()]);
-        }
-    }
-
-    fn observe(&self) -> Result<Content, DriverError> {
-        observe_node(&self.node())
-    }
-
-    fn mounted(&self) -> Mounted {
-        match self.observe().unwrap() {
-            Content::Filesystem(mounted) => mounted,
-            Content::Block => panic!("{} has no file system", self.name),
-        }
-    }
-
-    fn refusal(&self) -> Refusal {
-        self.observe().unwrap_err().into_refusal()
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        for place in self.mounts.drain(..).rev() {
-            let _ = Command::new("umount").arg(place).output();
-        }
-        let removed = Command::new("dmsetup").args(["remove", "--retry", "--noudevsync", &self.name]).status();
-        if !std::thread::panicking() {
-            assert!(removed.unwrap().success(), "{} is still in use", self.name);
-        }
-    }
-}
-
-fn observe_node(node: &Path) -> Result<Content, DriverError> {
-    let pool: PoolName = "vols".parse().unwrap();
-    observe(&pool, fs::metadata(node).unwrap().rdev(), node)
-}
-
-/// The size that the superblock tells a tool of.
-fn size_by_tool(kind: &str, node: &Path, mount_point: &Path) -> u64 {
-    let (node, mount_point) = (node.to_str().unwrap(), mount_point.to_str().unwrap());
-    let number = |text: &str, key: &str| -> u64 {
-        let at = text.find(key).unwrap_or_else(|| panic!("no {key} in {text}")) + key.len();
-        let digits: String = text[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().unwrap()
-    };
-    match kind {
-        "xfs" => {
-            let text = lab::run("xfs_io", &["-r", "-c", "statfs", mount_point]);
-            number(&text, "geom.bsize =") * number(&text, "geom.datablocks =")
-        }
-        "ext4" => {
-            let text = lab::run("dumpe2fs", &["-h", node]);
-            number(&text, "Block size:") * number(&text, "Block count:")
-        }
-        _ => number(&lab::run("btrfs", &["filesystem", "show", "--raw", mount_point]), "size "),
-    }
-}
+use volume::{MIB, SECTOR, Volume, check, observe_node, size_by_tool};
 
 const KINDS: [(&str, &str); 3] =
     [("xfs", "mkfs.xfs -q -f"), ("ext4", "mkfs.ext4 -q -F"), ("btrfs", "mkfs.btrfs -q -f")];
@@ -145,6 +31,8 @@ fn a_full_file_system_grows_under_its_writers() {
         volume.format(mkfs);
         let place = volume.mount();
         let data = place.join("data");
+        // Made now, because a full file system has no room for another inode.
+        let mut log = File::create(place.join("log")).unwrap();
         let seed: Vec<u8> = (0..MIB).map(|n| (n % 251) as u8).collect();
         fs::write(place.join("before"), &seed).unwrap();
         let written = fill(&data, 1000 * MIB).unwrap();
@@ -155,20 +43,15 @@ fn a_full_file_system_grows_under_its_writers() {
         let done = AtomicBool::new(false);
         let grown = std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
-                let mut file = File::create(place.join("log")).unwrap();
-                let mut written = 0_u64;
-                while !done.load(Ordering::Relaxed) {
-                    // Full before the growth, and never anything else.
-                    match file.write(&[7; 4096]) {
-                        Ok(length) => written += length as u64,
-                        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::StorageFull),
-                    }
-                    if written > 64 * MIB {
-                        break;
+                loop {
+                    let is_last = done.load(Ordering::Relaxed);
+                    match log.write_all(&[7; 64 << 10]).and_then(|()| log.sync_data()) {
+                        Err(error) if error.kind() != ErrorKind::StorageFull => panic!("{kind}: {error}"),
+                        result if is_last => return result.unwrap(),
+                        // Full before the growth, and never anything else.
+                        _ => {}
                     }
                 }
-                file.sync_all().unwrap();
-                written
             });
             // An odd number of sectors on purpose.
             let size = 1111 * MIB + 3 * SECTOR;
@@ -185,7 +68,7 @@ fn a_full_file_system_grows_under_its_writers() {
             let written = fill(&data, 100 * MIB).unwrap();
             assert_eq!(written, 100 * MIB, "{kind} has room");
             done.store(true, Ordering::Relaxed);
-            assert!(writer.join().unwrap() > 0);
+            writer.join().unwrap();
             grown
         });
         assert_eq!(size_by_tool(kind, &volume.node(), &place), grown.get());
@@ -194,19 +77,10 @@ fn a_full_file_system_grows_under_its_writers() {
         // What was there before is at the start of the file still.
         File::options().write(true).open(&data).unwrap().set_len(written).unwrap();
         assert_eq!(sums(), before);
+        drop(log);
         volume.unmount();
         check(kind, &volume.node());
     }
-}
-
-/// The file system's own checker, on the unmounted device.
-fn check(kind: &str, node: &Path) {
-    let node = node.to_str().unwrap();
-    match kind {
-        "xfs" => lab::run("xfs_repair", &["-n", node]),
-        "ext4" => lab::run("e2fsck", &["-fn", node]),
-        _ => lab::run("btrfs", &["check", "--readonly", node]),
-    };
 }
 
 #[test]
@@ -342,20 +216,56 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
     volume.format("mkfs.ext4 -q -F -E resize=1g");
     volume.mount();
     let mounted = volume.mounted();
-    mounted.check_growth(Bytes::gib(8)).unwrap();
-    let refusal = mounted.check_growth(Bytes::gib(9)).unwrap_err();
+    mounted.check_growth(Bytes::gib(1)).unwrap();
+    let refusal = mounted.check_growth(Bytes::gib(2)).unwrap_err();
     assert_eq!(refusal.reason(), Reason::GrowthTooLarge);
     assert!(refusal.to_string().contains("blocks of group descriptors"), "{refusal}");
+    drop(mounted);
 
     // A made-up error, as after a bad block; the kernel refuses to grow such a file system.
-    let kernel_name = fs::canonicalize(volume.node()).unwrap();
     let device = fs::metadata(volume.node()).unwrap().rdev();
     let name = format!("dm-{}", nix::sys::stat::minor(device));
-    assert!(kernel_name.starts_with("/dev"), "{kernel_name:?}");
     fs::write(Path::new("/sys/fs/ext4").join(name).join("trigger_fs_error"), "made up").unwrap();
-    let mounted = volume.mounted();
-    assert_eq!(mounted.check_growth(Bytes::gib(1)).unwrap_err().reason(), Reason::Unsupported);
+    // The kernel notes it in the superblock a moment later.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let refusal = loop {
+        match volume.mounted().check_growth(Bytes::gib(1)) {
+            Err(refusal) => break refusal,
+            Ok(()) => assert!(Instant::now() < deadline, "the error was not noted"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(refusal.reason(), Reason::Unsupported);
     volume.resize(400 * MIB);
-    assert!(mounted.grow().is_err());
-    assert_eq!(mounted.size(), Bytes::mib(300));
+    assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
+    assert_eq!(volume.mounted().size(), Bytes::mib(300));
+    volume.unmount();
+
+    volume.format("mkfs.ext4 -q -F -O sparse_super2,^resize_inode");
+    volume.mount();
+    let refusal = volume.mounted().check_growth(Bytes::mib(500)).unwrap_err();
+    assert!(refusal.to_string().contains("sparse_super2"), "{refusal}");
+}
+
+#[test]
+fn growth_survives_a_power_cut() {
+    for (kind, mkfs) in KINDS {
+        let mut volume = Volume::new("ubda", "vg0-power", 300 * MIB);
+        volume.format(mkfs);
+        let place = volume.mount();
+        fs::write(place.join("dirty"), vec![1; MIB as usize]).unwrap();
+        volume.resize(500 * MIB);
+        let mounted = volume.mounted();
+        mounted.grow().unwrap();
+        mounted.flush().unwrap();
+        drop(mounted);
+        // From here on nothing reaches the disk, not even what unmounting writes.
+        volume.lose_power(500 * MIB);
+        volume.unmount();
+        volume.resize(500 * MIB);
+        volume.mount();
+        assert_eq!(volume.mounted().size(), Bytes::mib(500), "{kind}");
+        volume.unmount();
+        check(kind, &volume.node());
+    }
 }

@@ -5,8 +5,6 @@
 //! have is left out. And a descriptor table that has outgrown its reserved blocks is continued in the groups
 //! themselves (`meta_bg`), which changes the overhead of the groups behind.
 
-use std::fmt;
-
 const COMPAT_RESIZE_INODE: u32 = 0x10;
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 const INCOMPAT_META_BG: u32 = 0x10;
@@ -15,6 +13,8 @@ const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
 const RO_COMPAT_BIGALLOC: u32 = 0x200;
 const MAGIC: u16 = 0xef53;
 const ERROR_FS: u16 = 2;
+/// Extents count blocks in 48 bits.
+const MOST_BLOCKS: u64 = 1 << 48;
 
 /// Where the superblock is on the device, in bytes; it is as long.
 pub(super) const SUPERBLOCK: u32 = 1024;
@@ -37,18 +37,11 @@ pub(super) struct Ext4 {
     resize_inode: bool,
     /// First block of the descriptor table that is in the groups themselves, with `meta_bg`.
     first_meta_group: Option<u64>,
-    backups: Backups,
+    /// Whether only groups 1 and powers of 3, 5 and 7 have a copy of the superblock, and not all.
+    sparse_super: bool,
     is_64bit: bool,
-    /// Whether the kernel has recorded errors; it refuses to grow the file system then.
-    pub has_errors: bool,
-}
-
-/// Which groups have a copy of the superblock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Backups {
-    All,
-    Sparse,
-    Two([u64; 2]),
+    /// Why the kernel does not grow it at all.
+    pub obstacle: Option<&'static str>,
 }
 
 /// A limit that a growth would cross.
@@ -57,12 +50,6 @@ pub(super) struct Crossed {
     pub what: &'static str,
     pub needed: u64,
     pub most: u64,
-}
-
-impl fmt::Display for Crossed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}, more than {}", self.needed, self.what, self.most)
-    }
 }
 
 impl Ext4 {
@@ -85,7 +72,7 @@ impl Ext4 {
             && (32..=block_size).contains(&descriptor_size)
             && group_inodes > 0
             && group_blocks > 0
-            && blocks > u64_at(0x14);
+            && (u64_at(0x14) + 1..=MOST_BLOCKS).contains(&blocks);
         is_sound.then_some(Self {
             block_size,
             blocks,
@@ -98,19 +85,25 @@ impl Ext4 {
             reserved_descriptor_blocks: u16_at(0xce).into(),
             resize_inode: compat & COMPAT_RESIZE_INODE != 0,
             first_meta_group: (incompat & INCOMPAT_META_BG != 0).then(|| u64_at(0x104)),
-            backups: match (compat & COMPAT_SPARSE_SUPER2, ro_compat & RO_COMPAT_SPARSE_SUPER) {
-                (0, 0) => Backups::All,
-                (0, _) => Backups::Sparse,
-                _ => Backups::Two([u64_at(0x24c), u64_at(0x250)]),
-            },
+            sparse_super: ro_compat & RO_COMPAT_SPARSE_SUPER != 0,
             is_64bit,
-            has_errors: u16_at(0x3a) & ERROR_FS != 0,
+            obstacle: if u16_at(0x3a) & ERROR_FS != 0 {
+                Some("recorded errors (unmount it and run e2fsck)")
+            } else if compat & COMPAT_SPARSE_SUPER2 != 0 {
+                Some("the feature sparse_super2")
+            } else {
+                None
+            },
         })
     }
 
     /// The number of blocks after the kernel was told to grow to `asked` of them, if it does: what it refuses is in
     /// [`Self::crossed_at`].
     pub fn grown_to(&self, asked: u64) -> u64 {
+        // No tool makes such groups; the search for one that is large enough would have no end.
+        if self.most_overhead() + self.least_rest() >= self.group_blocks {
+            return self.blocks;
+        }
         let mut now = self.clone();
         let mut aim = asked - asked % self.cluster_blocks;
         // What is left to do once the reserved descriptor blocks are used up.
@@ -130,8 +123,7 @@ impl Ext4 {
                     continue;
                 }
             }
-            let least = now.overhead(last_group) + 2 + now.inode_table_blocks + now.cluster_blocks;
-            if now.start_of(last_group) + least >= aim {
+            if now.start_of(last_group) + now.overhead(last_group) + now.least_rest() >= aim {
                 aim = now.start_of(last_group);
                 later = None;
                 continue;
@@ -150,7 +142,7 @@ impl Ext4 {
     pub fn crossed_at(&self, blocks: u64) -> Option<Crossed> {
         let groups = self.group_of(blocks.saturating_sub(1)) + 1;
         // Without 64bit block numbers have 32 bits; inode numbers always have.
-        let most_blocks = if self.is_64bit { 1 << 48 } else { u64::from(u32::MAX) };
+        let most_blocks = if self.is_64bit { MOST_BLOCKS } else { u64::from(u32::MAX) };
         let most_groups = u64::from(u32::MAX) / self.group_inodes;
         // The kernel would go on in another format, with no way back.
         let most_tables = if self.first_meta_group.is_some() { u64::MAX } else { self.most_descriptor_blocks() };
@@ -183,6 +175,16 @@ impl Ext4 {
         self.descriptor_blocks(self.groups()) + self.reserved_descriptor_blocks
     }
 
+    /// What the last group must have room for besides its overhead: two bitmaps, inodes, a cluster.
+    fn least_rest(&self) -> u64 {
+        2 + self.inode_table_blocks + self.cluster_blocks
+    }
+
+    /// The overhead of any group, now and after any growth.
+    fn most_overhead(&self) -> u64 {
+        1 + self.most_descriptor_blocks()
+    }
+
     /// ext4_group_overhead_blocks(): the superblock and the descriptors that a group holds.
     fn overhead(&self, group: u64) -> u64 {
         let has_super = self.has_super(group);
@@ -201,11 +203,6 @@ impl Ext4 {
 
     fn has_super(&self, group: u64) -> bool {
         let is_power_of = |base: u64| std::iter::successors(Some(base), |n| n.checked_mul(base)).find(|n| *n >= group);
-        match self.backups {
-            _ if group == 0 => true,
-            Backups::All => true,
-            Backups::Two(groups) => groups.contains(&group),
-            Backups::Sparse => group == 1 || [3, 5, 7].into_iter().any(|base| is_power_of(base) == Some(group)),
-        }
+        group <= 1 || !self.sparse_super || [3, 5, 7].into_iter().any(|base| is_power_of(base) == Some(group))
     }
 }

@@ -10,7 +10,7 @@ mod mounts;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -116,13 +116,10 @@ impl Mounted {
     ///
     /// # Errors
     /// [`Refusal::GrowthTooLarge`] when XFS would get more allocation groups than is good for it, or ext4 more groups
-    /// or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that has recorded errors, which the
-    /// kernel does not grow.
+    /// or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that the kernel does not grow because
+    /// of recorded errors or of a feature.
     pub fn check_growth(&self, to: Bytes) -> Result<(), Refusal> {
-        if let Geometry::Ext4(Ext4 { has_errors: true, .. }) = &self.geometry {
-            let what = format!("growing ext4 with recorded errors on {} (run e2fsck)", self.node.display());
-            return Err(Refusal::Unsupported { what });
-        }
+        self.check_obstacle(&self.geometry)?;
         match self.geometry.crossed_on(to) {
             Some(crossed) => Err(Refusal::GrowthTooLarge {
                 location: self.node.clone(),
@@ -148,6 +145,7 @@ impl Mounted {
         if now.size_on(volume) <= now.size() {
             return Ok(now.size());
         }
+        self.check_obstacle(&now)?;
         let root = self.root.as_fd();
         let grown = match &now {
             Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),
@@ -178,16 +176,22 @@ impl Mounted {
         flushed.map_err(system("flush", &self.mount_point))
     }
 
+    fn check_obstacle(&self, geometry: &Geometry) -> Result<(), Refusal> {
+        match geometry {
+            Geometry::Ext4(Ext4 { obstacle: Some(obstacle), .. }) => {
+                let what = format!("growing ext4 with {obstacle}, as on {},", self.node.display());
+                Err(Refusal::Unsupported { what })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn measure(&self) -> Result<Geometry, DriverError> {
         read_geometry(&self.device, self.root.as_fd(), &self.node)
     }
 }
 
-fn read_geometry(
-    device: &BlockDevice,
-    root: std::os::fd::BorrowedFd<'_>,
-    node: &Path,
-) -> Result<Geometry, DriverError> {
+fn read_geometry(device: &BlockDevice, root: BorrowedFd<'_>, node: &Path) -> Result<Geometry, DriverError> {
     let unsupported = |what: String| DriverError::from(Refusal::Unsupported { what });
     match growfs::xfs_geometry(root) {
         Ok(xfs) => return Ok(Geometry::Xfs(xfs)),

@@ -1,0 +1,149 @@
+//! A volume that the tests of growing file systems make larger, and what others than growd say about it.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use growd::driver::DriverError;
+use growd::driver::filesystem::{Content, Mounted, observe};
+use growd::model::{PoolName, Refusal};
+
+use crate::support::{Disk, lab};
+
+pub const MIB: u64 = 1 << 20;
+pub const SECTOR: u64 = 512;
+
+/// A device-mapper device on a disk of the lab, which can be made larger while it is in use.
+pub struct Volume {
+    pub name: String,
+    disk: Disk,
+    pub mounts: Vec<PathBuf>,
+}
+
+impl Volume {
+    pub fn new(disk: &str, name: &str, size: u64) -> Self {
+        let disk = Disk::take(disk);
+        let volume = Self { name: name.to_owned(), disk, mounts: Vec::new() };
+        lab::run("dmsetup", &["create", "--noudevsync", name, "--table", &volume.table(size)]);
+        lab::run("dmsetup", &["mknodes"]);
+        // Signatures of the test before.
+        lab::run("wipefs", &["-aq", volume.node().to_str().unwrap()]);
+        volume
+    }
+
+    fn table(&self, size: u64) -> String {
+        format!("0 {} linear {} 0", size / SECTOR, self.disk.path().display())
+    }
+
+    pub fn node(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(&self.name)
+    }
+
+    pub fn resize(&self, size: u64) {
+        lab::run("dmsetup", &["load", &self.name, "--table", &self.table(size)]);
+        lab::run("dmsetup", &["resume", "--noudevsync", &self.name]);
+    }
+
+    /// Makes all reads and writes fail, without letting the file system write anything before.
+    pub fn lose_power(&self, size: u64) {
+        lab::run("dmsetup", &["suspend", "--noflush", "--nolockfs", &self.name]);
+        lab::run("dmsetup", &["load", &self.name, "--table", &format!("0 {} error", size / SECTOR)]);
+        lab::run("dmsetup", &["resume", "--noudevsync", &self.name]);
+    }
+
+    /// Formats it with words such as `mkfs.xfs -q`.
+    pub fn format(&self, mkfs: &str) {
+        let words: Vec<&str> = mkfs.split(' ').collect();
+        let node = self.node();
+        lab::run(words[0], &[&words[1..], &[node.to_str().unwrap()]].concat());
+    }
+
+    pub fn mount(&mut self) -> PathBuf {
+        self.mount_with("defaults")
+    }
+
+    pub fn mount_with(&mut self, options: &str) -> PathBuf {
+        let node = self.node();
+        self.mount_from(&["-o", options, node.to_str().unwrap()])
+    }
+
+    pub fn mount_from(&mut self, arguments: &[&str]) -> PathBuf {
+        let place = tempfile::Builder::new().prefix("odd place-").tempdir_in("/mnt").unwrap().keep();
+        lab::run("mount", &[arguments, &[place.to_str().unwrap()]].concat());
+        self.mounts.push(place.clone());
+        place
+    }
+
+    pub fn unmount(&mut self) {
+        for place in self.mounts.drain(..).rev() {
+            lab::run("umount", &[place.to_str().unwrap()]);
+        }
+    }
+
+    pub fn observe(&self) -> Result<Content, DriverError> {
+        observe_node(&self.node())
+    }
+
+    pub fn mounted(&self) -> Mounted {
+        match self.observe().unwrap() {
+            Content::Filesystem(mounted) => mounted,
+            Content::Block => panic!("{} has no file system", self.name),
+        }
+    }
+
+    pub fn refusal(&self) -> Refusal {
+        self.observe().unwrap_err().into_refusal()
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        for place in self.mounts.drain(..).rev() {
+            let _ = Command::new("umount").arg(place).output();
+        }
+        let removed = Command::new("dmsetup").args(["remove", "--retry", "--noudevsync", &self.name]).status();
+        if !std::thread::panicking() {
+            assert!(removed.unwrap().success(), "{} is still in use", self.name);
+        }
+    }
+}
+
+pub fn observe_node(node: &Path) -> Result<Content, DriverError> {
+    let pool: PoolName = "vols".parse().unwrap();
+    observe(&pool, fs::metadata(node).unwrap().rdev(), node)
+}
+
+/// The size that the superblock tells a tool of.
+pub fn size_by_tool(kind: &str, node: &Path, mount_point: &Path) -> u64 {
+    let (node, mount_point) = (node.to_str().unwrap(), mount_point.to_str().unwrap());
+    let number = |text: &str, key: &str| -> u64 {
+        let at = text.find(key).unwrap_or_else(|| panic!("no {key} in {text}")) + key.len();
+        let digits: String = text[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    match kind {
+        "xfs" => {
+            let text = lab::run("xfs_io", &["-r", "-c", "statfs", mount_point]);
+            number(&text, "geom.bsize =") * number(&text, "geom.datablocks =")
+        }
+        "ext4" => {
+            let text = lab::run("dumpe2fs", &["-h", node]);
+            number(&text, "Block size:") * number(&text, "Block count:")
+        }
+        _ => number(&lab::run("btrfs", &["filesystem", "show", "--raw", mount_point]), "size "),
+    }
+}
+
+/// The file system's own checker, on the unmounted device.
+pub fn check(kind: &str, node: &Path) {
+    let node = node.to_str().unwrap();
+    match kind {
+        "xfs" => lab::run("xfs_repair", &["-n", node]),
+        "ext4" => lab::run("e2fsck", &["-fn", node]),
+        _ => lab::run("btrfs", &["check", "--readonly", node]),
+    };
+}
