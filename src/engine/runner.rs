@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::state::{self, Event};
 use super::{Engine, job_error, plan};
-use crate::driver::{Driver, DriverError};
+use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
 use crate::model::{Bytes, Job, JobId, JobState, Refusal};
 
@@ -35,9 +35,7 @@ impl Engine {
         if !self.start(id) {
             return;
         }
-        if let Some(result) = self.work(&pool, id).await {
-            self.finish(id, result).await;
-        }
+        self.work(&pool, id).await;
         self.stopped();
     }
 
@@ -66,18 +64,22 @@ impl Engine {
         Some(job)
     }
 
-    /// The size that was reached, or why it was not; `None` when growd drains between two steps.
-    ///
-    /// All of it on one blocking thread: what the kernel does in microseconds should not wait for threads to take turns.
-    async fn work(self: &Arc<Self>, pool: &Pool, id: JobId) -> Option<Result<Bytes, Refusal>> {
+    /// Does the work and makes its end durable: all on one blocking thread, since what the kernel does in microseconds
+    /// should not wait for threads to take turns.
+    async fn work(self: &Arc<Self>, pool: &Pool, id: JobId) {
         let (engine, driver) = (Arc::clone(self), Arc::clone(&pool.driver));
-        let work = tokio::task::spawn_blocking(move || engine.grow(&*driver, id).transpose());
-        work.await.unwrap_or_else(|error| {
+        let work = tokio::task::spawn_blocking(move || {
+            if let Some(result) = engine.grow(&*driver, id).transpose() {
+                Handle::current().block_on(engine.finish(id, result));
+            }
+        });
+        if let Err(error) = work.await {
             let problem = format!("driver of pool {}: {error}", pool.name);
-            Some(Err(Refusal::Internal { problem }))
-        })
+            self.finish(id, Err(Refusal::Internal { problem })).await;
+        }
     }
 
+    /// The size that was reached; `None` when growd drains between two steps.
     fn grow(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
         let job = self.job(id)?;
         let share = job.share;
@@ -100,7 +102,13 @@ impl Engine {
             let outcome = driver.apply(share, step).map_err(DriverError::into_refusal)?;
             info!(job = %id, %share, step = step.name(), %outcome, "step done");
             self.change(id, Event::EndStep { detail: outcome.to_string() });
-            sizes = driver.measure(share).map_err(DriverError::into_refusal)?;
+            sizes = match (step, outcome) {
+                // A limit has been read back.
+                (Step::SetLimit { .. }, Outcome::Grown { to: limit, .. } | Outcome::AlreadyThere { size: limit }) => {
+                    Sizes::Limit(limit)
+                }
+                _ => driver.measure(share).map_err(DriverError::into_refusal)?,
+            };
         }
         let problem = format!("{MOST_STEPS} steps did not bring share {share} to {}", job.requested_size);
         Err(Refusal::Internal { problem })
