@@ -60,29 +60,12 @@ fn share_against_pools(share: &ShareEntry, pools: &[PoolEntry], report: &mut Rep
         let hint = Hint::new(pool.as_str(), "the pools", names().map(|name| name.as_str()));
         report.add(*offset, Problem::UnknownPool { pool: pool.clone(), hint });
     }
-    let of_share = |pool: &&PoolEntry| {
-        share.pool.as_ref().is_some_and(|own| pool.name.as_ref().is_some_and(|name| name.value == own.value))
+    let named = |pool: &&PoolEntry| match (&share.pool, &pool.name) {
+        (Some(own), Some(name)) => own.value == name.value,
+        _ => false,
     };
-    if let Some(pool) = pools.iter().find(of_share)
-        && let Some(At { value: driver, .. }) = pool.driver
-    {
-        let (wanted, has, other, other_at) = match driver {
-            DriverKind::Lvm => ("volume", share.volume.is_some(), "path", share.path.as_ref().map(|at| at.offset)),
-            _ => ("path", share.path.is_some(), "volume", share.volume.as_ref().map(|at| at.offset)),
-        };
-        if let Some(offset) = other_at {
-            report.add(offset, Problem::OtherDriversKey { key: other.to_owned(), driver });
-        }
-        if !has {
-            report.add(share.offset, Problem::MissingKey { key: wanted, place: Place::Share });
-        }
-        if let (Some(At { offset, value: name }), Some(volumes)) = (&share.volume, &pool.volumes)
-            && let Some(template) = volumes.template.as_ref().filter(|template| template.value.share_of(name).is_some())
-        {
-            let (line, theirs) = (report.line_of(template.offset), template.value.to_string());
-            let group = volumes.group.as_ref().map(|group| group.value.clone()).unwrap_or_default();
-            report.add(*offset, Problem::VolumesMeet { mine: name.clone(), theirs, group, line });
-        }
+    if let Some(pool) = pools.iter().find(named) {
+        share_in_pool(share, pool, report);
     }
     let templates = || pools.iter().filter_map(|pool| pool.path.as_ref());
     if let Some(At { offset, value: path }) = &share.path
@@ -91,6 +74,26 @@ fn share_against_pools(share: &ShareEntry, pools: &[PoolEntry], report: &mut Rep
         let line = report.line_of(template.offset);
         let template = template.value.clone();
         report.add(*offset, Problem::ShareMeetsPool { path: path.clone(), template, line });
+    }
+}
+
+/// The share has what its pool's driver finds it by.
+fn share_in_pool(share: &ShareEntry, pool: &PoolEntry, report: &mut Report<'_>) {
+    let Some(At { value: driver, .. }) = pool.driver else { return };
+    let (path, volume) = (("path", share.path_at), ("volume", share.volume_at));
+    let ((own, own_at), (other, other_at)) = if driver == DriverKind::Lvm { (volume, path) } else { (path, volume) };
+    if let Some(offset) = other_at {
+        report.add(offset, Problem::OtherDriversKey { key: other.to_owned(), driver });
+    }
+    if own_at.is_none() {
+        report.add(share.offset, Problem::MissingKey { key: own, place: Place::Share });
+    }
+    if let (Some(At { offset, value: name }), Some(volumes)) = (&share.volume, &pool.volumes)
+        && let Some(template) = volumes.template.as_ref().filter(|template| template.value.share_of(name).is_some())
+    {
+        let (line, theirs) = (report.line_of(template.offset), template.value.to_string());
+        let group = volumes.group.as_ref().map(|group| group.value.clone()).unwrap_or_default();
+        report.add(*offset, Problem::VolumesMeet { mine: name.clone(), theirs, group, line });
     }
 }
 

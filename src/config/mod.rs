@@ -187,6 +187,7 @@ struct Volumes {
 
 impl PoolEntry {
     fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
+        let name = section.required("name", read::parsed, report);
         let driver = section.required("driver", read::driver, report);
         let kind = driver.as_ref().map(|driver| driver.value);
         if let Some(kind) = kind {
@@ -194,7 +195,7 @@ impl PoolEntry {
         }
         let volumes = (kind == Some(DriverKind::Lvm)).then(|| Volumes::read(section, report));
         Self {
-            name: section.required("name", read::parsed, report),
+            name,
             path: match kind {
                 Some(DriverKind::Lvm) | None => None,
                 Some(_) => section.required("path", read::parsed, report),
@@ -269,6 +270,9 @@ struct ShareEntry {
     /// One of the two, as the pool's driver has it.
     path: Option<At<PathBuf>>,
     volume: Option<At<String>>,
+    /// Where the two are in the text, also where their values are wrong.
+    path_at: Option<usize>,
+    volume_at: Option<usize>,
 }
 
 impl ShareEntry {
@@ -279,6 +283,8 @@ impl ShareEntry {
             pool: section.required("pool", read::parsed, report),
             path: section.found("path", read::path, report),
             volume: section.found("volume", read::lvm_name, report),
+            path_at: section.offset_of("path"),
+            volume_at: section.offset_of("volume"),
         }
     }
 }

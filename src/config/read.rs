@@ -118,6 +118,11 @@ impl<'d, 't> Section<'d, 't> {
         value_of(key, self.table.get(key)?, read, report)
     }
 
+    /// Where the value of a key is, whatever it is.
+    pub fn offset_of(&self, key: &str) -> Option<usize> {
+        self.table.get(key).map(|value| value.span().start)
+    }
+
     /// Reports the keys that only other drivers have.
     pub fn only_for(&self, driver: DriverKind, own: &[&str], report: &mut Report<'_>) {
         for key in self.table.keys() {
