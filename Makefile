@@ -36,12 +36,12 @@ deps: ## install the Debian packages that build and tests need (as root), and ch
 build: deps ## build the daemon and its tools, optimized, into target/release
 	$(CARGO) build --release --bins
 
-# The binaries are built first because tests in the lab start them, and the lab has no compiler to wait for.
 test: deps ## check format and lints, then run every test, those named lab_* on a lab node
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) build --bins
-	$(CARGO) test
+	$(CARGO) test --no-run
+	$(CARGO) test --lib --bins
+	tests/run-all
 
 bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); tables in target/bench
 	$(CARGO) bench

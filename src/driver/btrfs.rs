@@ -166,7 +166,7 @@ impl Driver for Btrfs {
         }
         let promised = promised(fd).map_err(system("sum the quotas of", &pool.path))?;
         let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
-        let file_system::Capacity { total, free } = capacity;
+        let file_system::Capacity { total, free, .. } = capacity;
         Ok(Space { id, filesystem: FILESYSTEM, total, free, promised, problems: Vec::new() })
     }
 

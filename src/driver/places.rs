@@ -42,6 +42,9 @@ pub(super) struct Pool {
     pub fd: OwnedFd,
     pub path: PathBuf,
     pub device: dev_t,
+    /// When an entry was last made or removed: seconds and nanoseconds.
+    pub modified: (i64, i64),
+    pub inode: u64,
 }
 
 impl Pool {
@@ -83,8 +86,9 @@ impl Places {
             Err(Errno::ENOTDIR) => return Err(not_there("is not a directory")),
             result => result.map_err(system("open", path))?,
         };
-        let device = fstat(&fd).map_err(system("stat", path))?.st_dev;
-        Ok(Pool { fd, path: path.to_owned(), device })
+        let status = fstat(&fd).map_err(system("stat", path))?;
+        let modified = (status.st_mtime, status.st_mtime_nsec);
+        Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, modified, inode: status.st_ino })
     }
 
     /// Opens a share's directory.

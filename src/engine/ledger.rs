@@ -21,9 +21,9 @@ struct Account {
     released: Bytes,
 }
 
-/// The moment before the kernel was asked.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment(Bytes);
+/// The moment before the kernel was asked: what had been released in each space by then.
+#[derive(Clone, Debug)]
+pub struct Moment(HashMap<SpaceId, Bytes>);
 
 /// A request does not fit: this much is still free.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,17 +34,18 @@ pub struct Shortage {
 
 impl Ledger {
     /// To be taken before the kernel is asked how much has been given.
-    pub fn moment(&self, space: &SpaceId) -> Moment {
-        Moment(self.account(space).released)
+    pub fn moment(&self) -> Moment {
+        Moment(self.accounts.iter().map(|(space, account)| (space.clone(), account.released)).collect())
     }
 
     /// Reserves growth in a space that has this much left by the kernel's account since `moment`.
     ///
     /// # Errors
     /// [`Shortage`] when it does not fit beside what is queued.
-    pub fn reserve(&mut self, space: &SpaceId, moment: Moment, left: Bytes, growth: Bytes) -> Result<(), Shortage> {
+    pub fn reserve(&mut self, space: &SpaceId, moment: &Moment, left: Bytes, growth: Bytes) -> Result<(), Shortage> {
         let account = self.account(space);
-        let queued = account.queued.saturating_add(account.released.saturating_sub(moment.0));
+        let released = moment.0.get(space).copied().unwrap_or_default();
+        let queued = account.queued.saturating_add(account.released.saturating_sub(released));
         let free = left.saturating_sub(queued);
         if growth > free {
             return Err(Shortage { free, queued });
@@ -83,10 +84,10 @@ mod tests {
     fn two_that_fit_alone_do_not_fit_together() {
         let space = SpaceId("a".to_owned());
         let mut ledger = Ledger::default();
-        let moment = ledger.moment(&space);
-        assert_eq!(ledger.reserve(&space, moment, Bytes::gib(3), Bytes::gib(2)), Ok(()));
+        let moment = ledger.moment();
+        assert_eq!(ledger.reserve(&space, &moment, Bytes::gib(3), Bytes::gib(2)), Ok(()));
         let shortage = Shortage { free: Bytes::gib(1), queued: Bytes::gib(2) };
-        assert_eq!(ledger.reserve(&space, moment, Bytes::gib(3), Bytes::gib(2)), Err(shortage));
+        assert_eq!(ledger.reserve(&space, &moment, Bytes::gib(3), Bytes::gib(2)), Err(shortage));
     }
 
     #[test]
@@ -94,11 +95,11 @@ mod tests {
         let space = SpaceId("a".to_owned());
         let mut ledger = Ledger::default();
         ledger.add(&space, Bytes::gib(2));
-        let before = ledger.moment(&space);
+        let before = ledger.moment();
         ledger.release(&space, Bytes::gib(2));
         // The kernel was asked before the limit rose, so 3 GiB look free, and 2 of them are gone.
-        assert!(ledger.reserve(&space, before, Bytes::gib(3), Bytes::gib(2)).is_err());
-        let after = ledger.moment(&space);
-        assert_eq!(ledger.reserve(&space, after, Bytes::gib(3), Bytes::gib(2)), Ok(()));
+        assert!(ledger.reserve(&space, &before, Bytes::gib(3), Bytes::gib(2)).is_err());
+        let after = ledger.moment();
+        assert_eq!(ledger.reserve(&space, &after, Bytes::gib(3), Bytes::gib(2)), Ok(()));
     }
 }

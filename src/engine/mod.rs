@@ -83,13 +83,13 @@ impl Engine {
         *last
     }
 
-    pub fn moment(&self, space: &SpaceId) -> Moment {
-        self.ledger.lock().moment(space)
+    pub fn moment(&self) -> Moment {
+        self.ledger.lock().moment()
     }
 
     /// # Errors
     /// [`Shortage`] when the growth does not fit into what is `left` since `moment`.
-    pub fn reserve(&self, promise: &Promise, moment: Moment, left: Bytes) -> Result<(), Shortage> {
+    pub fn reserve(&self, promise: &Promise, moment: &Moment, left: Bytes) -> Result<(), Shortage> {
         self.ledger.lock().reserve(&promise.space, moment, left, promise.growth)
     }
 

@@ -64,7 +64,7 @@ impl Service {
             let engine = Arc::clone(engine);
             move |driver: &dyn Driver| {
                 // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
-                let moment = engine.moment(&driver.space_id()?);
+                let moment = engine.moment();
                 Ok((moment, driver.assess(share, target)?))
             }
         };
@@ -75,7 +75,7 @@ impl Service {
         let space = assessment.space;
         let left = admission::left(&space, pool.reserve, pool.overcommit);
         let promise = Promise { space: space.id, growth };
-        engine.reserve(&promise, moment, left).map_err(|shortage| Refusal::PoolFull {
+        engine.reserve(&promise, &moment, left).map_err(|shortage| Refusal::PoolFull {
             pool: pool.name.clone(),
             free: shortage.free,
             reserved: pool.reserve.saturating_add(shortage.queued),

@@ -46,7 +46,16 @@ impl Kind {
 /// # Errors
 /// Those of fstatfs(2).
 pub fn kind(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
-    Ok(Kind::of(fstatfs(fd)?.filesystem_type()))
+    Ok(kind_and_read_only(fd)?.0)
+}
+
+/// [`kind`] and [`is_read_only`] at once.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn kind_and_read_only(fd: BorrowedFd<'_>) -> Result<(Option<Kind>, bool), Errno> {
+    let statfs = fstatfs(fd)?;
+    Ok((Kind::of(statfs.filesystem_type()), statfs.flags().contains(FsFlags::ST_RDONLY)))
 }
 
 /// Whether nothing can be changed through an open file: its mount or the whole file system is read-only.
@@ -60,6 +69,7 @@ pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// Space of a whole file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
+    pub kind: Option<Kind>,
     pub total: Bytes,
     /// What processes without privileges can still write: `f_bavail`.
     pub free: Bytes,
@@ -77,6 +87,7 @@ pub fn capacity(fd: BorrowedFd<'_>) -> Result<Capacity, Errno> {
     };
     let block = u64::try_from(statfs.block_size()).unwrap_or(0);
     Ok(Capacity {
+        kind: Kind::of(statfs.filesystem_type()),
         total: Bytes::new(statfs.blocks().saturating_mul(block)),
         free: Bytes::new(statfs.blocks_available().saturating_mul(block)),
     })

@@ -9,12 +9,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::errno::Errno;
 use nix::libc::dev_t;
-use nix::sys::stat::fstat;
 
+use crate::driver::DriverError;
 use crate::driver::places::{Places, Pool};
-use crate::driver::{DriverError, system};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
 
@@ -45,9 +43,8 @@ struct Version {
 }
 
 impl Version {
-    fn of(pool: &Pool) -> Result<Self, Errno> {
-        let status = fstat(&pool.fd)?;
-        Ok(Self { device: status.st_dev, inode: status.st_ino, modified: (status.st_mtime, status.st_mtime_nsec) })
+    const fn of(pool: &Pool) -> Self {
+        Self { device: pool.device, inode: pool.inode, modified: pool.modified }
     }
 
     fn is_settled(self, now: SystemTime) -> bool {
@@ -72,7 +69,7 @@ impl Census {
         share: ShareId,
         project_id: u32,
     ) -> Result<Option<PathBuf>, DriverError> {
-        let directory = Version::of(pool).map_err(system("stat", &pool.path))?;
+        let directory = Version::of(pool);
         // A panic while it was locked left a whole scan or none.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let scan = match last.take().filter(|scan| scan.is_trusted(directory)) {

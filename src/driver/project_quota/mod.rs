@@ -58,18 +58,17 @@ impl ProjectQuota {
         Self { places: Places::new(GROUND, pool, template, places), census: Census::default(), promises }
     }
 
-    fn find(&self, share: ShareId) -> Result<(Pool, Share), DriverError> {
-        let pool = self.places.open_pool()?;
+    fn find(&self, pool: &Pool, share: ShareId) -> Result<Share, DriverError> {
         let location = self.places.path_of(share);
-        let directory = self.places.open_share(&pool, share)?;
+        let directory = self.places.open_share(pool, share)?;
         let fd = directory.as_fd();
-        let kind = kind_of(&pool)?;
+        let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?;
+        let kind = kind.ok_or_else(|| unsupported(pool))?;
         let state = quotactl::state(fd, Route::Best).map_err(system("read the quota state of", &location))?;
         let attributes = match fsxattr::get(fd) {
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
             result => result.map_err(system("read the project of", &location))?,
         };
-        let read_only = file_system::is_read_only(fd).map_err(system("statfs", &location))?;
         let quota = match attributes.project_id {
             _ if !state.accounting => None,
             // Whoever may not write may not read a quota of ext4 either.
@@ -79,7 +78,7 @@ impl ProjectQuota {
         };
         let twin = match attributes.project_id {
             0 => None,
-            id => self.census.twin(&self.places, &pool, share, id)?,
+            id => self.census.twin(&self.places, pool, share, id)?,
         };
         let read_only = read_only.then(|| self.places.read_only());
         let case = Case { location: &location, fd, kind, read_only, state, attributes, twin, quota };
@@ -88,11 +87,31 @@ impl ProjectQuota {
         let limit = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
         let used = quota.map(|quota| quota.used);
         let observed = Observed { location, filesystem: kind.name(), sizes: limit.map(Sizes::Limit), used, problems };
-        Ok((pool, Share { directory, observed, quota }))
+        Ok(Share { directory, observed, quota })
+    }
+
+    fn space_of(&self, pool: &Pool) -> Result<Space, DriverError> {
+        let fd = pool.fd.as_fd();
+        let promised = match self.promises.sum(fd, pool.device) {
+            Ok(sum) => sum,
+            Err(QuotaError::Off) => Bytes::ZERO,
+            Err(QuotaError::System(Errno::EROFS)) => return Err(self.places.read_only().into()),
+            Err(QuotaError::System(errno)) => return Err(system("sum the quotas of", &pool.path)(errno)),
+        };
+        let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
+        Ok(Space {
+            id: pool.space_id(),
+            filesystem: capacity.kind.ok_or_else(|| unsupported(pool))?.name(),
+            total: capacity.total,
+            free: capacity.free,
+            promised,
+            problems: Vec::new(),
+        })
     }
 
     fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
-        let (pool, found) = self.find(share)?;
+        let pool = self.places.open_pool()?;
+        let found = self.find(&pool, share)?;
         found.observed.extendable()?;
         let location = &found.observed.location;
         let off = || Refusal::QuotaNotEnforced { location: location.clone(), problem: "it was just turned off".into() };
@@ -149,13 +168,14 @@ impl Driver for ProjectQuota {
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(share)?.1.observed)
+        Ok(self.find(&self.places.open_pool()?, share)?.observed)
     }
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let observed = self.observe(share)?;
+        let pool = self.places.open_pool()?;
+        let observed = self.find(&pool, share)?.observed;
         let growth = round_up(target).saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
-        Ok(Assessment { observed, growth: Ok(growth), space: self.space()? })
+        Ok(Assessment { observed, growth: Ok(growth), space: self.space_of(&pool)? })
     }
 
     fn space_id(&self) -> Result<SpaceId, DriverError> {
@@ -164,28 +184,12 @@ impl Driver for ProjectQuota {
 
     fn space(&self) -> Result<Space, DriverError> {
         let pool = self.places.open_pool()?;
-        let directory = self.places.template().directory();
-        let fd = pool.fd.as_fd();
-        let state = quotactl::state(fd, Route::Best).map_err(system("read the quota state of", directory))?;
+        let state = quotactl::state(pool.fd.as_fd(), Route::Best);
+        let state = state.map_err(system("read the quota state of", &pool.path))?;
         if !state.accounting && !self.places.list(&pool)?.iter().any(|share| !self.places.is_explicit(*share)) {
             return Err(self.places.not_mounted().into());
         }
-        let promised = match self.promises.sum(fd, pool.device) {
-            Ok(sum) => sum,
-            Err(QuotaError::Off) => Bytes::ZERO,
-            Err(QuotaError::System(Errno::EROFS)) => return Err(self.places.read_only().into()),
-            Err(QuotaError::System(errno)) => return Err(system("sum the quotas of", directory)(errno)),
-        };
-        let capacity = file_system::capacity(fd).map_err(system("measure", directory))?;
-        let filesystem = kind_of(&pool)?.name();
-        Ok(Space {
-            id: pool.space_id(),
-            filesystem,
-            total: capacity.total,
-            free: capacity.free,
-            promised,
-            problems: Vec::new(),
-        })
+        self.space_of(&pool)
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
@@ -197,9 +201,8 @@ impl Driver for ProjectQuota {
 
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
         let pool = self.places.open_pool()?;
-        let directory = self.places.template().directory();
-        journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", directory))?;
-        let observed = self.find(share)?.1.observed;
+        journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
+        let observed = self.find(&pool, share)?.observed;
         match observed.size() {
             Some(size) => Ok(size),
             None => Ok(observed.extendable()?.usable()),
@@ -216,11 +219,8 @@ fn read_quota(fd: BorrowedFd<'_>, id: u32, location: &Path) -> Result<Option<quo
     }
 }
 
-/// The type of the pool's file system; without project quotas it is refused.
-fn kind_of(pool: &Pool) -> Result<Kind, DriverError> {
-    let kind = file_system::kind(pool.fd.as_fd()).map_err(system("find the file system of", &pool.path))?;
-    let what = || format!("a share on a file system other than XFS and ext4 ({})", pool.path.display());
-    kind.ok_or_else(|| Refusal::Unsupported { what: what() }.into())
+fn unsupported(pool: &Pool) -> Refusal {
+    Refusal::Unsupported { what: format!("a share on a file system other than XFS and ext4 ({})", pool.path.display()) }
 }
 
 /// Limits count blocks; what was asked for is not more than what is set.
