@@ -12,7 +12,9 @@ use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, WatchJobRequest};
-use growd::wire::proto::{ListJobsRequest, ListJobsResponse};
+use growd::wire::proto::{
+    DiagnoseRequest, DiagnoseResponse, GetShareRequest, ListJobsRequest, ListJobsResponse, ListPoolsRequest, Pool, Share,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -34,6 +36,7 @@ pub const SERVICES: [&str; 4] = ["", "growd.v1.ShareService", "growd.v1.JobServi
 pub struct Daemon {
     child: Child,
     pub dir: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 #[derive(Clone)]
@@ -47,20 +50,27 @@ pub struct Clients {
 impl Daemon {
     /// Starts growd with the given pools (TOML) in a directory, which may hold the state of an earlier one.
     pub async fn start(dir: &Path, pools: &str) -> Self {
+        Self::start_with(dir, pools, &[]).await
+    }
+
+    /// As [`Daemon::start`], with variables of its environment that are others.
+    pub async fn start_with(dir: &Path, pools: &str, environment: &[(&str, &str)]) -> Self {
+        let environment: Vec<_> = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let config = dir.join("growd.toml");
         let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{pools}", dir.display());
         std::fs::write(&config, text).unwrap();
-        let child = Self::spawn(&config);
-        let daemon = Self { child, dir: dir.to_owned() };
+        let child = Self::spawn(&config, &environment);
+        let daemon = Self { child, dir: dir.to_owned(), environment };
         daemon.ready().await;
         daemon
     }
 
-    fn spawn(config: &Path) -> Child {
+    fn spawn(config: &Path, environment: &[(String, String)]) -> Child {
         Command::new(env!("CARGO_BIN_EXE_growd"))
             .args(["run", "--config"])
             .arg(config)
             .env("RUST_LOG", "warn")
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .spawn()
             .unwrap()
@@ -86,7 +96,7 @@ impl Daemon {
 
     /// A new process on the same state, which may not be ready yet.
     pub fn spawn_again(&mut self) {
-        self.child = Self::spawn(&self.dir.join("growd.toml"));
+        self.child = Self::spawn(&self.dir.join("growd.toml"), &self.environment);
     }
 
     /// A new process on the same state.
@@ -197,6 +207,21 @@ impl Clients {
         self.jobs.clone().list_jobs(request).await.unwrap().into_inner()
     }
 
+    /// The pool of a name, with what is wrong with it.
+    pub async fn pool(&self, name: &str) -> Pool {
+        let pools = self.node.clone().list_pools(ListPoolsRequest {}).await.unwrap().into_inner().pools;
+        pools.into_iter().find(|pool| pool.name == name).unwrap()
+    }
+
+    pub async fn share(&self, share: &str) -> Share {
+        let request = GetShareRequest { share_id: share.to_owned() };
+        self.shares.clone().get_share(request).await.unwrap().into_inner()
+    }
+
+    pub async fn diagnose(&self) -> DiagnoseResponse {
+        self.node.clone().diagnose(DiagnoseRequest {}).await.unwrap().into_inner()
+    }
+
     pub async fn node(&self) -> Node {
         self.node.clone().get_node(GetNodeRequest {}).await.unwrap().into_inner()
     }
@@ -283,7 +308,7 @@ pub fn metadata(status: &Status, key: &str) -> String {
 }
 
 /// What the contract says of each reason: code, HTTP status, and the keys that its metadata has beside that.
-const CONTRACT: [(&str, Code, &str, &[&str]); 21] = [
+const CONTRACT: [(&str, Code, &str, &[&str]); 24] = [
     ("INVALID_SHARE_ID", Code::InvalidArgument, "400", &["share_id"]),
     ("INVALID_SIZE", Code::InvalidArgument, "400", &["new_size_bytes"]),
     ("INVALID_REQUEST", Code::InvalidArgument, "400", &[]),
@@ -303,6 +328,19 @@ const CONTRACT: [(&str, Code, &str, &[&str]); 21] = [
     ("NO_PROJECT_ID", Code::FailedPrecondition, "409", &["location"]),
     ("PROJECT_ID_SHARED", Code::FailedPrecondition, "409", &["location", "quota_project_id", "other_location"]),
     ("UNLIMITED", Code::FailedPrecondition, "409", &["location", "quota_project_id"]),
+    (
+        "THIN_POOL_CRITICAL",
+        Code::FailedPrecondition,
+        "409",
+        &["thin_pool", "data_percent", "metadata_percent", "max_data_percent", "max_metadata_percent"],
+    ),
+    ("HAS_SNAPSHOT", Code::FailedPrecondition, "409", &["location"]),
+    (
+        "GROWTH_TOO_LARGE",
+        Code::FailedPrecondition,
+        "409",
+        &["location", "filesystem", "volume_size_bytes", "limit", "needed", "most"],
+    ),
     ("JOB_NOT_QUEUED", Code::FailedPrecondition, "409", &["job_id", "state"]),
     ("POOL_FULL", Code::ResourceExhausted, "409", &["pool", "free_bytes", "reserved_bytes", "asked_bytes"]),
     ("QUEUE_FULL", Code::Unavailable, "503", &["active_jobs"]),

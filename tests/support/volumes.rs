@@ -1,0 +1,286 @@
+//! Volume groups on disks of the lab, made, measured and checked with LVM's and the file systems' own tools.
+
+// Every test binary compiles its own copy of this module and uses a part of it.
+#![allow(dead_code)]
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::daemon::{MIB, share};
+use super::support::{Disk, fill, lab};
+
+/// Size of the extents of all groups here.
+pub const EXTENT: u64 = 4 * MIB;
+
+pub fn shell(script: &str) -> String {
+    lab::run("/bin/sh", &["-ec", script])
+}
+
+fn number(text: &str, key: &str) -> u64 {
+    let at = text.find(key).unwrap_or_else(|| panic!("no {key:?} in {text}")) + key.len();
+    let digits: String = text[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+/// A volume group that ends with the test, and all that is mounted from it.
+pub struct Group {
+    pub name: String,
+    disks: Vec<Disk>,
+    dir: tempfile::TempDir,
+}
+
+impl Group {
+    pub fn on(name: &str, disks: &[&str]) -> Self {
+        let disks: Vec<Disk> = disks.iter().map(|disk| Disk::take(disk)).collect();
+        let paths: Vec<String> = disks.iter().map(|disk| disk.path().display().to_string()).collect();
+        shell(&format!("vgcreate -q -y -s 4m {name} {}", paths.join(" ")));
+        let dir = tempfile::Builder::new().prefix("growd-lvm-").tempdir_in("/run").unwrap();
+        Self { name: name.to_owned(), disks, dir }
+    }
+
+    /// Where a daemon of the test may keep its state.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A pool of this group, with more lines of configuration.
+    pub fn pool(&self, more: &str) -> String {
+        format!(
+            "[[pool]]\nname = \"{0}\"\ndriver = \"lvm\"\nvolume_group = \"{0}\"\nvolume = \"share-{{share_id}}\"\n{more}\n",
+            self.name
+        )
+    }
+
+    /// Makes the volume of [`share`] `n` with options of lvcreate such as `-L 400m`.
+    pub fn create(&self, n: u32, options: &str) -> Volume {
+        self.create_named(&format!("share-{}", share(n)), options)
+    }
+
+    pub fn create_named(&self, name: &str, options: &str) -> Volume {
+        shell(&format!("lvcreate -q -y -W y -n {name} {options} {}", self.name));
+        Volume { group: self.name.clone(), name: name.to_owned(), mount_point: None }
+    }
+
+    /// Makes a thin pool named `thin`.
+    pub fn create_thin_pool(&self, options: &str) {
+        shell(&format!("lvcreate -q -y --type thin-pool -n thin {options} {}", self.name));
+    }
+
+    pub fn free(&self) -> u64 {
+        let text = shell(&format!("vgs --noheadings --units b --nosuffix -o vg_free {}", self.name));
+        text.trim().parse().unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A snapshot or a thin pool is removed with its group; what a failed test left mounted must go before.
+        let script = format!(
+            "for m in $(findmnt -rn -o TARGET | grep '^/mnt/lv-' | tac); do umount $m; done
+             dmsetup ls | grep -q '^holder' && dmsetup remove --noudevsync holder
+             vgchange -q -ay {0}; vgremove -q -ff -y {0} && pvremove -q -ff -y {1}",
+            self.name,
+            self.disks.iter().map(|disk| disk.path().display().to_string()).collect::<Vec<_>>().join(" ")
+        );
+        // A command of a killed daemon may hold the group a moment longer.
+        for _ in 0..20 {
+            let output = Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
+            if output.status.success() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(250));
+            if !std::thread::panicking() {
+                eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+    }
+}
+
+pub struct Volume {
+    pub group: String,
+    pub name: String,
+    mount_point: Option<PathBuf>,
+}
+
+impl Volume {
+    /// As LVM names it: `group/volume`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.group, self.name)
+    }
+
+    pub fn node(&self) -> PathBuf {
+        Path::new("/dev").join(&self.group).join(&self.name)
+    }
+
+    /// Makes a file system with a command such as `mkfs.xfs -q`, and mounts it.
+    pub fn formatted(mut self, mkfs: &str) -> Self {
+        shell(&format!("{mkfs} {}", self.node().display()));
+        self.mount();
+        self
+    }
+
+    pub fn mount(&mut self) {
+        let place = tempfile::Builder::new().prefix("lv-").tempdir_in("/mnt").unwrap().keep();
+        shell(&format!("mount {} {}", self.node().display(), place.display()));
+        self.mount_point = Some(place);
+    }
+
+    pub fn unmount(&mut self) {
+        shell(&format!("umount {}", self.mount_point.take().unwrap().display()));
+    }
+
+    pub fn path(&self) -> &Path {
+        self.mount_point.as_deref().unwrap()
+    }
+
+    /// Bytes of the block device.
+    pub fn size(&self) -> u64 {
+        lab::run("blockdev", &["--getsize64", self.node().to_str().unwrap()]).trim().parse().unwrap()
+    }
+
+    /// Bytes of the file system as its own tools tell.
+    pub fn filesystem_size(&self) -> u64 {
+        let (node, place) = (self.node().display().to_string(), self.path().display().to_string());
+        match lab::run("findmnt", &["-n", "-o", "FSTYPE", &place]).trim() {
+            "xfs" => {
+                let info = lab::run("xfs_info", &[&place]);
+                let data = info.lines().find(|line| line.starts_with("data")).unwrap();
+                number(data, "bsize=") * number(data, "blocks=")
+            }
+            "ext4" => {
+                let head = lab::run("dumpe2fs", &["-h", &node]);
+                number(&head, "Block size:") * number(&head, "Block count:")
+            }
+            "btrfs" => number(&lab::run("btrfs", &["filesystem", "show", "--raw", &place]), "size "),
+            other => panic!("no size of {other}"),
+        }
+    }
+
+    /// What users have of it: of a volume without a file system, the volume.
+    pub fn usable(&self) -> u64 {
+        if self.mount_point.is_some() { self.filesystem_size() } else { self.size() }
+    }
+
+    /// Writes until it is full. Panics when it does not get full, or if a write right behind succeeds.
+    pub fn fill(&self) {
+        if self.mount_point.is_none() {
+            return assert_eq!(self.write_at(self.size()), Err(ErrorKind::StorageFull));
+        }
+        let file = self.path().join("fill");
+        assert!(fill(&file, 2 * self.size()).unwrap() < self.size());
+        assert!(fill(&file, MIB).unwrap() < MIB, "{} is full", self.name);
+    }
+
+    /// Writes where there was no room before the growth from `before`.
+    pub fn write_beyond(&self, before: u64, bytes: u64) {
+        if self.mount_point.is_none() {
+            return assert_eq!(self.write_at(before + bytes - MIB), Ok(()));
+        }
+        assert_eq!(fill(&self.path().join("more"), bytes).unwrap(), bytes, "{} has room", self.name);
+    }
+
+    fn write_at(&self, at: u64) -> Result<(), ErrorKind> {
+        let file = File::options().write(true).open(self.node()).unwrap();
+        let written = file.write_all_at(&vec![7; 1 << 20], at).and_then(|()| file.sync_all());
+        written.map_err(|error| error.kind())
+    }
+}
+
+/// Something that writes to a mounted volume all the time, and is never told anything but that there is no space.
+pub struct Writer {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+    file: PathBuf,
+}
+
+const BLOCK: usize = 4096;
+
+impl Writer {
+    pub fn start(volume: &Volume) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let file = volume.path().join("log");
+        let (stop, path) = (Arc::clone(&done), file.clone());
+        let thread = std::thread::spawn(move || {
+            let mut file = File::create(path).unwrap();
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // Full before the growth, and never anything else.
+                match file.write(&[7; BLOCK]) {
+                    Ok(length) => written += length as u64,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::StorageFull),
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            file.sync_all().unwrap();
+            written
+        });
+        Self { done, thread, file }
+    }
+
+    /// Bytes that it wrote, all of which are there.
+    pub fn finish(self) -> u64 {
+        self.done.store(true, Ordering::Relaxed);
+        let written = self.thread.join().unwrap();
+        let mut content = Vec::new();
+        File::open(self.file).unwrap().read_to_end(&mut content).unwrap();
+        assert!(content.len() as u64 == written && content.iter().all(|byte| *byte == 7));
+        written
+    }
+}
+
+/// An `lvm` that stands first in the daemon's PATH. It gives everything to the real one, except `lvextend`, for which
+/// it runs what the test has told it: shell commands that may call `real` to have the work done.
+pub struct FakeLvm(tempfile::TempDir);
+
+impl FakeLvm {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("fake-lvm-").tempdir_in("/run").unwrap();
+        let script = format!(
+            "#!/bin/bash
+             dir={}
+             exec 3> >(exec /usr/sbin/lvm)
+             lvm=$!
+             real() {{ echo \"$line\" >&3; }}
+             while read -r line; do
+                 case $line in
+                     lvextend*) echo \"$line\" >>$dir/asked; . $dir/lvextend ;;
+                     *) real ;;
+                 esac
+             done",
+            dir.path().display()
+        );
+        fs::write(dir.path().join("lvm"), script).unwrap();
+        fs::set_permissions(dir.path().join("lvm"), fs::Permissions::from_mode(0o755)).unwrap();
+        let fake = Self(dir);
+        fake.lvextend("real");
+        fake
+    }
+
+    /// What it does when it is asked for `lvextend`, in bash.
+    pub fn lvextend(&self, script: &str) {
+        let next = self.0.path().join("next");
+        fs::write(&next, script).unwrap();
+        fs::rename(next, self.0.path().join("lvextend")).unwrap();
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The PATH of the daemon.
+    pub fn path(&self) -> String {
+        format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap())
+    }
+
+    /// How often it was asked for `lvextend`.
+    pub fn asked(&self) -> usize {
+        fs::read_to_string(self.0.path().join("asked")).unwrap_or_default().lines().count()
+    }
+}
