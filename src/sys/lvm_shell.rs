@@ -116,7 +116,10 @@ impl Shell {
             self.wait(deadline, limit)?;
             let mut chunk = [0; 64 << 10];
             match self.output.read(&mut chunk).map_err(ShellError::Pipe)? {
-                0 => return Err(ShellError::Ended(String::from_utf8_lossy(&printed).trim().to_owned())),
+                0 => {
+                    let last = &printed[printed.len().saturating_sub(MOST_LINE)..];
+                    return Err(ShellError::Ended(String::from_utf8_lossy(last).trim().to_owned()));
+                }
                 read => printed.extend_from_slice(&chunk[..read]),
             }
         }

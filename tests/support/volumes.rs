@@ -64,7 +64,16 @@ impl Group {
     }
 
     pub fn create_named(&self, name: &str, options: &str) -> Volume {
-        shell(&format!("lvcreate -q -y -W y -n {name} {options} {}", self.name));
+        self.lvcreate(name, &format!("-W y {options} {}", self.name))
+    }
+
+    /// Makes the volume of [`share`] `n` as a snapshot of another, with options such as `-L 40m`.
+    pub fn snapshot(&self, n: u32, origin: &Volume, options: &str) -> Volume {
+        self.lvcreate(&format!("share-{}", share(n)), &format!("-s {options} {}", origin.full_name()))
+    }
+
+    fn lvcreate(&self, name: &str, options: &str) -> Volume {
+        shell(&format!("lvcreate -q -y -n {name} {options}"));
         Volume { group: self.name.clone(), name: name.to_owned(), mount_point: None }
     }
 
@@ -236,7 +245,8 @@ impl Writer {
 }
 
 /// An `lvm` that stands first in the daemon's PATH. It gives everything to the real one, except `lvextend`, for which
-/// it runs what the test has told it: shell commands that may call `real` to have the work done.
+/// it runs what the test has told it: shell commands that may call `real` to have the work done. `lvs` hangs while the
+/// file `lvs-hangs` is beside it.
 pub struct FakeLvm(tempfile::TempDir);
 
 impl FakeLvm {
@@ -251,6 +261,7 @@ impl FakeLvm {
              while read -r line; do
                  case $line in
                      lvextend*) echo \"$line\" >>$dir/asked; . $dir/lvextend ;;
+                     lvs*) while [ -e $dir/lvs-hangs ]; do sleep 0.1; done; real ;;
                      *) real ;;
                  esac
              done",

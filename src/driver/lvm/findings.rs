@@ -11,7 +11,7 @@ use crate::model::{Reason, Refusal, ShareId};
 
 impl Lvm {
     /// What LVM's own report says against growing the volume.
-    pub(super) fn problems(&self, volume: &Volume, thin_pool: Option<&Volume>) -> Vec<Problem> {
+    pub(super) fn problems(&self, volume: &Volume) -> Vec<Problem> {
         let group = self.group.name();
         let place = format!("{group}/{}", volume.name);
         let mut problems = Vec::new();
@@ -50,7 +50,6 @@ impl Lvm {
             let what = format!("{place}, which is thin, in a pool of thick volumes");
             block(Refusal::Unsupported { what }, format!("add thin_pool = {pool:?} to the pool in growd.toml"));
         }
-        problems.extend(thin_pool.and_then(|thin_pool| self.critical(thin_pool)));
         problems
     }
 

@@ -122,17 +122,18 @@ impl Lvm {
         let (volume, thin_pool) = self.read_volumes(&name)?;
         let volume = volume.ok_or(Refusal::ShareNotFound { share })?;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
-        let mut problems = self.problems(&volume, thin_pool.as_ref());
+        let mut problems = self.problems(&volume);
         let mounted = if volume.is_active && !volume.is_suspended { Some(self.look_at(&name)) } else { None };
         let mounted = match mounted {
             Some(Ok(mounted)) => Some(mounted),
             Some(Err(DriverError::Refused(refusal))) => {
-                problems.insert(0, self.unusable(refusal, &location));
+                problems.push(self.unusable(refusal, &location));
                 None
             }
             Some(Err(error)) => return Err(error),
             None => None,
         };
+        problems.extend(thin_pool.and_then(|thin_pool| self.critical(&thin_pool)));
         let sizes = mounted.as_ref().map(Mounted::sizes);
         if let Some(half_grown) = sizes.and_then(|sizes| self.half_grown(share, &location, sizes)) {
             problems.push(half_grown);

@@ -18,10 +18,16 @@ pub fn rows(printed: &str) -> Vec<Row> {
     printed.lines().filter_map(row).collect()
 }
 
-/// What else was printed: warnings and errors.
+/// Characters that are kept of what is for people: the end, where lvm says why it gave up.
+const MOST_WORDS: usize = 1000;
+
+/// What else was printed: warnings and errors, as one line for people. It goes into job records and messages, so it is
+/// short and has nothing that a terminal would obey.
 pub fn messages(printed: &str) -> String {
     let lines = printed.lines().filter(|line| row(line).is_none()).map(str::trim).filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join("; ")
+    let words = lines.collect::<Vec<_>>().join("; ");
+    let from = words.char_indices().rev().nth(MOST_WORDS - 1).map_or(0, |(at, _)| at);
+    words[from..].replace(char::is_control, "?")
 }
 
 fn row(line: &str) -> Option<Row> {
@@ -92,6 +98,14 @@ mod tests {
             "WARNING: Device /dev/x not initialized.; Failed to find logical volume \"vg0/LVM2_X='y'\"; \
              LVM2_LV_NAME='torn LVM2"
         );
+    }
+
+    #[test]
+    fn what_is_for_people_is_short_and_plain() {
+        let printed = format!("{}é\u{1b}[31m no\n", "é".repeat(5000));
+        let words = messages(&printed);
+        assert_eq!(words.chars().count(), MOST_WORDS);
+        assert!(words.ends_with("éé?[31m no"), "{words}");
     }
 
     proptest! {

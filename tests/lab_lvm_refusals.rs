@@ -1,0 +1,241 @@
+//! What an extend of a logical volume is refused with: each time the reason, the finding with what heals it, and a
+//! volume of the same size. Where something heals, it is done, and the same extend is accepted.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/volumes.rs"]
+mod volumes;
+
+use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
+use growd::wire::proto::JobState;
+use tonic::Status;
+use volumes::{EXTENT, Group, Volume, shell};
+
+const GIB: u64 = 1 << 30;
+
+/// An extend is refused for this reason, and the volume has its size. The same is a finding with a remedy.
+async fn refused(clients: &Clients, n: u32, volume: &Volume, reason: &str) -> Status {
+    let size = volume_size(volume);
+    let status = clients.extend(&share(n), 900 * MIB).await.unwrap_err();
+    assert_refused(&status, reason);
+    assert_eq!(volume_size(volume), size);
+    let findings = clients.share(&share(n)).await.findings;
+    let finding = findings.iter().find(|finding| finding.kind == reason);
+    assert!(finding.is_some_and(|finding| !finding.remedy.is_empty()), "{reason}: {findings:?}");
+    status
+}
+
+/// By LVM, as an inactive volume has no device.
+fn volume_size(volume: &Volume) -> String {
+    shell(&format!("lvs --noheadings --units b -o lv_size {}", volume.full_name()))
+}
+
+async fn accepted(clients: &Clients, n: u32, volume: &Volume, size: u64) {
+    assert_eq!(clients.share(&share(n)).await.findings, []);
+    let job = clients.extend(&share(n), size).await.unwrap();
+    let job = clients.end_of(&job.job_id).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+    assert!(volume.usable() >= size);
+}
+
+#[tokio::test]
+async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
+    let group = Group::on("vg", &["ubda"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q", "mkfs.btrfs -q"]) {
+        let mut volume = group.create(n, "-L 320m").formatted(mkfs);
+        volume.unmount();
+        let status = refused(&clients, n, &volume, "NOT_MOUNTED").await;
+        assert!(status.message().contains("mounted nowhere"), "{status:?}");
+        shell(&format!("lvchange -an {}", volume.full_name()));
+        let status = refused(&clients, n, &volume, "NOT_MOUNTED").await;
+        assert!(status.message().contains("not active"), "{status:?}");
+        shell(&format!("lvchange -ay {}", volume.full_name()));
+        volume.mount();
+        // growd asks nothing of a device that would not answer.
+        shell(&format!("dmsetup suspend --noudevsync {}", volume.node().display()));
+        let status = clients.extend(&share(n), 900 * MIB).await.unwrap_err();
+        shell(&format!("dmsetup resume --noudevsync {}", volume.node().display()));
+        assert_refused(&status, "NOT_MOUNTED");
+        assert!(status.message().contains("suspended"), "{status:?}");
+        accepted(&clients, n, &volume, 400 * MIB).await;
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_is_missing_or_has_another_name() {
+    let group = Group::on("vg", &["ubda"]);
+    let other = group.pool("").replace("\"vg\"", "\"gone\"").replace("share-", "other-");
+    let daemon = Daemon::start(group.dir(), &(group.pool("") + &other)).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m");
+    accepted(&clients, 1, &volume, 400 * MIB).await;
+    let finding = clients.pool("gone").await.findings.remove(0);
+    assert_eq!(finding.kind, "NOT_MOUNTED");
+    assert!(finding.message.contains("gone"), "{finding:?}");
+
+    shell("vgrename -q vg moved");
+    for n in [1, 2] {
+        let status = clients.extend(&share(n), 500 * MIB).await.unwrap_err();
+        assert_refused(&status, "NOT_MOUNTED");
+    }
+    assert_eq!(clients.pool("vg").await.findings[0].kind, "NOT_MOUNTED");
+    shell("vgrename -q moved vg");
+    accepted(&clients, 1, &volume, 500 * MIB).await;
+}
+
+#[tokio::test]
+async fn a_group_without_one_of_its_disks() {
+    let group = Group::on("vg", &["ubda"]);
+    // A loop device comes and goes more easily than a disk.
+    shell("truncate -s 200M /run/disk && losetup /dev/loop7 /run/disk && vgextend -q vg /dev/loop7");
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m").formatted("mkfs.xfs -q");
+    accepted(&clients, 1, &volume, 330 * MIB).await;
+    shell("losetup -d /dev/loop7");
+    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
+    assert!(status.message().contains("physical volume"), "{status:?}");
+    shell("losetup /dev/loop7 /run/disk");
+    accepted(&clients, 1, &volume, 400 * MIB).await;
+    shell("vgreduce -q vg /dev/loop7 && pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
+}
+
+#[tokio::test]
+async fn thick_snapshots_and_what_is_built_on_a_volume() {
+    let group = Group::on("vg", &["ubda"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m").formatted("mkfs.xfs -q");
+    let snapshot = group.snapshot(2, &volume, "-L 40m");
+    refused(&clients, 1, &volume, "HAS_SNAPSHOT").await;
+    refused(&clients, 2, &snapshot, "UNSUPPORTED").await;
+    shell(&format!("lvremove -q -y {}", snapshot.full_name()));
+    accepted(&clients, 1, &volume, 400 * MIB).await;
+
+    // As dm-crypt is.
+    let volume = group.create(3, "-L 40m");
+    shell(&format!("dmsetup create --noudevsync holder --table '0 2048 linear {} 0'", volume.node().display()));
+    let status = refused(&clients, 3, &volume, "UNSUPPORTED").await;
+    assert!(status.message().contains("holder"), "{status:?}");
+    shell("dmsetup remove --noudevsync holder");
+    accepted(&clients, 3, &volume, 80 * MIB).await;
+}
+
+#[tokio::test]
+async fn thin_volumes_in_thick_pools_and_the_other_way_round() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 1g");
+    shell("lvcreate -q -y --type thin-pool -n other -L 40m vg");
+    let (thin, thick) = (group.create(1, "--thinpool thin -V 100m"), group.create(2, "-L 100m"));
+    let astray = group.create(3, "--thinpool other -V 20m");
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    refused(&clients, 1, &thin, "UNSUPPORTED").await;
+    accepted(&clients, 2, &thick, 120 * MIB).await;
+    drop(daemon);
+    let daemon = Daemon::start(group.dir(), &group.pool("thin_pool = \"thin\"")).await;
+    let clients = daemon.clients().await;
+    refused(&clients, 2, &thick, "UNSUPPORTED").await;
+    refused(&clients, 3, &astray, "UNSUPPORTED").await;
+    // A thin snapshot, and the origin of one, are volumes like any other.
+    let snapshot = group.snapshot(4, &thin, "-kn");
+    accepted(&clients, 1, &thin, 120 * MIB).await;
+    accepted(&clients, 4, &snapshot, 140 * MIB).await;
+}
+
+#[tokio::test]
+async fn a_thin_pool_that_is_nearly_full() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 100m");
+    let limits = "thin_pool = \"thin\"\novercommit = 100\nmax_data_percent = 60";
+    let daemon = Daemon::start(group.dir(), &group.pool(limits)).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "--thinpool thin -V 100m").formatted("mkfs.ext4 -q");
+    accepted(&clients, 1, &volume, 110 * MIB).await;
+    shell(&format!("dd if=/dev/urandom of={}/a bs=1M count=65 conv=fsync status=none", volume.path().display()));
+    let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;
+    let used: f64 = metadata(&status, "data_percent").parse().unwrap();
+    assert!((60.0..100.0).contains(&used), "{used}");
+    assert_eq!(metadata(&status, "thin_pool"), "vg/thin");
+    // It is said once, of the pool.
+    assert_eq!(clients.pool("vg").await.findings[0].kind, "THIN_POOL_CRITICAL");
+    let told = clients.diagnose().await.findings;
+    assert_eq!(told.iter().filter(|finding| finding.kind == "THIN_POOL_CRITICAL").count(), 1, "{told:?}");
+    shell("lvextend -q -L +100m vg/thin");
+    accepted(&clients, 1, &volume, 120 * MIB).await;
+}
+
+#[tokio::test]
+async fn the_reserve_of_a_group_and_two_that_do_not_fit_together() {
+    let group = Group::on("vg", &["ubda"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("reserve = \"1GiB\"")).await;
+    let clients = daemon.clients().await;
+    let (one, two) = (group.create(1, "-L 400m").formatted("mkfs.xfs -q"), group.create(2, "-L 400m"));
+    let available = group.free() - GIB;
+    assert_eq!(clients.pool("vg").await.available_bytes, available);
+    let status = clients.extend(&share(1), 400 * MIB + available + 1).await.unwrap_err();
+    assert_refused(&status, "POOL_FULL");
+    let told = ["free_bytes", "reserved_bytes", "asked_bytes"].map(|key| metadata(&status, key).parse::<u64>().unwrap());
+    assert_eq!(told, [available, GIB, available + EXTENT]);
+    assert_eq!((one.size(), one.usable()), (400 * MIB, 400 * MIB));
+
+    let size = 400 * MIB + available / EXTENT / 2 * EXTENT + 2 * EXTENT;
+    let (share_1, share_2) = (share(1), share(2));
+    let answers = tokio::join!(clients.extend(&share_1, size), clients.extend(&share_2, size));
+    let (job, status) = match answers {
+        (Ok(job), Err(status)) | (Err(status), Ok(job)) => (job, status),
+        other => panic!("one of two: {other:?}"),
+    };
+    assert_refused(&status, "POOL_FULL");
+    assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    let grown = [&one, &two].map(|volume| volume.usable() >= size);
+    assert!(grown == [true, false] || grown == [false, true], "{grown:?}");
+    assert!(group.free() >= GIB);
+    // To the last extent that is not reserved.
+    let rest = clients.pool("vg").await.available_bytes;
+    let (n, left) = if grown[0] { (2, &two) } else { (1, &one) };
+    accepted(&clients, n, left, 400 * MIB + rest).await;
+    assert_eq!((group.free(), clients.pool("vg").await.available_bytes), (GIB, 0));
+}
+
+#[tokio::test]
+async fn thin_volumes_up_to_the_overcommit_ratio() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 1g");
+    let daemon = Daemon::start(group.dir(), &group.pool("thin_pool = \"thin\"\novercommit = 2")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "--thinpool thin -V 400m");
+    group.create(2, "--thinpool thin -V 400m");
+    let status = clients.extend(&share(1), 2 * GIB - 400 * MIB + 1).await.unwrap_err();
+    assert_refused(&status, "POOL_FULL");
+    assert_eq!(metadata(&status, "free_bytes"), (2 * GIB - 800 * MIB).to_string());
+    assert_eq!(volume.size(), 400 * MIB);
+    accepted(&clients, 1, &volume, 2 * GIB - 400 * MIB).await;
+}
+
+#[tokio::test]
+async fn a_small_file_system_that_would_grow_far_beyond_its_design() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 1g");
+    let limits = "thin_pool = \"thin\"\novercommit = 1000";
+    let daemon = Daemon::start(group.dir(), &group.pool(limits)).await;
+    let clients = daemon.clients().await;
+    // It has four allocation groups of 80 MiB.
+    let volume = group.create(1, "--thinpool thin -V 320m").formatted("mkfs.xfs -q");
+    let status = clients.extend(&share(1), 340 * GIB).await.unwrap_err();
+    assert_refused(&status, "GROWTH_TOO_LARGE");
+    let told = ["needed", "most"].map(|key| metadata(&status, key).parse::<u64>().unwrap());
+    assert_eq!(told, [340 * 1024 / 80, 4096]);
+    assert_eq!((volume.size(), volume.usable()), (320 * MIB, 320 * MIB));
+    let status = clients.extend(&share(1), 320 * MIB).await.unwrap_err();
+    assert_refused(&status, "SIZE_NOT_GREATER");
+    drop(daemon);
+    let daemon = Daemon::start(group.dir(), &group.pool(&format!("{limits}\nallow_any_growth = true"))).await;
+    accepted(&daemon.clients().await, 1, &volume, 340 * GIB).await;
+}
