@@ -92,7 +92,11 @@ async fn a_hanging_lvextend_holds_up_nobody_else() {
 
 /// What lvm is made to do, and what the job then ends with; empty for success.
 const LIES: [(&str, &str, &str); 9] = [
-    ("says that there is no space", "echo '  Insufficient free space: 20 extents needed, 0 available' >&2", "POOL_FULL"),
+    (
+        "says that there is no space",
+        "echo '  Insufficient free space: 20 extents needed, 0 available' >&2",
+        "POOL_FULL",
+    ),
     ("fails", "echo '  Device or resource busy' >&2", "INTERNAL"),
     ("succeeds without growing", "echo '  Logical volume successfully resized.'", "INTERNAL"),
     ("says nothing", ":", "INTERNAL"),

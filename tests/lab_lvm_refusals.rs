@@ -181,7 +181,8 @@ async fn the_reserve_of_a_group_and_two_that_do_not_fit_together() {
     assert_eq!(clients.pool("vg").await.available_bytes, available);
     let status = clients.extend(&share(1), 400 * MIB + available + 1).await.unwrap_err();
     assert_refused(&status, "POOL_FULL");
-    let told = ["free_bytes", "reserved_bytes", "asked_bytes"].map(|key| metadata(&status, key).parse::<u64>().unwrap());
+    let told =
+        ["free_bytes", "reserved_bytes", "asked_bytes"].map(|key| metadata(&status, key).parse::<u64>().unwrap());
     assert_eq!(told, [available, GIB, available + EXTENT]);
     assert_eq!((one.size(), one.usable()), (400 * MIB, 400 * MIB));
 

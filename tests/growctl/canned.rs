@@ -30,6 +30,7 @@ pub struct Script {
     pub extend: VecDeque<Act>,
     pub watch: VecDeque<Vec<Act>>,
     pub findings: Vec<Finding>,
+    pub commands: Vec<HostCommand>,
     pub jobs: usize,
     pub extends: Vec<ExtendShareRequest>,
     pub job_lists: Vec<ListJobsRequest>,
@@ -195,7 +196,9 @@ impl NodeService for Canned {
     }
 
     async fn diagnose(&self, _: Request<DiagnoseRequest>) -> Result<Response<DiagnoseResponse>, Status> {
-        Ok(Response::new(DiagnoseResponse { findings: self.0.lock().unwrap().findings.clone(), commands: Vec::new() }))
+        let script = self.0.lock().unwrap();
+        let (findings, commands) = (script.findings.clone(), script.commands.clone());
+        Ok(Response::new(DiagnoseResponse { findings, commands }))
     }
 }
 

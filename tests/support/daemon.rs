@@ -11,10 +11,11 @@ use growd::wire::client;
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, WatchJobRequest};
 use growd::wire::proto::{
-    DiagnoseRequest, DiagnoseResponse, GetShareRequest, ListJobsRequest, ListJobsResponse, ListPoolsRequest, Pool, Share,
+    DiagnoseRequest, DiagnoseResponse, GetShareRequest, ListJobsRequest, ListJobsResponse, ListPoolsRequest, Pool,
+    Share,
 };
+use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, WatchJobRequest};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -55,7 +56,8 @@ impl Daemon {
 
     /// As [`Daemon::start`], with variables of its environment that are others.
     pub async fn start_with(dir: &Path, pools: &str, environment: &[(&str, &str)]) -> Self {
-        let environment: Vec<_> = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let environment: Vec<_> =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let config = dir.join("growd.toml");
         let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{pools}", dir.display());
         std::fs::write(&config, text).unwrap();

@@ -67,7 +67,10 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
         Verb::Cancel { id } => print_job(output, &calls.cancel(id).await?),
         Verb::Doctor => {
             let answer = calls.diagnose().await?;
-            print(output, &answer, "growd.v1.DiagnoseResponse", |all| list::findings(&all.findings))?;
+            print(output, &answer, "growd.v1.DiagnoseResponse", |all| {
+                let commands = list::commands(&all.commands, now).map(|table| format!("\nlast commands:\n{table}"));
+                list::findings(&all.findings) + &commands.unwrap_or_default()
+            })?;
             Ok(if answer.findings.is_empty() { ExitCode::SUCCESS } else { Exit::Unexpected.into() })
         }
     }

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use comfy_table::{CellAlignment, Table, presets};
 use growd::model::Bytes;
-use growd::wire::proto::{Finding, Job, Pool, Share};
+use growd::wire::proto::{Finding, HostCommand, Job, Pool, Share};
 
-use super::{NONE, age, or_none};
+use super::{NONE, age, duration, or_none, utc};
 
 /// A column: its name, and whether numbers stand in it.
 type Column = (&'static str, bool);
@@ -145,6 +145,41 @@ fn finding(finding: &Finding) -> String {
     text
 }
 
+/// Of the commands that ended, so many are shown; those at work all are.
+const MOST_COMMANDS: usize = 12;
+const MOST_COMMAND: usize = 90;
+const MOST_OUTPUT: usize = 60;
+
+/// The last commands that growd gave to tools of the host; `None` when there were none.
+pub fn commands(commands: &[HostCommand], now: SystemTime) -> Option<String> {
+    let columns = [("STARTED", false), ("TOOK", true), ("OUTCOME", false), ("COMMAND", false), ("OUTPUT", false)];
+    let older = commands.len().saturating_sub(MOST_COMMANDS);
+    let shown = commands.iter().enumerate().filter(|(at, command)| *at >= older || command.finished_at.is_none());
+    let row = |(_, command): (usize, &HostCommand)| {
+        let (began, ended) = (command.started_at.as_ref(), command.finished_at.as_ref());
+        [
+            utc(began),
+            duration(began, ended).unwrap_or_else(|| age(began, now)),
+            if ended.is_none() { "at work" } else { or_none(&command.outcome) }.to_owned(),
+            shortened(&command.command, MOST_COMMAND),
+            or_none(&shortened(command.output.lines().last().unwrap_or_default(), MOST_OUTPUT)).to_owned(),
+        ]
+    };
+    table(columns, shown.map(row).collect())
+}
+
+/// Leaves out the middle: a command starts with what is done and ends with the volume.
+fn shortened(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    if count <= most {
+        return text.to_owned();
+    }
+    let head = most / 4;
+    let start: String = text.chars().take(head).collect();
+    let end: String = text.chars().skip(count - (most - head - 1)).collect();
+    format!("{start}…{end}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::at;
@@ -261,5 +296,30 @@ mod tests {
              UNLIMITED  pool home  share s\n  mounted without prjquota\n"
         );
         assert_eq!(findings(&[]), "no findings\n");
+    }
+    #[test]
+    fn commands_say_when_how_long_and_how_they_ended() {
+        let ended = HostCommand {
+            command: format!("lvs --nolocking -o {} vg0/share", "lv_size,".repeat(20)),
+            started_at: at(10, 0),
+            finished_at: at(10, 40),
+            outcome: "done".to_owned(),
+            output: "first\nlast".to_owned(),
+        };
+        let stuck = HostCommand {
+            command: "lvextend --yes --size 4194304b vg0/share".to_owned(),
+            started_at: at(0, 0),
+            ..HostCommand::default()
+        };
+        let all = [&[stuck][..], &vec![ended; MOST_COMMANDS + 5]].concat();
+        let text = commands(&all, UNIX_EPOCH + Duration::from_secs(75)).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 1 + 1 + MOST_COMMANDS);
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(lines[0]), ["STARTED", "TOOK", "OUTCOME", "COMMAND", "OUTPUT"]);
+        assert!(lines[1].contains("1m  at work  lvextend --yes --size 4194304b vg0/share"), "{text}");
+        assert!(lines[2].contains("40ms  done     lvs --nolocking -o lv_…"), "{text}");
+        assert!(lines[2].ends_with("lv_size, vg0/share  last"), "{text}");
+        assert_eq!(commands(&[], UNIX_EPOCH), None);
     }
 }

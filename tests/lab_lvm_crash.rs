@@ -1,0 +1,148 @@
+//! SIGKILL of the daemon at every moment of a growth, and many growths at once: what was accepted ends, with the sizes
+//! that were asked for.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/volumes.rs"]
+mod volumes;
+
+use daemon::{Daemon, MIB, eventually, share};
+use growd::wire::proto::{Job, JobState};
+use volumes::{FakeLvm, Group, Volume, Writer, shell};
+
+/// A job that was interrupted once ended as if it had not been.
+fn assert_resumed(job: &Job, volume: &Volume, size: u64) {
+    assert_eq!((job.state(), job.attempt), (JobState::Succeeded, 2), "{job:?}");
+    assert_eq!((volume.size(), volume.usable(), job.size_after_bytes()), (size, size, size), "{job:?}");
+}
+
+/// What the fake makes of an lvextend during which growd is killed; and whether the volume has grown at that moment.
+const MOMENTS: [(&str, &str, bool); 3] = [
+    ("before it begins", "touch $dir/begun; sleep 2; real; exec 3>&-; wait $lvm; touch $dir/done", false),
+    ("when it is done", "real; exec 3>&-; wait $lvm; touch $dir/begun; sleep 2; touch $dir/done", true),
+    // The new growd asks for the same while the old command still waits.
+    ("long before it begins", "touch $dir/begun; sleep 8; real; exec 3>&-; wait $lvm; touch $dir/done", false),
+];
+
+#[tokio::test]
+async fn a_command_outlives_growd_and_the_job_is_finished() {
+    let group = Group::on("vg", &["ubda"]);
+    for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q"]) {
+        let volume = group.create(n, "-L 320m").formatted(mkfs);
+        let writer = Writer::start(&volume);
+        for (when, script, is_grown) in MOMENTS {
+            let fake = FakeLvm::new();
+            fake.lvextend(script);
+            let path = fake.path();
+            let mut daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &path)]).await;
+            let before = volume.size();
+            let job = daemon.clients().await.extend(&share(n), before + 40 * MIB).await.unwrap();
+            let exists = |name: &'static str| fake.dir().join(name).exists();
+            eventually(|| async { exists("begun") }, |exists| *exists).await;
+            daemon.kill();
+            assert_eq!(volume.size(), before + if is_grown { 40 * MIB } else { 0 }, "{when}");
+            assert_eq!(volume.usable(), before, "{when}");
+            assert!(!exists("done"), "{when}");
+            fake.lvextend("real");
+            daemon.start_again().await;
+            let job = daemon.clients().await.end_of(&job.job_id).await;
+            assert_resumed(&job, &volume, before + 40 * MIB);
+            // It came to its end although nobody read what it printed.
+            eventually(|| async { exists("done") }, |exists| *exists).await;
+            assert_eq!((volume.size(), volume.usable()), (before + 40 * MIB, before + 40 * MIB), "{when}");
+            assert_eq!(daemon.clients().await.diagnose().await.findings, [], "{when}");
+        }
+        assert!(writer.finish() > 0);
+    }
+}
+
+/// growd is killed at the nth of the system calls by which a growth is done and made durable, for every n.
+#[tokio::test]
+async fn killed_at_every_system_call_it_goes_on_where_it_was() {
+    let group = Group::on("vg", &["ubda"]);
+    for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q", ""]) {
+        let volume = group.create(n, "-L 320m");
+        let volume = if mkfs.is_empty() { volume } else { volume.formatted(mkfs) };
+        let mut killed = 0;
+        for call in ["write", "ioctl", "fsync,fdatasync"] {
+            for nth in 1.. {
+                let mut daemon = Daemon::start(group.dir(), &group.pool("")).await;
+                let clients = daemon.clients().await;
+                let size = volume.size() + 4 * MIB;
+                // Both shells of lvm are there already, or their start would be among the calls.
+                let injected = daemon.inject(&format!("{call}:signal=KILL:when={nth}")).await;
+                // Killed before the answer or after it: asked again with the same id it is the same job.
+                let request = growd::wire::proto::ExtendShareRequest {
+                    request_id: Some(uuid::Uuid::now_v7().to_string()),
+                    ..daemon::request(&share(n), size)
+                };
+                let answer = clients.ask(request.clone()).await;
+                let ended = match &answer {
+                    Ok(job) => ended_or_killed(&clients, &job.job_id).await,
+                    Err(_) => None,
+                };
+                if let Some(job) = ended {
+                    assert_eq!((job.state(), volume.usable()), (JobState::Succeeded, size), "{job:?}");
+                    drop(injected);
+                    break;
+                }
+                killed += 1;
+                daemon.kill();
+                drop(injected);
+                daemon.start_again().await;
+                let clients = daemon.clients().await;
+                let job = clients.ask(request).await.unwrap();
+                let job = clients.end_of(&job.job_id).await;
+                assert_eq!(job.state(), JobState::Succeeded, "{call} {nth}: {job:?}");
+                if let Ok(accepted) = answer {
+                    assert_eq!((accepted.job_id, job.attempt), (job.job_id.clone(), 2), "{call} {nth}");
+                }
+                assert_eq!((volume.size(), volume.usable()), (size, size), "{call} {nth}");
+                assert_eq!(clients.share(&share(n)).await.findings, [], "{call} {nth}");
+                assert!(daemon.terminate());
+            }
+        }
+        println!("{mkfs:?}: growd was killed {killed} times");
+        assert!(killed > 5, "{killed}");
+    }
+}
+
+/// The job's end; `None` when growd dies before it.
+async fn ended_or_killed(clients: &daemon::Clients, job_id: &str) -> Option<Job> {
+    let request = growd::wire::proto::WatchJobRequest { job_id: job_id.to_owned() };
+    let mut changes = clients.jobs.clone().watch_job(request).await.ok()?.into_inner();
+    let mut last = None;
+    while let Some(job) = changes.message().await.ok()? {
+        last = Some(job);
+    }
+    last.filter(|job| job.state() == JobState::Succeeded || job.state() == JobState::Failed)
+}
+
+#[tokio::test]
+async fn sixteen_shares_of_a_group_at_once() {
+    let group = Group::on("vg", &["ubda"]);
+    let volumes: Vec<Volume> = (1..=16).map(|n| group.create(n, "-L 40m").formatted("mkfs.ext4 -q")).collect();
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let mut jobs = tokio::task::JoinSet::new();
+    for n in 1..=16 {
+        let clients = clients.clone();
+        jobs.spawn(async move {
+            let job = clients.extend(&share(n), 80 * MIB).await.unwrap();
+            clients.end_of(&job.job_id).await
+        });
+    }
+    for job in jobs.join_all().await {
+        assert_eq!((job.state(), job.size_after_bytes()), (JobState::Succeeded, 80 * MIB), "{job:?}");
+    }
+    for volume in &volumes {
+        assert_eq!((volume.size(), volume.usable()), (80 * MIB, 80 * MIB));
+    }
+    assert_eq!(clients.pool("vg").await.queued_bytes, 0);
+    assert_eq!(clients.diagnose().await.findings, []);
+    assert_eq!(shell("pgrep -cx lvm").trim(), "2");
+}
