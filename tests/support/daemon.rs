@@ -3,6 +3,7 @@
 // Every test binary compiles its own copy of this module and uses a part of it.
 #![allow(dead_code)]
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -138,6 +139,11 @@ impl Daemon {
     /// Waits for the end of the process; whether it was in order.
     pub fn ended_in_order(&mut self) -> bool {
         self.child.wait().unwrap().success()
+    }
+
+    /// Waits for the end of the process; whether it was SIGKILL.
+    pub fn was_killed(&mut self) -> bool {
+        self.child.wait().unwrap().signal() == Some(9)
     }
 
     /// SIGTERM; whether the daemon then ended in order.

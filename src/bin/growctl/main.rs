@@ -113,7 +113,7 @@ async fn jobs(calls: &Calls, args: JobsArgs, output: Output, now: SystemTime) ->
 }
 
 fn print_job(output: Output, job: &Job) -> Result<ExitCode, Failure> {
-    print(output, job, "growd.v1.Job", detail::job)
+    print(output, job, "growd.v1.Job", |job| detail::job(job, SystemTime::now()))
 }
 
 /// Prints the job; one that has ended without success is a failure of the command.

@@ -58,7 +58,7 @@ pub fn share(share: &Share) -> String {
     text
 }
 
-pub fn job(job: &Job) -> String {
+pub fn job(job: &Job, now: SystemTime) -> String {
     let (created, started, finished) = (job.created_at.as_ref(), job.started_at.as_ref(), job.finished_at.as_ref());
     let with = |time: String, what: &str, took: Option<String>| match took {
         Some(took) => format!("{time} ({what} {took})"),
@@ -82,7 +82,7 @@ pub fn job(job: &Job) -> String {
         lines.push(("error", format!("{}: {}", error.reason, error.message)));
         lines.push(("retryable", if error.retryable { "yes" } else { "no" }.to_owned()));
     }
-    aligned(&lines) + &steps(&job.steps)
+    aligned(&lines) + &steps(&job.steps, now)
 }
 
 /// The answer to a request that was only checked: there is no job.
@@ -100,12 +100,13 @@ fn request_lines(job: &Job) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn steps(steps: &[JobStep]) -> String {
+fn steps(steps: &[JobStep], now: SystemTime) -> String {
     if steps.is_empty() {
         return String::new();
     }
     let took = |step: &JobStep| {
-        duration(step.started_at.as_ref(), step.finished_at.as_ref()).unwrap_or_else(|| "at work".to_owned())
+        let (began, ended) = (step.started_at.as_ref(), step.finished_at.as_ref());
+        duration(began, ended).unwrap_or_else(|| format!("at work {}", age(began, now)))
     };
     let name_width = steps.iter().map(|step| step.name.len()).max().unwrap_or(0);
     let took_width = steps.iter().map(|step| took(step).len()).max().unwrap_or(0);
@@ -155,7 +156,7 @@ mod tests {
     #[test]
     fn a_job_in_full() {
         assert_eq!(
-            job(&failed_job()),
+            job(&failed_job(), UNIX_EPOCH + Duration::from_secs(1_700_000_080)),
             "job:            j\n\
              share:          s\n\
              pool:           home\n\
@@ -175,8 +176,8 @@ mod tests {
              error:          INTERNAL: no\n\
              retryable:      yes\n\
              steps:\n  \
-             set_limit     12ms  2GiB -> 3GiB\n  \
-             verify     at work\n"
+             set_limit        12ms  2GiB -> 3GiB\n  \
+             verify     at work 1m\n"
         );
     }
 
