@@ -66,12 +66,12 @@ async fn a_command_outlives_growd_and_the_job_is_finished() {
 #[tokio::test]
 async fn killed_at_every_system_call_it_goes_on_where_it_was() {
     let group = Group::on("vg", &["ubda"]);
-    for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q", ""]) {
-        let volume = group.create(n, "-L 320m");
-        let volume = if mkfs.is_empty() { volume } else { volume.formatted(mkfs) };
+    let all = ["write", "ioctl", "fsync,fdatasync"];
+    for (n, (mkfs, calls)) in (1..).zip([("mkfs.xfs -q", &all[..]), ("mkfs.ext4 -q", &["ioctl"])]) {
+        let volume = group.create(n, "-L 320m").formatted(mkfs);
         let mut daemon = Daemon::start(group.dir(), &group.pool("")).await;
-        let mut killed = BTreeMap::new();
-        for call in ["write", "ioctl", "fsync,fdatasync"] {
+        let (mut killed, mut resumed) = (BTreeMap::new(), 0);
+        for call in calls {
             for nth in 1.. {
                 let clients = daemon.clients().await;
                 let size = volume.size() + 4 * MIB;
@@ -89,13 +89,15 @@ async fn killed_at_every_system_call_it_goes_on_where_it_was() {
                     Ok(job) => end_or_death(&clients, &job.job_id).await,
                     Err(_) => None,
                 };
-                drop(injected);
                 if let Some(job) = ended {
+                    drop(injected);
                     assert_eq!((job.state(), volume.usable()), (JobState::Succeeded, size), "{job:?}");
                     break;
                 }
                 assert!(daemon.was_killed(), "{call} {nth}: {answer:?}");
-                *killed.entry(call).or_insert(0) += 1;
+                // Not before: strace waits for ever when it is told to end while what it traces is dying.
+                drop(injected);
+                *killed.entry(*call).or_insert(0) += 1;
                 daemon.start_again().await;
                 let clients = daemon.clients().await;
                 // Whoever had no answer asks again with the same id.
@@ -103,14 +105,17 @@ async fn killed_at_every_system_call_it_goes_on_where_it_was() {
                 let job = clients.end_of(&job.job_id).await;
                 assert_eq!(job.state(), JobState::Succeeded, "{call} {nth}: {job:?}");
                 if let Ok(accepted) = answer {
-                    assert_eq!((accepted.job_id, 2), (job.job_id.clone(), job.attempt), "{call} {nth}");
+                    assert_eq!(accepted.job_id, job.job_id, "{call} {nth}");
+                    // It may have died with the news of the job's end.
+                    assert!(job.attempt <= 2, "{job:?}");
+                    resumed += u32::from(job.attempt == 2);
                 }
                 assert_eq!((volume.size(), volume.usable()), (size, size), "{call} {nth}");
                 assert_eq!(clients.share(&share(n)).await.findings, [], "{call} {nth}");
             }
         }
-        println!("{mkfs:?}: growd was killed at {killed:?}");
-        assert_eq!(killed.len(), 3, "{killed:?}");
+        println!("{mkfs}: growd was killed at {killed:?}, {resumed} times in the middle of an accepted job");
+        assert!(killed.len() == calls.len() && resumed > 0, "{killed:?}, {resumed}");
     }
 }
 
