@@ -74,12 +74,9 @@ async fn killed_at_every_system_call_it_goes_on_where_it_was() {
         for call in calls {
             for nth in 1.. {
                 let clients = daemon.clients().await;
-                let size = volume.size() + 4 * MIB;
-                if killed.is_empty() {
-                    // strace follows processes that begin meanwhile: the shells of lvm must be there.
-                    let job = clients.extend(&share(n), size).await.unwrap();
-                    clients.end_of(&job.job_id).await;
-                }
+                // strace follows processes that begin meanwhile, so both shells of lvm must be there already.
+                let job = clients.extend(&share(n), volume.size() + 4 * MIB).await.unwrap();
+                assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
                 let size = volume.size() + 4 * MIB;
                 let request_id = Some(uuid::Uuid::now_v7().to_string());
                 let request = ExtendShareRequest { request_id, ..daemon::request(&share(n), size) };
@@ -98,6 +95,7 @@ async fn killed_at_every_system_call_it_goes_on_where_it_was() {
                 // Not before: strace waits for ever when it is told to end while what it traces is dying.
                 drop(injected);
                 *killed.entry(*call).or_insert(0) += 1;
+                println!("killed at {call} {nth}");
                 daemon.start_again().await;
                 let clients = daemon.clients().await;
                 // Whoever had no answer asks again with the same id.
