@@ -12,6 +12,7 @@ use crate::config::{Backend, Config, PoolConfig};
 use crate::driver::Driver;
 use crate::driver::btrfs::Btrfs;
 use crate::driver::flight_recorder::FlightRecorder;
+use crate::driver::image::Image;
 use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::{ProjectQuota, Promises};
 use crate::engine::Engine;
@@ -109,6 +110,10 @@ pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
                     allow_any_growth: lvm.allow_any_growth,
                 };
                 (Arc::new(driver), Arc::clone(turns))
+            }
+            Backend::Image { path, shares, allow_any_growth } => {
+                let driver = Image::new(pool.name.clone(), path.clone(), shares.clone(), *allow_any_growth);
+                (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
             }
             Backend::Btrfs { path, shares } => {
                 let driver = Btrfs::new(pool.name.clone(), path.clone(), shares.clone());

@@ -9,7 +9,9 @@ const POOL: &str = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath 
 
 fn places(pool: &PoolConfig) -> Vec<(ShareId, PathBuf)> {
     match &pool.backend {
-        Backend::ProjectQuota { shares, .. } | Backend::Btrfs { shares, .. } => shares.clone(),
+        Backend::ProjectQuota { shares, .. } | Backend::Btrfs { shares, .. } | Backend::Image { shares, .. } => {
+            shares.clone()
+        }
         Backend::Lvm(lvm) => panic!("{lvm:?}"),
     }
 }
@@ -139,7 +141,7 @@ fn a_slip_gets_a_hint() {
         ),
         (
             POOL.replace("project-quota", "zfs"),
-            vec!["3:10: driver: \"zfs\" is not a driver; drivers are project-quota, lvm, btrfs"],
+            vec!["3:10: driver: \"zfs\" is not a driver; drivers are project-quota, lvm, image, btrfs"],
         ),
     ] {
         assert_eq!(refused(&text), problems, "{text}");

@@ -31,8 +31,16 @@ impl Device {
         match &self.content {
             Content::Block => Sizes::Volume { room: self.size, filesystem: None },
             Content::Filesystem(filesystem) => {
-                Sizes::Volume { room: filesystem.size_on(self.size), filesystem: Some(filesystem.size()) }
+                Sizes::Volume { room: self.room(self.size), filesystem: Some(filesystem.size()) }
             }
+        }
+    }
+
+    /// What users would have of a device of this size.
+    pub fn room(&self, size: Bytes) -> Bytes {
+        match &self.content {
+            Content::Block => size,
+            Content::Filesystem(filesystem) => filesystem.size_on(size),
         }
     }
 
