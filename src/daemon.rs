@@ -112,7 +112,8 @@ pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
                 (Arc::new(driver), Arc::clone(turns))
             }
             Backend::Image { path, shares, allow_any_growth } => {
-                let driver = Image::new(pool.name.clone(), path.clone(), shares.clone(), *allow_any_growth);
+                let thin = pool.overcommit > 1.0;
+                let driver = Image::new(pool.name.clone(), path.clone(), shares.clone(), *allow_any_growth, thin);
                 (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
             }
             Backend::Btrfs { path, shares } => {

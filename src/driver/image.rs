@@ -1,8 +1,8 @@
 //! Images: a share is a file with a file system on it, attached to a loop device and mounted, or without one.
 //!
 //! Needs nothing but root and a directory. The file grows first, then its loop device, then the file system: whatever a
-//! crash leaves half done is seen by the three sizes and finished. A file that had all its blocks has all of them
-//! afterwards; a sparse one stays sparse, and what it lacks counts as promised.
+//! crash leaves half done is seen by the three sizes and finished. A file that has all its blocks gets all of its new
+//! ones; a sparse one stays sparse, and what it lacks counts as promised.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ pub struct Image {
     places: Places,
     /// Whether a file system may grow beyond what its makers had in mind.
     allow_any_growth: bool,
+    /// Whether the pool promises its space more than once.
+    overcommits: bool,
 }
 
 /// A share's file at one moment.
@@ -67,8 +69,9 @@ impl Image {
         template: PathTemplate,
         places: Vec<(ShareId, PathBuf)>,
         allow_any_growth: bool,
+        overcommits: bool,
     ) -> Self {
-        Self { places: Places::new(GROUND, pool, template, places), allow_any_growth }
+        Self { places: Places::new(GROUND, pool, template, places), allow_any_growth, overcommits }
     }
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
@@ -159,6 +162,16 @@ impl Image {
         Ok(Outcome::Grown { from: before, to: after })
     }
 
+    /// Whether a file has all its blocks, and shall have them when it is larger.
+    ///
+    /// A file system that zeroes parts of its device makes holes there, as ext4 does for its inode tables, so a tenth may
+    /// be missing. But where space is promised more than once, a sparse image that is nearly full must not be taken for
+    /// such a file: it would take blocks that nobody writes yet.
+    fn is_preallocated(&self, found: &Share) -> bool {
+        let may_lack = if self.overcommits { 0 } else { found.size.get() / 10 };
+        found.allocated.saturating_add(Bytes::new(may_lack)) >= found.size
+    }
+
     /// Gives the file a size. When that fails it has the one that it had.
     fn grow_file(&self, found: &Share, to: Bytes) -> Result<(), DriverError> {
         let location = &found.observed.location;
@@ -169,28 +182,32 @@ impl Image {
         };
         let refused = |errno| match errno {
             Errno::ENOSPC | Errno::EDQUOT => full(free(&found.pool)),
+            Errno::EOPNOTSUPP => {
+                let what = format!("growing {}, which has all its blocks, with all its blocks", location.display());
+                Refusal::Unsupported { what }.into()
+            }
             Errno::EFBIG => Refusal::Unsupported { what: format!("an image of {to} ({})", location.display()) }.into(),
             errno => system("grow", location)(errno),
         };
-        if found.allocated >= found.size {
+        let preallocated = self.is_preallocated(found);
+        if preallocated {
             // Sparse images should not fail because this one took the last blocks for a moment.
             let free = free(&found.pool);
             if free < asked {
                 return Err(full(free));
             }
-            match preallocate(&found.file, found.size, asked) {
-                Ok(()) => {}
-                Err(Errno::EOPNOTSUPP) => {
-                    let what = format!("growing {}, which has all its blocks, with all its blocks", location.display());
-                    return Err(Refusal::Unsupported { what }.into());
-                }
-                Err(errno) => {
-                    give_back(&found.file, found.size).map_err(system("give back what was allocated for", location))?;
-                    return Err(refused(errno));
-                }
-            }
         }
-        ftruncate(&found.file, offset(to)).map_err(refused)
+        let grown = match preallocated {
+            true => preallocate(&found.file, found.size, asked).and_then(|()| ftruncate(&found.file, offset(to))),
+            false => ftruncate(&found.file, offset(to)),
+        };
+        grown.map_err(|errno| {
+            if preallocated {
+                // Should this fail as well, the next attempt finds the blocks where it needs them.
+                let _ = give_back(&found.file, found.size);
+            }
+            refused(errno)
+        })
     }
 }
 
