@@ -207,11 +207,14 @@ async fn what_sparse_images_lack_is_promised() {
     lab::require();
     let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
     let images = [1, 2].map(|n| Image::mounted(ground.path(), &share(n), 1024 * MIB, false, "mkfs.xfs -q -f"));
-    let mut daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    // Another pool on the same file system.
+    let other = Image::blank(ground.path(), &format!("other-{}", share(9)), 300 * MIB, false);
+    let others = pool(ground.path(), "").replace("{share_id}", "other-{share_id}").replace("images", "others");
+    let mut daemon = Daemon::start(dir.path(), &format!("{}{others}", pool(ground.path(), ""))).await;
     let clients = daemon.clients().await;
     let now = the_pool(&clients).await;
-    let lack: u64 = images.iter().map(|image| image.size() - image.allocated()).sum();
-    assert!(lack > 1900 * MIB);
+    let lack: u64 = images.iter().chain([&other]).map(|image| image.size() - image.allocated()).sum();
+    assert!(lack > 2200 * MIB);
     assert!(now.promised_bytes.abs_diff(now.total_bytes - now.free_bytes + lack) < 8 * MIB, "{now:?}");
     assert_eq!(now.filesystem, "xfs");
 

@@ -73,6 +73,14 @@ fn a_btrfs_pool_has_the_keys_of_a_project_quota_pool() {
 }
 
 #[test]
+fn an_image_pool_may_grow_file_systems_as_far_as_it_likes() {
+    let text = format!("{}overcommit = 2\nallow_any_growth = true\n", POOL.replace("project-quota", "image"));
+    let expected =
+        Backend::Image { path: "/srv/shares/{share_id}".parse().unwrap(), shares: Vec::new(), allow_any_growth: true };
+    assert_eq!(Config::parse(&text, FILE).unwrap().pools[0].backend, expected);
+}
+
+#[test]
 fn the_packaged_example_is_valid() {
     let config = Config::parse(include_str!("../../systemd/growd.toml"), "growd.toml").unwrap();
     let bare = format!("{POOL}reserve = \"10GiB\"\n");

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -40,12 +41,17 @@ const GROUND: Ground = Ground {
 
 /// A pool of images in one directory.
 pub struct Image {
-    places: Places,
+    places: Arc<Places>,
+    images: Arc<Images>,
     /// Whether a file system may grow beyond what its makers had in mind.
     allow_any_growth: bool,
     /// Whether the pool promises its space more than once.
     overcommits: bool,
 }
+
+/// Where the images of all pools of the daemon are, since pools may share a file system.
+#[derive(Default)]
+pub struct Images(Mutex<Vec<Arc<Places>>>);
 
 /// A share's file at one moment.
 struct Share {
@@ -63,15 +69,18 @@ type Attached = Result<(LoopDevice, Device), Problem>;
 
 impl Image {
     /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
-    /// be on its file system.
+    /// be on its file system. `images` is one for all pools of the daemon.
     pub fn new(
         pool: PoolName,
         template: PathTemplate,
         places: Vec<(ShareId, PathBuf)>,
         allow_any_growth: bool,
         overcommits: bool,
+        images: Arc<Images>,
     ) -> Self {
-        Self { places: Places::new(GROUND, pool, template, places), allow_any_growth, overcommits }
+        let places = Arc::new(Places::new(GROUND, pool, template, places));
+        images.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&places));
+        Self { places, images, allow_any_growth, overcommits }
     }
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
@@ -251,11 +260,13 @@ impl Driver for Image {
         let kind = file_system::kind(fd).map_err(system("find the file system of", &pool.path))?;
         let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
         let mut promised = total.saturating_sub(free);
-        for share in self.places.list(&pool)? {
-            // What is no image promises nothing; its own share says what is wrong.
-            let Ok(status) = self.places.try_open(&pool, share).and_then(fstat) else { continue };
-            let (size, allocated) = sizes_of(&status);
-            promised = promised.saturating_add(size.saturating_sub(allocated));
+        let all = self.images.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for places in all {
+            // A pool that is not there has nothing on this file system.
+            let Ok(other) = places.open_pool() else { continue };
+            if other.device == pool.device {
+                promised = promised.saturating_add(lack(&places, &other)?);
+            }
         }
         let filesystem = kind.map_or(if is_btrfs { "btrfs" } else { "" }, |kind| kind.name());
         Ok(Space { id: pool.space_id(), filesystem, total, free, promised, problems: Vec::new() })
@@ -278,6 +289,18 @@ impl Driver for Image {
         }
         Ok(self.find(share)?.observed.extendable()?.usable())
     }
+}
+
+/// How much the images of a pool lack of their size.
+fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
+    let mut lack = Bytes::ZERO;
+    for share in places.list(pool)? {
+        // What is no image promises nothing; its own share says what is wrong.
+        let Ok(status) = places.try_open(pool, share).and_then(fstat) else { continue };
+        let (size, allocated) = sizes_of(&status);
+        lack = lack.saturating_add(size.saturating_sub(allocated));
+    }
+    Ok(lack)
 }
 
 /// Somebody made the file larger, or a crash came before its device followed.
