@@ -256,8 +256,7 @@ impl Driver for Image {
     fn space(&self) -> Result<Space, DriverError> {
         let pool = self.places.open_pool()?;
         let fd = pool.fd.as_fd();
-        let Capacity { total, free } = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
-        let kind = file_system::kind(fd).map_err(system("find the file system of", &pool.path))?;
+        let Capacity { total, free, kind } = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
         let mut promised = total.saturating_sub(free);
         let all = self.images.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
