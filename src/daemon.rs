@@ -12,6 +12,7 @@ use crate::config::{Backend, Config, PoolConfig};
 use crate::driver::Driver;
 use crate::driver::btrfs::Btrfs;
 use crate::driver::flight_recorder::FlightRecorder;
+use crate::driver::image::{Image, Images};
 use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::{ProjectQuota, Promises};
 use crate::engine::Engine;
@@ -86,7 +87,7 @@ pub async fn run(config: Config) -> Result<()> {
 /// The pools as configured, each with its driver.
 pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
     let program = find_lvm();
-    let promises = Arc::new(Promises::default());
+    let (promises, images) = (Arc::new(Promises::default()), Arc::new(Images::default()));
     let mut groups: BTreeMap<String, (Arc<VolumeGroup>, Arc<Semaphore>)> = BTreeMap::new();
     let pool = |pool: &PoolConfig| {
         let (driver, turns): (Arc<dyn Driver>, _) = match &pool.backend {
@@ -109,6 +110,17 @@ pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
                     allow_any_growth: lvm.allow_any_growth,
                 };
                 (Arc::new(driver), Arc::clone(turns))
+            }
+            Backend::Image { path, shares, allow_any_growth } => {
+                let driver = Image::new(
+                    pool.name.clone(),
+                    path.clone(),
+                    shares.clone(),
+                    *allow_any_growth,
+                    pool.overcommit > 1.0,
+                    Arc::clone(&images),
+                );
+                (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
             }
             Backend::Btrfs { path, shares } => {
                 let driver = Btrfs::new(pool.name.clone(), path.clone(), shares.clone());

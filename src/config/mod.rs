@@ -51,6 +51,7 @@ pub struct PoolConfig {
 pub enum Backend {
     ProjectQuota { path: PathTemplate, shares: Vec<(ShareId, PathBuf)> },
     Lvm(LvmConfig),
+    Image { path: PathTemplate, shares: Vec<(ShareId, PathBuf)>, allow_any_growth: bool },
     Btrfs { path: PathTemplate, shares: Vec<(ShareId, PathBuf)> },
 }
 
@@ -68,6 +69,7 @@ impl Backend {
         match self {
             Self::ProjectQuota { .. } => DriverKind::ProjectQuota,
             Self::Lvm(_) => DriverKind::Lvm,
+            Self::Image { .. } => DriverKind::Image,
             Self::Btrfs { .. } => DriverKind::Btrfs,
         }
     }
@@ -107,6 +109,10 @@ impl Config {
             let directories = match &pool.backend {
                 Backend::ProjectQuota { path, shares } | Backend::Btrfs { path, shares } => {
                     [path.directory()].into_iter().chain(shares.iter().map(|(_, path)| path.as_path())).collect()
+                }
+                Backend::Image { path, shares, .. } => {
+                    let parents = shares.iter().filter_map(|(_, path)| path.parent());
+                    [path.directory()].into_iter().chain(parents).collect()
                 }
                 Backend::Lvm(_) => Vec::new(),
             };
@@ -216,6 +222,11 @@ impl PoolEntry {
         let backend = match self.driver?.value {
             DriverKind::ProjectQuota => Backend::ProjectQuota { path: self.path?.value, shares: paths().collect() },
             DriverKind::Btrfs => Backend::Btrfs { path: self.path?.value, shares: paths().collect() },
+            DriverKind::Image => Backend::Image {
+                path: self.path?.value,
+                shares: paths().collect(),
+                allow_any_growth: self.allow_any_growth?,
+            },
             DriverKind::Lvm => {
                 let volumes = self.volumes?;
                 let (max_data, max_metadata) = (volumes.max_data?, volumes.max_metadata?);
@@ -250,6 +261,7 @@ impl Volumes {
 fn keys_of(driver: DriverKind) -> Vec<&'static str> {
     match driver {
         DriverKind::ProjectQuota | DriverKind::Btrfs => vec!["path", "overcommit"],
+        DriverKind::Image => vec!["path", "overcommit", "allow_any_growth"],
         DriverKind::Lvm => vec![
             "volume_group",
             "volume",

@@ -9,7 +9,9 @@ const POOL: &str = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath 
 
 fn places(pool: &PoolConfig) -> Vec<(ShareId, PathBuf)> {
     match &pool.backend {
-        Backend::ProjectQuota { shares, .. } | Backend::Btrfs { shares, .. } => shares.clone(),
+        Backend::ProjectQuota { shares, .. } | Backend::Btrfs { shares, .. } | Backend::Image { shares, .. } => {
+            shares.clone()
+        }
         Backend::Lvm(lvm) => panic!("{lvm:?}"),
     }
 }
@@ -68,6 +70,14 @@ fn a_btrfs_pool_has_the_keys_of_a_project_quota_pool() {
         shares: vec![(ID.parse().unwrap(), "/srv/legacy".into())],
     };
     assert_eq!(config.pools[0].backend, expected);
+}
+
+#[test]
+fn an_image_pool_may_grow_file_systems_as_far_as_it_likes() {
+    let text = format!("{}overcommit = 2\nallow_any_growth = true\n", POOL.replace("project-quota", "image"));
+    let expected =
+        Backend::Image { path: "/srv/shares/{share_id}".parse().unwrap(), shares: Vec::new(), allow_any_growth: true };
+    assert_eq!(Config::parse(&text, FILE).unwrap().pools[0].backend, expected);
 }
 
 #[test]
@@ -139,7 +149,7 @@ fn a_slip_gets_a_hint() {
         ),
         (
             POOL.replace("project-quota", "zfs"),
-            vec!["3:10: driver: \"zfs\" is not a driver; drivers are project-quota, lvm, btrfs"],
+            vec!["3:10: driver: \"zfs\" is not a driver; drivers are project-quota, lvm, image, btrfs"],
         ),
     ] {
         assert_eq!(refused(&text), problems, "{text}");

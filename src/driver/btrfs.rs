@@ -18,10 +18,12 @@ use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Sizes, 
 use crate::model::{Bytes, DriverKind, PoolName, Reason, Refusal, ShareId};
 use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
 use crate::sys::file_system;
+use crate::sys::open_beneath::DIRECTORY;
 
 const FILESYSTEM: &str = "btrfs";
 
 const GROUND: Ground = Ground {
+    way: DIRECTORY,
     what: "btrfs with quotas",
     is_there: |pool| {
         let fd = pool.fd.as_fd();

@@ -6,6 +6,7 @@
 pub mod btrfs;
 pub mod filesystem;
 pub mod flight_recorder;
+pub mod image;
 pub mod lvm;
 pub mod path_template;
 mod places;

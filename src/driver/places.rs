@@ -1,4 +1,4 @@
-//! Finds the directories of a pool's shares, and opens them without following anything that a tenant could put there.
+//! Finds the directories or files of a pool's shares, and opens them without following anything that a tenant could put there.
 //!
 //! The pool's directory is opened again at each call, since it may be mounted or unmounted between two.
 
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::open;
+use nix::fcntl::{OFlag, open};
 use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
 
@@ -29,11 +29,13 @@ pub(super) struct Places {
 
 /// What a kind of pool asks of the file system that it is on.
 pub(super) struct Ground {
+    /// How a share is opened: [`DIRECTORY`] or [`FILE`](crate::sys::open_beneath::FILE).
+    pub way: OFlag,
     /// What should be mounted at the pool's directory.
     pub what: &'static str,
     /// Whether it is.
     pub is_there: fn(&Pool) -> Result<bool, Errno>,
-    /// Whether a directory, maybe of another mount, is on the pool's file system.
+    /// Whether a share, maybe of another mount, is on the pool's file system.
     pub holds: fn(&Pool, BorrowedFd<'_>) -> Result<bool, Errno>,
 }
 
@@ -91,11 +93,12 @@ impl Places {
         Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, modified, inode: status.st_ino })
     }
 
-    /// Opens a share's directory.
+    /// Opens a share's directory or file.
     ///
     /// # Errors
     /// When nothing is there: [`Refusal::NotMounted`] if it may be because the pool is not mounted, else
-    /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount or no directory.
+    /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount, or a directory instead
+    /// of a file and the other way round.
     pub fn open_share(&self, pool: &Pool, share: ShareId) -> Result<OwnedFd, DriverError> {
         let unsupported = |what| Err(self.unsupported(share, what).into());
         match self.try_open(pool, share) {
@@ -107,6 +110,8 @@ impl Places {
             Err(Errno::ELOOP) => unsupported("a symbolic link"),
             Err(Errno::EXDEV) => unsupported("another mount or file system"),
             Err(Errno::ENOTDIR) => unsupported("something other than a directory"),
+            Err(Errno::EISDIR) => unsupported("a directory"),
+            Err(Errno::EROFS) => Err(self.read_only().into()),
             Err(errno) => Err(system("open", &self.path_of(share))(errno)),
         }
     }
@@ -114,11 +119,11 @@ impl Places {
     /// As [`Self::open_share`], with the bare error.
     pub fn try_open(&self, pool: &Pool, share: ShareId) -> Result<OwnedFd, Errno> {
         let Some(path) = self.explicit.get(&share) else {
-            return open_beneath(pool.fd.as_fd(), &self.template.relative_of(share));
+            return open_beneath(pool.fd.as_fd(), &self.template.relative_of(share), self.ground.way);
         };
         // It may be a mount point: only root can mount, so it is enough that it is still the same file system.
-        let directory = open_without_links(path)?;
-        if (self.ground.holds)(pool, directory.as_fd())? { Ok(directory) } else { Err(Errno::EXDEV) }
+        let share = open_without_links(path, self.ground.way)?;
+        if (self.ground.holds)(pool, share.as_fd())? { Ok(share) } else { Err(Errno::EXDEV) }
     }
 
     /// What is said of something else in the place of a share.

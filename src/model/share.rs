@@ -16,17 +16,20 @@ pub enum DriverKind {
     ProjectQuota,
     /// A logical volume, thick or thin, with or without a file system on it.
     Lvm,
+    /// A file on a loop device, with or without a file system on it.
+    Image,
     /// A subvolume of btrfs with a limit of its own.
     Btrfs,
 }
 
 impl DriverKind {
-    pub const ALL: [Self; 3] = [Self::ProjectQuota, Self::Lvm, Self::Btrfs];
+    pub const ALL: [Self; 4] = [Self::ProjectQuota, Self::Lvm, Self::Image, Self::Btrfs];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ProjectQuota => "project-quota",
             Self::Lvm => "lvm",
+            Self::Image => "image",
             Self::Btrfs => "btrfs",
         }
     }

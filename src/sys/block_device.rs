@@ -1,7 +1,7 @@
 //! Block devices: their size, their first blocks, and what else is built on them.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -54,6 +54,12 @@ impl BlockDevice {
         let mut bytes = [0; LENGTH];
         let read = pread(&self.fd, &mut bytes, offset.into())?;
         Ok((read == LENGTH).then_some(bytes))
+    }
+}
+
+impl AsFd for BlockDevice {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

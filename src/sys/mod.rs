@@ -9,6 +9,7 @@ pub mod file_system;
 pub mod fsxattr;
 pub mod growfs;
 pub mod journal;
+pub mod loop_device;
 pub mod lvm_shell;
 pub mod mountinfo;
 pub mod open_beneath;

@@ -1,4 +1,4 @@
-//! Opens directories below another without leaving it: openat2(2).
+//! Opens directories and files below another directory without leaving it: openat2(2).
 //!
 //! Tenants own what is in their shares, and may own the directories above them. A symbolic link or a mount that
 //! somebody puts into the way must not lead growd to another directory.
@@ -10,30 +10,33 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
-/// How every directory is opened.
+/// How a directory is opened.
 pub const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
-/// Opens a directory below another one, on the same mount.
+/// How a file is opened that may be something else, and shall then not keep anybody waiting.
+pub const FILE: OFlag = OFlag::O_RDWR.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
+
+/// Opens what is below a directory, on the same mount, in a way such as [`DIRECTORY`] or [`FILE`].
 ///
 /// # Errors
 /// `ELOOP` for a symbolic link on the way or at its end, `EXDEV` for another mount or for a way out of `directory`,
-/// `ENOTDIR` for anything but a directory, `ENOENT`.
-pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+/// `ENOTDIR` for anything but a directory, or `EISDIR` for one, `ENOENT`.
+pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, way: OFlag) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlag::RESOLVE_BENEATH
         | ResolveFlag::RESOLVE_NO_SYMLINKS
         | ResolveFlag::RESOLVE_NO_XDEV
         | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(directory, path, OpenHow::new().flags(DIRECTORY).resolve(resolve))
+    openat2(directory, path, OpenHow::new().flags(way).resolve(resolve))
 }
 
-/// Opens a directory by its absolute path, on whatever mount, if no part of the path is a symbolic link.
+/// Opens what has an absolute path, on whatever mount, if no part of the path is a symbolic link.
 ///
 /// # Errors
-/// `ELOOP` for a symbolic link, `ENOTDIR`, `ENOENT`.
-pub fn open_without_links(path: &Path) -> Result<OwnedFd, Errno> {
+/// As [`open_beneath`], without `EXDEV`.
+pub fn open_without_links(path: &Path, way: OFlag) -> Result<OwnedFd, Errno> {
     let root = open("/", DIRECTORY, Mode::empty())?;
     let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(root, path, OpenHow::new().flags(DIRECTORY).resolve(resolve))
+    openat2(root, path, OpenHow::new().flags(way).resolve(resolve))
 }
 
 #[cfg(test)]
@@ -53,7 +56,7 @@ mod tests {
         symlink("share", path.join("pool/link")).unwrap();
         symlink("../outside", path.join("pool/out")).unwrap();
         let pool = File::open(path.join("pool")).unwrap();
-        let error = |name: &str| open_beneath(pool.as_fd(), Path::new(name)).err();
+        let error = |name: &str| open_beneath(pool.as_fd(), Path::new(name), DIRECTORY).err();
         assert_eq!(error("share"), None);
         assert_eq!(error("share/deep"), None);
         assert_eq!(error("link"), Some(Errno::ELOOP));
@@ -63,15 +66,21 @@ mod tests {
         assert_eq!(error("file"), Some(Errno::ENOTDIR));
         assert_eq!(error("missing"), Some(Errno::ENOENT));
 
-        assert!(open_without_links(&path.join("pool/share")).is_ok());
-        assert_eq!(open_without_links(&path.join("pool/link/deep")).err(), Some(Errno::ELOOP));
-        assert!(open_without_links(Path::new("/proc/self")).is_err());
+        assert!(open_without_links(&path.join("pool/share"), DIRECTORY).is_ok());
+        assert_eq!(open_without_links(&path.join("pool/link/deep"), DIRECTORY).err(), Some(Errno::ELOOP));
+        assert!(open_without_links(Path::new("/proc/self"), DIRECTORY).is_err());
+
+        let error = |name: &str| open_beneath(pool.as_fd(), Path::new(name), FILE).err();
+        symlink("file", path.join("pool/to-file")).unwrap();
+        assert_eq!(error("file"), None);
+        assert_eq!(error("to-file"), Some(Errno::ELOOP));
+        assert_eq!(error("share"), Some(Errno::EISDIR));
     }
 
     #[test]
     fn never_crosses_into_another_mount() {
         let root = File::open("/").unwrap();
-        assert_eq!(open_beneath(root.as_fd(), Path::new("proc")).err(), Some(Errno::EXDEV));
-        assert!(open_without_links(Path::new("/proc")).is_ok());
+        assert_eq!(open_beneath(root.as_fd(), Path::new("proc"), DIRECTORY).err(), Some(Errno::EXDEV));
+        assert!(open_without_links(Path::new("/proc"), DIRECTORY).is_ok());
     }
 }

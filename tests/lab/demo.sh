@@ -1,6 +1,6 @@
 #!/bin/bash
-# The main job, shown on a lab node: a share that is full grows while it is in use, refusals say why, and a daemon that
-# is killed finishes what it had accepted. Argument: the directory of the binaries. Stops at the first step that fails.
+# The main job, shown on a lab node: a share that is full grows while it is in use, whether a quota, a logical volume or
+# an image bounds it, refusals say why, and a daemon that is killed finishes what it had accepted. Argument: the directory of the binaries. Stops at the first step that fails.
 set -euo pipefail
 bin=$(realpath "$1")
 export PATH="$bin:$PATH" GROWD_ENDPOINT=unix:/run/growd/growd.sock RUST_LOG=warn
@@ -19,7 +19,7 @@ refused() {
     [[ $out == *"$reason"* ]] || fail "$* was not refused with $reason"
 }
 
-say "A storage node with XFS and ext4 under project quotas"
+say "A storage node with XFS and ext4 under project quotas, a volume group and an image"
 mkfs.xfs -qf /dev/ubda
 mkfs.ext4 -qF -O quota,project -E quotatype=prjquota /dev/ubdb
 mkfs.ext4 -qF /dev/ubdd
@@ -36,6 +36,19 @@ for n in $(seq 11 30); do
     mkdir "/mnt/xfs/$(share "$n")"
     xfs_quota -x -c "project -s -p /mnt/xfs/$(share "$n") $n" -c "limit -p bhard=8m $n" /mnt/xfs >/dev/null
 done
+vgcreate -q vg0 /dev/ubdc >/dev/null
+thick=$(share 41) thin=$(share 42) image=$(share 43)
+lvcreate -qq -y -L 320m -n "share-$thick" vg0
+lvcreate -qq -y --type thin-pool -L 1g -n pool0 vg0
+lvcreate -qq -y -V 320m --thinpool pool0 -n "thin-$thin" vg0
+mkfs.xfs -q "/dev/vg0/share-$thick"
+mkfs.ext4 -q "/dev/vg0/thin-$thin"
+mkdir /mnt/thick /mnt/thin /mnt/image
+truncate -s 320M "/mnt/xfs/$image.img"
+mkfs.xfs -q "/mnt/xfs/$image.img"
+mount "/dev/vg0/share-$thick" /mnt/thick
+mount "/dev/vg0/thin-$thin" /mnt/thin
+mount -o loop "/mnt/xfs/$image.img" /mnt/image
 mkdir -p /run/growd
 cat >/run/growd/growd.toml <<TOML
 state_dir = "/mnt/state/growd"
@@ -47,6 +60,21 @@ path = "/mnt/xfs/{share_id}"
 name = "ext4"
 driver = "project-quota"
 path = "/mnt/ext4/{share_id}"
+[[pool]]
+name = "thick"
+driver = "lvm"
+volume_group = "vg0"
+volume = "share-{share_id}"
+[[pool]]
+name = "thin"
+driver = "lvm"
+volume_group = "vg0"
+volume = "thin-{share_id}"
+thin_pool = "pool0"
+[[pool]]
+name = "image"
+driver = "image"
+path = "/mnt/xfs/{share_id}.img"
 TOML
 growd check-config --config /run/growd/growd.toml
 start() {
@@ -68,6 +96,22 @@ for kind in xfs ext4; do
     fill "/mnt/$kind/$id/b" 16 || fail "the share did not grow"
     echo "the same write succeeds"
     growctl share "$id"
+done
+
+for kind in thick thin image; do
+    id=${!kind}
+    case $kind in
+        thick) what="a logical volume with XFS" ;;
+        thin) what="a thin logical volume with ext4" ;;
+        image) what="an image with XFS on a loop device" ;;
+    esac
+    say "$kind: $what, full"
+    fill "/mnt/$kind/a" 400 && fail "320 MiB did not hold"
+    say "$kind: growctl extend $id 512MiB --wait"
+    growctl extend "$id" 512MiB --wait || fail "the extend failed"
+    fill "/mnt/$kind/b" 100 || fail "the share did not grow"
+    echo "100 MiB more can be written"
+    df -h "/mnt/$kind"
 done
 
 say "Refusals: smaller, equal, unknown, a decimal unit"
@@ -110,4 +154,5 @@ kill -TERM "$pid"
 wait "$pid" || fail "growd did not end in order"
 growd store verify --config /run/growd/growd.toml
 echo
-echo "Shown: XFS and ext4 shares grew in use, refusals said why, 20 accepted jobs outlived SIGKILL."
+echo "Shown: quotas on XFS and ext4, a logical volume with XFS, a thin one with ext4 and an image grew in use, refusals said" \
+    "why, 20 accepted jobs outlived SIGKILL."

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 pub mod btrfs;
 pub mod hanging_disk;
+pub mod image;
 
 pub mod lab {
     use super::*;

@@ -4,6 +4,7 @@
 //! way round: names of devices and mount points are for people, and either may differ from what the configuration
 //! says. Sizes are the kernel's own; no tool is asked. Nothing here makes a file system smaller or mounts it.
 
+mod device;
 mod ext4;
 mod geometry;
 mod mounts;
@@ -17,6 +18,7 @@ use nix::errno::Errno;
 use nix::libc::dev_t;
 use nix::sys::statvfs::fstatvfs;
 
+pub use self::device::{Device, half_grown, unusable};
 use self::ext4::{Ext4, SUPERBLOCK};
 use self::geometry::Geometry;
 use super::DriverError;

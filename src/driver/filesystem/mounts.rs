@@ -12,7 +12,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::sys::growfs;
 use crate::sys::mountinfo::{self, Mount};
-use crate::sys::open_beneath::open_without_links;
+use crate::sys::open_beneath::{DIRECTORY, open_without_links};
 
 /// What mountinfo says of a device.
 pub(super) enum Found {
@@ -91,7 +91,7 @@ enum Root {
 
 /// Opens what is at the mount point now, which need not be this mount.
 fn open_root(mount: &Mount, wanted: &Wanted) -> Result<Root, Errno> {
-    let root = open_without_links(&mount.mount_point)?;
+    let root = open_without_links(&mount.mount_point, DIRECTORY)?;
     match wanted.is(root.as_fd()) {
         Ok(true) if fstatvfs(&root)?.flags().contains(FsFlags::ST_RDONLY) => Ok(Root::ReadOnly),
         Ok(true) => Ok(Root::Writable(root)),

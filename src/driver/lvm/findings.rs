@@ -2,12 +2,10 @@
 //!
 //! The order matters: the first blocking problem is what an extend is refused with.
 
-use std::path::Path;
-
 use super::Lvm;
 use super::volume::Volume;
-use crate::driver::{DriverError, Problem, Sizes};
-use crate::model::{Reason, Refusal, ShareId};
+use crate::driver::{DriverError, Problem};
+use crate::model::Refusal;
 
 impl Lvm {
     /// What LVM's own report says against growing the volume.
@@ -72,27 +70,6 @@ impl Lvm {
         let remedy =
             format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata");
         Some(Problem::blocking(refusal, remedy))
-    }
-
-    /// What the file system's side refuses, with what heals it.
-    pub(super) fn unusable(&self, refusal: Refusal, location: &Path) -> Problem {
-        let remedy = match &refusal {
-            Refusal::NotMounted { .. } => format!("mount {}", location.display()),
-            _ => format!("lsblk {} shows what holds it", location.display()),
-        };
-        Problem::blocking(refusal, remedy)
-    }
-
-    /// A crash, or somebody's lvextend, left the file system smaller than its volume.
-    pub(super) fn half_grown(&self, share: ShareId, location: &Path, sizes: Sizes) -> Option<Problem> {
-        let Sizes::Volume { room, filesystem: Some(filesystem) } = sizes else { return None };
-        (filesystem < room).then(|| {
-            let message = format!(
-                "the file system on {} has {filesystem} where its volume holds one of {room}",
-                location.display()
-            );
-            Problem::warning(Reason::HalfGrown, message, format!("growctl extend {share} {}B --wait", room.get()))
-        })
     }
 
     pub(super) fn unsupported_what(&self, volume: &Volume) -> String {

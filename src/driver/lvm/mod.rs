@@ -13,16 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::libc::dev_t;
 use nix::sys::stat::stat;
 
 pub use self::group::{VolumeGroup, find_lvm};
 use self::volume::{Group, Volume};
-use super::filesystem::{self, Content};
+use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
 use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId, ThinPool};
-use crate::sys::block_device::BlockDevice;
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
 const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
@@ -43,36 +41,8 @@ pub struct Lvm {
 struct Share {
     volume: Volume,
     /// `None` when something blocks it, which `observed` tells.
-    mounted: Option<Mounted>,
+    device: Option<Device>,
     observed: Observed,
-}
-
-/// An active volume and what is on it.
-struct Mounted {
-    size: Bytes,
-    content: Content,
-}
-
-impl Mounted {
-    fn sizes(&self) -> Sizes {
-        match &self.content {
-            Content::Block => Sizes::Volume { room: self.size, filesystem: None },
-            Content::Filesystem(filesystem) => {
-                Sizes::Volume { room: filesystem.size_on(self.size), filesystem: Some(filesystem.size()) }
-            }
-        }
-    }
-
-    /// The size of volume that gives users `target`, in steps that LVM can take.
-    fn volume_for(&self, target: Bytes, rounding: rounding::Rounding) -> Bytes {
-        let Content::Filesystem(filesystem) = &self.content else { return rounding.round_up(self.size, target) };
-        let mut size = rounding.round_up(self.size, filesystem.volume_for(target));
-        // A last part of the volume may be too small for the file system to use.
-        while filesystem.size_on(size) < target && size < Bytes::MAX_FILE {
-            size = rounding.round_up(size, size.saturating_add(Bytes::new(1)));
-        }
-        size
-    }
 }
 
 impl Lvm {
@@ -123,51 +93,41 @@ impl Lvm {
         let volume = volume.ok_or(Refusal::ShareNotFound { share })?;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
         let mut problems = self.problems(&volume);
-        let mounted = if volume.is_active && !volume.is_suspended { Some(self.look_at(&name)) } else { None };
-        let mounted = match mounted {
-            Some(Ok(mounted)) => Some(mounted),
+        let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(&name)) } else { None };
+        let device = match device {
+            Some(Ok(device)) => Some(device),
             Some(Err(DriverError::Refused(refusal))) => {
-                problems.push(self.unusable(refusal, &location));
+                problems.push(filesystem::unusable(refusal, &location));
                 None
             }
             Some(Err(error)) => return Err(error),
             None => None,
         };
         problems.extend(thin_pool.and_then(|thin_pool| self.critical(&thin_pool)));
-        let sizes = mounted.as_ref().map(Mounted::sizes);
-        if let Some(half_grown) = sizes.and_then(|sizes| self.half_grown(share, &location, sizes)) {
-            problems.push(half_grown);
-        }
-        let (filesystem, used) = match mounted.as_ref().map(|mounted| &mounted.content) {
-            Some(Content::Filesystem(filesystem)) => (filesystem.name(), Some(filesystem.used())),
-            _ => ("", None),
-        };
+        let sizes = device.as_ref().map(Device::sizes);
+        problems.extend(sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes)));
+        let filesystem = device.as_ref().map_or("", Device::filesystem);
+        let used = device.as_ref().and_then(Device::used);
         let observed = Observed { location, filesystem, sizes, used, problems };
-        Ok(Share { volume, mounted, observed })
+        Ok(Share { volume, device, observed })
     }
 
     /// The volume's device and what is on it, by the kernel alone.
-    fn look_at(&self, name: &str) -> Result<Mounted, DriverError> {
+    fn look_at(&self, name: &str) -> Result<Device, DriverError> {
         let node = volume::node(self.group.name(), name);
         let device = match stat(&node) {
             Err(Errno::ENOENT) => return Err(self.not_mounted(format!("{} does not exist", node.display())).into()),
             result => result.map_err(|source| system("stat", &node, source))?.st_rdev,
         };
-        let size = self.size_of(&node, device)?;
-        Ok(Mounted { size, content: filesystem::observe(&self.pool, device, &node)? })
-    }
-
-    fn size_of(&self, node: &Path, device: dev_t) -> Result<Bytes, DriverError> {
-        BlockDevice::open(node, device)
-            .and_then(|device| device.size())
-            .map_err(|source| system("measure", node, source))
+        Device::look(&self.pool, device, &node)
     }
 
     fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
-        let Share { volume, mounted, observed } = self.find(share)?;
+        let Share { volume, device, observed } = self.find(share)?;
         observed.extendable()?;
-        let (Some(mounted), Some(rounding)) = (mounted, volume.rounding) else { return Err(self.unsupported(&volume)) };
-        let (before, wanted) = (mounted.size, mounted.volume_for(to, rounding));
+        let (Some(device), Some(rounding)) = (device, volume.rounding) else { return Err(self.unsupported(&volume)) };
+        let before = device.size;
+        let wanted = device.volume_for(to, |size| rounding.round_up(before, size));
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
         }
@@ -184,18 +144,6 @@ impl Lvm {
         }
         let problem = format!("lvextend to {wanted} left {} at {after}: {words}", observed.location.display());
         Err(Refusal::Internal { problem }.into())
-    }
-
-    fn grow_filesystem(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
-        let mounted = self.look_at(&self.name_of(share))?;
-        let Content::Filesystem(filesystem) = mounted.content else {
-            return Ok(Outcome::AlreadyThere { size: mounted.size });
-        };
-        let before = filesystem.size();
-        if before >= to {
-            return Ok(Outcome::AlreadyThere { size: before });
-        }
-        Ok(Outcome::Grown { from: before, to: filesystem.grow()? })
     }
 }
 
@@ -226,15 +174,13 @@ impl Driver for Lvm {
     }
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let Share { volume, mounted, observed } = self.find(share)?;
-        let growth = match (mounted, volume.rounding) {
-            (Some(mounted), Some(rounding)) => {
-                let wanted = mounted.volume_for(target, rounding);
-                let checked = match &mounted.content {
-                    Content::Filesystem(filesystem) if !self.allow_any_growth => filesystem.check_growth(wanted),
-                    _ => Ok(()),
-                };
-                checked.map(|()| rounding.space(wanted.saturating_sub(mounted.size)))
+        let Share { volume, device, observed } = self.find(share)?;
+        let growth = match (device, volume.rounding) {
+            (Some(device), Some(rounding)) => {
+                let before = device.size;
+                let wanted = device.volume_for(target, |size| rounding.round_up(before, size));
+                let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(wanted) };
+                checked.map(|()| rounding.space(wanted.saturating_sub(before)))
             }
             _ => Ok(Bytes::ZERO),
         };
@@ -286,16 +232,14 @@ impl Driver for Lvm {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
-            Step::GrowFilesystem { to } => self.grow_filesystem(share, to),
+            Step::GrowFilesystem { to } => self.look_at(&self.name_of(share))?.grow_filesystem(to),
             Step::SetLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
         let name = self.name_of(share);
-        if let Content::Filesystem(filesystem) = &self.look_at(&name)?.content {
-            filesystem.flush()?;
-        }
+        self.look_at(&name)?.flush()?;
         Ok(self.look_at(&name)?.sizes().usable())
     }
 }

@@ -23,10 +23,12 @@ use super::places::{Ground, Places, Pool};
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
+use crate::sys::open_beneath::DIRECTORY;
 use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, Route};
 use crate::sys::{fsxattr, journal};
 
 const GROUND: Ground = Ground {
+    way: DIRECTORY,
     what: "file system with project quotas",
     is_there: |pool| Ok(quotactl::state(pool.fd.as_fd(), Route::Best)?.accounting),
     holds: |pool, directory| Ok(fstat(directory)?.st_dev == pool.device),

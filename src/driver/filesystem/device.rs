@@ -1,0 +1,129 @@
+//! A share that is a block device: how large it is, what is on it, and how the two fit together.
+
+use std::path::Path;
+
+use nix::libc::dev_t;
+
+use super::{Content, observe, system};
+use crate::driver::{DriverError, Outcome, Problem, Sizes};
+use crate::model::{Bytes, PoolName, Reason, Refusal, ShareId};
+use crate::sys::block_device::BlockDevice;
+
+/// A block device at one moment.
+#[derive(Debug)]
+pub struct Device {
+    pub size: Bytes,
+    pub content: Content,
+}
+
+impl Device {
+    /// By the kernel alone; `node` is its name in `/dev`.
+    ///
+    /// # Errors
+    /// As [`observe`].
+    pub fn look(pool: &PoolName, device: dev_t, node: &Path) -> Result<Self, DriverError> {
+        let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
+        let size = opened.size().map_err(system("measure", node))?;
+        Ok(Self { size, content: observe(pool, device, node)? })
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        match &self.content {
+            Content::Block => Sizes::Volume { room: self.size, filesystem: None },
+            Content::Filesystem(filesystem) => {
+                Sizes::Volume { room: self.room(self.size), filesystem: Some(filesystem.size()) }
+            }
+        }
+    }
+
+    /// What users would have of a device of this size.
+    pub fn room(&self, size: Bytes) -> Bytes {
+        match &self.content {
+            Content::Block => size,
+            Content::Filesystem(filesystem) => filesystem.size_on(size),
+        }
+    }
+
+    /// Type of the file system, empty where there is none.
+    pub fn filesystem(&self) -> &'static str {
+        match &self.content {
+            Content::Block => "",
+            Content::Filesystem(filesystem) => filesystem.name(),
+        }
+    }
+
+    /// `None` where only the tenant knows.
+    pub fn used(&self) -> Option<Bytes> {
+        match &self.content {
+            Content::Block => None,
+            Content::Filesystem(filesystem) => Some(filesystem.used()),
+        }
+    }
+
+    /// The size of device that gives users `target`, among those that `round_up` gives.
+    pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
+        let Content::Filesystem(filesystem) = &self.content else { return round_up(target) };
+        let mut size = round_up(filesystem.volume_for(target));
+        // A last part of the device may be too small for the file system to use.
+        while filesystem.size_on(size) < target && size < Bytes::MAX_FILE {
+            size = round_up(size.saturating_add(Bytes::new(1)));
+        }
+        size
+    }
+
+    /// Whether what is on it should grow with a device of this size.
+    ///
+    /// # Errors
+    /// As [`super::Mounted::check_growth`].
+    pub fn check_growth(&self, to: Bytes) -> Result<(), Refusal> {
+        match &self.content {
+            Content::Block => Ok(()),
+            Content::Filesystem(filesystem) => filesystem.check_growth(to),
+        }
+    }
+
+    /// Grows the file system to fill the device if it has less than `to`.
+    ///
+    /// # Errors
+    /// As [`super::Mounted::grow`].
+    pub fn grow_filesystem(&self, to: Bytes) -> Result<Outcome, DriverError> {
+        let Content::Filesystem(filesystem) = &self.content else {
+            return Ok(Outcome::AlreadyThere { size: self.size });
+        };
+        let before = filesystem.size();
+        if before >= to {
+            return Ok(Outcome::AlreadyThere { size: before });
+        }
+        Ok(Outcome::Grown { from: before, to: filesystem.grow()? })
+    }
+
+    /// Makes the growth of the file system durable.
+    ///
+    /// # Errors
+    /// The failed system call.
+    pub fn flush(&self) -> Result<(), DriverError> {
+        match &self.content {
+            Content::Block => Ok(()),
+            Content::Filesystem(filesystem) => filesystem.flush(),
+        }
+    }
+}
+
+/// A crash, or somebody's command, left the file system smaller than its device.
+pub fn half_grown(share: ShareId, location: &Path, sizes: Sizes) -> Option<Problem> {
+    let Sizes::Volume { room, filesystem: Some(filesystem) } = sizes else { return None };
+    (filesystem < room).then(|| {
+        let message =
+            format!("the file system on {} has {filesystem} where its volume holds one of {room}", location.display());
+        Problem::warning(Reason::HalfGrown, message, format!("growctl extend {share} {}B --wait", room.get()))
+    })
+}
+
+/// What [`Device::look`] refuses, with what heals it; `node` is the device.
+pub fn unusable(refusal: Refusal, node: &Path) -> Problem {
+    let remedy = match &refusal {
+        Refusal::NotMounted { .. } => format!("mount {}", node.display()),
+        _ => format!("lsblk {} shows what holds it", node.display()),
+    };
+    Problem::blocking(refusal, remedy)
+}

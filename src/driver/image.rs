@@ -1,0 +1,348 @@
+//! Images: a share is a file with a file system on it, attached to a loop device and mounted, or without one.
+//!
+//! Needs nothing but root and a directory. The file grows first, then its loop device, then the file system: whatever a
+//! crash leaves half done is seen by the three sizes and finished. A file that has all its blocks gets all of its new
+//! ones; a sparse one stays sparse, and what it lacks counts as promised.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc::{S_IFMT, S_IFREG, off_t};
+use nix::sys::stat::{FileStat, fstat};
+use nix::unistd::{fsync, ftruncate};
+
+use super::filesystem::{self, Device};
+use super::path_template::PathTemplate;
+use super::places::{Ground, Places, Pool};
+use super::shell::quoted;
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Space, SpaceId, Step, system};
+use crate::model::{Bytes, DriverKind, PoolName, Reason, Refusal, ShareId};
+use crate::sys::btrfs;
+use crate::sys::file_system::{self, Capacity};
+use crate::sys::loop_device::{self, LoopDevice};
+use crate::sys::open_beneath::FILE;
+
+/// Loop devices count whole ones, and `st_blocks` counts these, whatever the file system.
+const SECTOR: u64 = 512;
+
+/// Images grow in these: the largest block that a file system or a loop device here has.
+const UNIT: u64 = 4096;
+
+const GROUND: Ground = Ground {
+    way: FILE,
+    what: "file system",
+    // Any will do, so that nothing tells whether the right one is mounted.
+    is_there: |_| Ok(true),
+    holds: |pool, file| Ok(fstat(file)?.st_dev == pool.device),
+};
+
+/// A pool of images in one directory.
+pub struct Image {
+    places: Arc<Places>,
+    images: Arc<Images>,
+    /// Whether a file system may grow beyond what its makers had in mind.
+    allow_any_growth: bool,
+    /// Whether the pool promises its space more than once.
+    overcommits: bool,
+}
+
+/// Where the images of all pools of the daemon are, since pools may share a file system.
+#[derive(Default)]
+pub struct Images(Mutex<Vec<Arc<Places>>>);
+
+/// A share's file at one moment.
+struct Share {
+    pool: Pool,
+    file: OwnedFd,
+    size: Bytes,
+    /// Blocks that it has, wherever they are.
+    allocated: Bytes,
+    /// `None` when something blocks it, which `observed` tells.
+    attached: Option<(LoopDevice, Device)>,
+    observed: Observed,
+}
+
+type Attached = Result<(LoopDevice, Device), Problem>;
+
+impl Image {
+    /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
+    /// be on its file system. `images` is one for all pools of the daemon.
+    pub fn new(
+        pool: PoolName,
+        template: PathTemplate,
+        places: Vec<(ShareId, PathBuf)>,
+        allow_any_growth: bool,
+        overcommits: bool,
+        images: Arc<Images>,
+    ) -> Self {
+        let places = Arc::new(Places::new(GROUND, pool, template, places));
+        images.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&places));
+        Self { places, images, allow_any_growth, overcommits }
+    }
+
+    fn find(&self, share: ShareId) -> Result<Share, DriverError> {
+        let pool = self.places.open_pool()?;
+        let location = self.places.path_of(share);
+        let file = self.places.open_share(&pool, share)?;
+        let status = fstat(&file).map_err(system("stat", &location))?;
+        if status.st_mode & S_IFMT != S_IFREG {
+            return Err(self.places.unsupported(share, "something other than a regular file").into());
+        }
+        let (size, allocated) = sizes_of(&status);
+        let mut problems = Vec::new();
+        let attached = self.attached(&file, size, &location)?.map_err(|problem| problems.push(problem)).ok();
+        let device = attached.as_ref().map(|(_, device)| device);
+        let sizes = device.map(Device::sizes);
+        if let (Some(device), Some(sizes)) = (device, sizes) {
+            problems.extend(match short_device(share, &location, size, device) {
+                Some(problem) => Some(problem),
+                None => filesystem::half_grown(share, &location, sizes),
+            });
+        }
+        let filesystem = device.map_or("", Device::filesystem);
+        let used = device.and_then(Device::used);
+        let observed = Observed { location, filesystem, sizes, used, problems };
+        Ok(Share { pool, file, size, allocated, attached, observed })
+    }
+
+    /// The loop device of a file and what is on it, or why it cannot be grown.
+    fn attached(&self, file: &OwnedFd, size: Bytes, location: &Path) -> Result<Attached, DriverError> {
+        let mut found = loop_device::of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
+        let shown = location.display();
+        let path = quoted(location);
+        let unsupported = |what: String, remedy: String| Problem::blocking(Refusal::Unsupported { what }, remedy);
+        let Some(device) = found.pop() else {
+            let problem = format!("{shown} is attached to no loop device");
+            let refusal = Refusal::NotMounted { pool: self.places.pool().clone(), problem };
+            return Ok(Err(Problem::blocking(refusal, format!("mount -o loop {path} DIRECTORY"))));
+        };
+        let node = device.node.display();
+        if let Some(other) = found.pop() {
+            let what = format!("growing {shown}, which is attached to {} and to {node},", other.node.display());
+            let remedy = format!("losetup -j {path}, then losetup -d for all but one");
+            return Ok(Err(unsupported(what, remedy)));
+        }
+        if device.shows_part {
+            let what = format!("growing {shown}, of which {node} shows a part only (offset or size limit),");
+            return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
+        }
+        if device.read_only {
+            let what = format!("growing {shown}, which is attached to {node} read-only,");
+            return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
+        }
+        match Device::look(self.places.pool(), device.device, &device.node) {
+            // What is written behind the end of the file fails or is lost already.
+            Ok(seen) if size < seen.size => {
+                let what = format!("growing {shown}, which was cut to {size} while {node} has {},", seen.size);
+                Ok(Err(unsupported(what, "bring its last part back from a backup".to_owned())))
+            }
+            Ok(seen) => Ok(Ok((device, seen))),
+            Err(DriverError::Refused(refusal)) => Ok(Err(filesystem::unusable(refusal, &device.node))),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
+        let found = self.find(share)?;
+        found.observed.extendable()?;
+        let location = &found.observed.location;
+        let internal = |problem: String| DriverError::from(Refusal::Internal { problem });
+        let Some((looped, device)) = &found.attached else {
+            return Err(internal(format!("{} is not attached", location.display())));
+        };
+        let (before, wanted) = (device.size, device.volume_for(to, round_up));
+        if wanted <= before {
+            return Ok(Outcome::AlreadyThere { size: before });
+        }
+        // After a crash the file may have its size, and the device not.
+        if found.size < wanted {
+            self.grow_file(&found, wanted)?;
+        }
+        // The file system must not reach further on disk than its file does.
+        fsync(&found.file).map_err(system("sync", location))?;
+        looped.follow_file().map_err(system("set the capacity of", &looped.node))?;
+        let after = Device::look(self.places.pool(), looped.device, &looped.node)?.size;
+        if after < wanted {
+            return Err(internal(format!("{} has {after} where {wanted} was set", looped.node.display())));
+        }
+        Ok(Outcome::Grown { from: before, to: after })
+    }
+
+    /// Whether a file has all its blocks, and shall have them when it is larger.
+    ///
+    /// A file system that zeroes parts of its device makes holes there, as ext4 does for its inode tables, so a tenth may
+    /// be missing. But where space is promised more than once, a sparse image that is nearly full must not be taken for
+    /// such a file: it would take blocks that nobody writes yet.
+    fn is_preallocated(&self, found: &Share) -> bool {
+        let may_lack = if self.overcommits { 0 } else { found.size.get() / 10 };
+        found.allocated.saturating_add(Bytes::new(may_lack)) >= found.size
+    }
+
+    /// Gives the file a size. When that fails it has the one that it had.
+    fn grow_file(&self, found: &Share, to: Bytes) -> Result<(), DriverError> {
+        let location = &found.observed.location;
+        let asked = to.saturating_sub(found.size);
+        let full = |free| {
+            let pool = self.places.pool().clone();
+            DriverError::from(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked })
+        };
+        let refused = |errno| match errno {
+            Errno::ENOSPC | Errno::EDQUOT => full(free(&found.pool)),
+            Errno::EOPNOTSUPP => {
+                let what = format!("growing {}, which has all its blocks, with all its blocks", location.display());
+                Refusal::Unsupported { what }.into()
+            }
+            Errno::EFBIG => Refusal::Unsupported { what: format!("an image of {to} ({})", location.display()) }.into(),
+            errno => system("grow", location)(errno),
+        };
+        let preallocated = self.is_preallocated(found);
+        if preallocated {
+            // Sparse images should not fail because this one took the last blocks for a moment.
+            let free = free(&found.pool);
+            if free < asked {
+                return Err(full(free));
+            }
+        }
+        let grown = match preallocated {
+            true => preallocate(&found.file, found.size, asked).and_then(|()| ftruncate(&found.file, offset(to))),
+            false => ftruncate(&found.file, offset(to)),
+        };
+        grown.map_err(|errno| {
+            if preallocated {
+                // Should this fail as well, the next attempt finds the blocks where it needs them.
+                let _ = give_back(&found.file, found.size);
+            }
+            refused(errno)
+        })
+    }
+}
+
+impl Driver for Image {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Image
+    }
+
+    fn location(&self) -> String {
+        self.places.template().to_string()
+    }
+
+    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
+        Ok(self.places.list(&self.places.open_pool()?)?.into_iter().collect())
+    }
+
+    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
+        Ok(self.find(share)?.observed)
+    }
+
+    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
+        let Share { size, attached, observed, .. } = self.find(share)?;
+        let growth = attached.map_or(Ok(Bytes::ZERO), |(_, device)| {
+            // The device will be as large as its file, also where that has more than is asked for.
+            let volume = device.volume_for(target, round_up).max(size);
+            let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(volume) };
+            checked.map(|()| volume.saturating_sub(size))
+        });
+        Ok(Assessment { observed, growth, space: self.space()? })
+    }
+
+    fn space_id(&self) -> Result<SpaceId, DriverError> {
+        Ok(self.places.open_pool()?.space_id())
+    }
+
+    /// What is in use counts as promised, whatever it is, and so does what images lack of their size.
+    fn space(&self) -> Result<Space, DriverError> {
+        let pool = self.places.open_pool()?;
+        let fd = pool.fd.as_fd();
+        let Capacity { total, free, kind } = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
+        let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
+        let mut promised = total.saturating_sub(free);
+        let all = self.images.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for places in all {
+            // A pool that is not there has nothing on this file system.
+            let Ok(other) = places.open_pool() else { continue };
+            if other.device == pool.device {
+                promised = promised.saturating_add(lack(&places, &other)?);
+            }
+        }
+        let filesystem = kind.map_or(if is_btrfs { "btrfs" } else { "" }, |kind| kind.name());
+        Ok(Space { id: pool.space_id(), filesystem, total, free, promised, problems: Vec::new() })
+    }
+
+    fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
+        match step {
+            Step::GrowVolume { to } => self.grow_volume(share, to),
+            Step::GrowFilesystem { to } => match &self.find(share)?.attached {
+                Some((_, device)) => device.grow_filesystem(to),
+                None => Err(self.places.not_mounted().into()),
+            },
+            Step::SetLimit { .. } => Err(step.unknown_to(self.kind())),
+        }
+    }
+
+    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
+        if let Some((_, device)) = &self.find(share)?.attached {
+            device.flush()?;
+        }
+        Ok(self.find(share)?.observed.extendable()?.usable())
+    }
+}
+
+/// How much the images of a pool lack of their size.
+fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
+    let mut lack = Bytes::ZERO;
+    for share in places.list(pool)? {
+        // What is no image promises nothing; its own share says what is wrong.
+        let Ok(status) = places.try_open(pool, share).and_then(fstat) else { continue };
+        let (size, allocated) = sizes_of(&status);
+        lack = lack.saturating_add(size.saturating_sub(allocated));
+    }
+    Ok(lack)
+}
+
+/// Somebody made the file larger, or a crash came before its device followed.
+fn short_device(share: ShareId, location: &Path, size: Bytes, device: &Device) -> Option<Problem> {
+    let (room, usable) = (device.room(size), device.sizes().usable());
+    // The device counts whole sectors.
+    (room > usable && size.get() / SECTOR > device.size.get() / SECTOR).then(|| {
+        let (location, has) = (location.display(), device.size);
+        let message = format!("{location} has {size} where its loop device has {has}, and users {usable} of {room}");
+        Problem::warning(Reason::HalfGrown, message, format!("growctl extend {share} {}B --wait", room.get()))
+    })
+}
+
+fn sizes_of(status: &FileStat) -> (Bytes, Bytes) {
+    let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
+    (Bytes::new(bytes(status.st_size)), Bytes::new(bytes(status.st_blocks).saturating_mul(SECTOR)))
+}
+
+fn free(pool: &Pool) -> Bytes {
+    file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free)
+}
+
+/// Allocates blocks behind the end of a file. The size stays: ext4 would move it with every part that it allocates, and
+/// leave it somewhere when the space ends.
+fn preallocate(file: &OwnedFd, from: Bytes, length: Bytes) -> Result<(), Errno> {
+    loop {
+        match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset(from), offset(length)) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Frees blocks behind the end of a file: setting the size that it has does that on XFS, ext4 and btrfs. A file that
+/// somebody else has grown meanwhile is left as it is.
+fn give_back(file: &OwnedFd, size: Bytes) -> Result<(), Errno> {
+    if sizes_of(&fstat(file)?).0 == size { ftruncate(file, offset(size)) } else { Ok(()) }
+}
+
+fn offset(size: Bytes) -> off_t {
+    off_t::try_from(size.get()).unwrap_or(off_t::MAX)
+}
+
+fn round_up(size: Bytes) -> Bytes {
+    Bytes::new(size.get().div_ceil(UNIT).saturating_mul(UNIT)).min(Bytes::MAX_FILE)
+}

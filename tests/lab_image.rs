@@ -1,0 +1,304 @@
+//! Shares that are images on loop devices, through the daemon: grown while they are mounted, refused with a reason,
+//! found half grown and healed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
+use growd::wire::proto::{DiagnoseRequest, Finding, Job, JobState, ListPoolsRequest, Pool};
+use support::btrfs::Btrfs;
+use support::image::{Image, KINDS, pool};
+use support::{Filesystem, fill, lab};
+
+async fn succeeds(clients: &Clients, n: u32, size: u64) -> Job {
+    let job = clients.extend(&share(n), size).await.unwrap();
+    let job = clients.end_of(&job.job_id).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+    assert!(job.size_after_bytes() >= size, "{job:?}");
+    job
+}
+
+async fn fails(clients: &Clients, n: u32, size: u64) -> String {
+    let job = clients.extend(&share(n), size).await.unwrap();
+    let job = clients.end_of(&job.job_id).await;
+    assert_eq!(job.state(), JobState::Failed, "{job:?}");
+    job.error.unwrap().reason
+}
+
+async fn findings(clients: &Clients) -> Vec<Finding> {
+    clients.node.clone().diagnose(DiagnoseRequest::default()).await.unwrap().into_inner().findings
+}
+
+async fn the_pool(clients: &Clients) -> Pool {
+    clients.node.clone().list_pools(ListPoolsRequest {}).await.unwrap().into_inner().pools.remove(0)
+}
+
+fn steps(job: &Job) -> Vec<&str> {
+    job.steps.iter().map(|step| step.name.as_str()).collect()
+}
+
+/// Writes without a pause until it is told to stop. A full file system is all that may stand in its way.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Writer {
+    fn start(path: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mut file, stopped) = (File::create(path).unwrap(), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let mut written = 0;
+            while !stopped.load(Ordering::Relaxed) && written < 64 * MIB {
+                match file.write(&[7; 4096]) {
+                    Ok(length) => written += length as u64,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::StorageFull),
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            file.sync_all().unwrap();
+            written
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Every file system in images of both kinds, on a file system of its own kind or another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_image_grows_under_its_writer() {
+    lab::require();
+    let (xfs, ext4, btrfs) = (Filesystem::xfs("ubda", ""), Filesystem::ext4("ubdb", ""), Btrfs::new("ubdc"));
+    let grounds = [xfs.path(), ext4.path(), btrfs.path()];
+    for (at, (kind, mkfs)) in KINDS.into_iter().enumerate() {
+        for preallocated in [false, true] {
+            let ground = grounds[(at + usize::from(preallocated)) % 3];
+            println!("{kind} on {}, preallocated: {preallocated}", ground.display());
+            grows(ground, kind, mkfs, preallocated).await;
+        }
+    }
+}
+
+async fn grows(ground: &Path, kind: &str, mkfs: &str, preallocated: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let image = Image::mounted(ground, &share(1), 320 * MIB, preallocated, mkfs);
+    assert_eq!(image.is_preallocated(), preallocated);
+    let more = if preallocated { "" } else { "overcommit = 2" };
+    let mut daemon = Daemon::start(dir.path(), &pool(ground, more)).await;
+    let clients = daemon.clients().await;
+    let (data, seed) = (image.mount_point().join("data"), image.mount_point().join("seed"));
+    fs::write(&seed, (0..MIB).map(|n| (n % 251) as u8).collect::<Vec<_>>()).unwrap();
+    let writer = Writer::start(&image.mount_point().join("log"));
+    let written = fill(&data, 1000 * MIB).unwrap();
+    assert!(written > 100 * MIB && fill(&data, MIB).unwrap() < MIB, "{kind} is full");
+    let sums = || lab::run("md5sum", &[seed.to_str().unwrap(), data.to_str().unwrap()]);
+    let before = sums();
+
+    // No whole number of anything.
+    let job = succeeds(&clients, 1, 700 * MIB + 12345).await;
+    assert_eq!(steps(&job), ["grow_volume", "grow_filesystem", "verify"]);
+    assert_eq!(fill(&data, 100 * MIB).unwrap(), 100 * MIB, "{kind} has room");
+    assert_refused(&clients.extend(&share(1), 700 * MIB).await.unwrap_err(), "SIZE_NOT_GREATER");
+    succeeds(&clients, 1, 800 * MIB).await;
+    assert!(writer.stop() > 0);
+
+    // What was there before is at the start of the file still.
+    File::options().write(true).open(&data).unwrap().set_len(written).unwrap();
+    assert_eq!(sums(), before);
+    assert!(image.size() >= 800 * MIB && image.size() == image.device_size());
+    assert_eq!(image.is_preallocated(), preallocated, "{} of {}", image.allocated(), image.size());
+    assert_eq!(findings(&clients).await, []);
+    assert!(daemon.terminate());
+    // The loop device went with its mount, as mount(8) had asked for.
+    image.unmount();
+    assert_eq!(image.devices(), [""; 0]);
+    image.check(kind);
+    image.mount("loop");
+    assert_eq!(sums(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_a_file_system_grows_with_its_device() {
+    lab::require();
+    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
+    let image = Image::blank(ground.path(), &share(1), 10 * MIB, false);
+    let device = image.attach(&[]);
+    fs::write(&device, "tenant").unwrap();
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let job = succeeds(&daemon.clients().await, 1, 20 * MIB).await;
+    assert_eq!(steps(&job), ["grow_volume", "verify"]);
+    assert_eq!((image.size(), image.device_size()), (20 * MIB, 20 * MIB));
+    assert_eq!(fs::read(&image.path).unwrap()[..6], *b"tenant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_grown_is_refused_and_stays_as_it_is() {
+    lab::require();
+    let (ground, dir) = (Filesystem::ext4("ubda", ""), tempfile::tempdir().unwrap());
+    let image = Image::blank(ground.path(), &share(1), 100 * MIB, false);
+    image.format("mkfs.ext4 -q -F");
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let clients = daemon.clients().await;
+    let refused = async |reason: &str, remedy: &str| {
+        assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), reason);
+        assert_eq!(image.size(), 100 * MIB);
+        let found = findings(&clients).await;
+        assert!(found.iter().any(|finding| finding.kind == reason && finding.remedy.contains(remedy)), "{found:?}");
+    };
+    let path = image.path.to_str().unwrap();
+    refused("NOT_MOUNTED", &format!("mount -o loop {path} ")).await;
+    image.attach(&[]);
+    refused("NOT_MOUNTED", "mount /dev/loop").await;
+    image.attach(&[]);
+    refused("UNSUPPORTED", "losetup -j").await;
+    image.detach();
+    for options in [["-o", "4096"].as_slice(), &["--sizelimit", "67108864"], &["-r"]] {
+        image.attach(options);
+        refused("UNSUPPORTED", "losetup -d").await;
+        image.detach();
+    }
+    image.mount("loop,ro");
+    refused("UNSUPPORTED", "losetup -d").await;
+    image.unmount();
+
+    // Somebody cut the file: the device does not know.
+    image.mount("loop");
+    File::options().write(true).open(&image.path).unwrap().set_len(90 * MIB).unwrap();
+    assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "UNSUPPORTED");
+    assert_eq!((image.size(), image.device_size()), (90 * MIB, 100 * MIB));
+    File::options().write(true).open(&image.path).unwrap().set_len(100 * MIB).unwrap();
+    // Neither name is needed to find the device.
+    fs::rename(&image.path, ground.path().join("elsewhere")).unwrap();
+    assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "SHARE_NOT_FOUND");
+    symlink("elsewhere", &image.path).unwrap();
+    assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "UNSUPPORTED");
+    fs::remove_file(&image.path).unwrap();
+    fs::create_dir(&image.path).unwrap();
+    assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "UNSUPPORTED");
+    fs::remove_dir(&image.path).unwrap();
+    lab::run("mkfifo", &[path]);
+    assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "UNSUPPORTED");
+    fs::rename(ground.path().join("elsewhere"), &image.path).unwrap();
+    let read_only = ground.read_only_mount();
+    assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "NOT_MOUNTED");
+    drop(read_only);
+    assert_eq!((image.size(), image.device_size()), (100 * MIB, 100 * MIB));
+    succeeds(&clients, 1, 200 * MIB).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sparse_images_lack_is_promised() {
+    lab::require();
+    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
+    let images = [1, 2].map(|n| Image::mounted(ground.path(), &share(n), 1024 * MIB, false, "mkfs.xfs -q -f"));
+    // Another pool on the same file system.
+    let other = Image::blank(ground.path(), &format!("other-{}", share(9)), 300 * MIB, false);
+    let others = pool(ground.path(), "").replace("{share_id}", "other-{share_id}").replace("images", "others");
+    let mut daemon = Daemon::start(dir.path(), &format!("{}{others}", pool(ground.path(), ""))).await;
+    let clients = daemon.clients().await;
+    let now = the_pool(&clients).await;
+    let lack: u64 = images.iter().chain([&other]).map(|image| image.size() - image.allocated()).sum();
+    assert!(lack > 2200 * MIB);
+    assert!(now.promised_bytes.abs_diff(now.total_bytes - now.free_bytes + lack) < 8 * MIB, "{now:?}");
+    assert_eq!(now.filesystem, "xfs");
+
+    // 2 of nearly 4 GiB are promised: one more GiB fits, and then another does not.
+    succeeds(&clients, 1, 2048 * MIB).await;
+    let refused = clients.extend(&share(2), 2048 * MIB).await.unwrap_err();
+    assert_refused(&refused, "POOL_FULL");
+    assert_eq!(metadata(&refused, "asked_bytes"), (1024 * MIB).to_string());
+    assert_eq!((images[1].size(), images[1].device_size()), (1024 * MIB, 1024 * MIB));
+    assert!(daemon.terminate());
+
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "overcommit = 4")).await;
+    let clients = daemon.clients().await;
+    succeeds(&clients, 2, 3072 * MIB).await;
+    let free = the_pool(&clients).await.free_bytes;
+    // Blocks cannot be promised twice: what has all of its own needs new ones.
+    let full = Image::mounted(ground.path(), &share(3), 320 * MIB, true, "mkfs.xfs -q -f");
+    assert_eq!(fails(&clients, 3, 320 * MIB + free).await, "POOL_FULL");
+    assert_eq!((full.size(), full.device_size()), (320 * MIB, 320 * MIB));
+    assert!(the_pool(&clients).await.free_bytes > free - 340 * MIB);
+    succeeds(&clients, 3, 640 * MIB).await;
+    assert!(full.allocated() >= 640 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_growth_leaves_the_file_as_it_was() {
+    lab::require();
+    let (ground, dir) = (Filesystem::ext4("ubda", ""), tempfile::tempdir().unwrap());
+    let image = Image::mounted(ground.path(), &share(1), 320 * MIB, true, "mkfs.xfs -q -f");
+    let sparse = Image::mounted(ground.path(), &share(2), 320 * MIB, false, "mkfs.xfs -q -f");
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let clients = daemon.clients().await;
+    for (n, image, call, reason) in [
+        (1, &image, "fallocate:error=ENOSPC", "POOL_FULL"),
+        (1, &image, "fallocate:error=EOPNOTSUPP", "UNSUPPORTED"),
+        (1, &image, "ftruncate:error=EIO", "INTERNAL"),
+        (2, &sparse, "ftruncate:error=ENOSPC", "POOL_FULL"),
+        (2, &sparse, "ftruncate:error=EFBIG", "UNSUPPORTED"),
+    ] {
+        let injected = daemon.inject(call).await;
+        assert_eq!(fails(&clients, n, 640 * MIB).await, reason, "{call}");
+        drop(injected);
+        assert_eq!((image.size(), image.device_size()), (320 * MIB, 320 * MIB), "{call}");
+    }
+    // ext4 allocates as far as it gets, and keeps that behind the end of the file until its size is set: here it is what
+    // was left when the size could not be set.
+    assert!(image.allocated() >= 600 * MIB && image.size() == 320 * MIB);
+    let injected = daemon.inject("fallocate:error=ENOSPC").await;
+    assert_eq!(fails(&clients, 1, 640 * MIB).await, "POOL_FULL");
+    drop(injected);
+    assert!(image.allocated() < 321 * MIB, "{} are allocated still", image.allocated());
+    for n in [1, 2] {
+        succeeds(&clients, n, 640 * MIB).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_grown_image_is_found_and_healed() {
+    lab::require();
+    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
+    for (kind, mkfs) in KINDS {
+        let image = Image::mounted(ground.path(), &share(1), 320 * MIB, false, mkfs);
+        let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+        let clients = daemon.clients().await;
+        for (size, device_follows) in [(640, false), (960, true)] {
+            File::options().write(true).open(&image.path).unwrap().set_len(size * MIB).unwrap();
+            if device_follows {
+                lab::run("losetup", &["-c", &image.devices()[0]]);
+            }
+            let found = findings(&clients).await;
+            let [finding] = found.as_slice() else { panic!("{kind}: {found:?}") };
+            assert_eq!(finding.kind, "HALF_GROWN");
+            let words: Vec<&str> = finding.remedy.split(' ').collect();
+            let ["growctl", "extend", id, wanted, "--wait"] = words.as_slice() else { panic!("{finding:?}") };
+            assert_eq!(*id, share(1));
+            let job = succeeds(&clients, 1, wanted.strip_suffix('B').unwrap().parse().unwrap()).await;
+            let expected: &[&str] = if device_follows {
+                &["grow_filesystem", "verify"]
+            } else {
+                &["grow_volume", "grow_filesystem", "verify"]
+            };
+            assert_eq!(steps(&job), expected, "{kind}");
+            assert_eq!((image.size(), image.device_size()), (size * MIB, size * MIB));
+            assert_eq!(findings(&clients).await, [], "{kind}");
+        }
+    }
+}
