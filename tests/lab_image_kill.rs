@@ -1,0 +1,91 @@
+//! SIGKILL of growd at every system call by which an image grows: after the restart the job ends right.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use daemon::{Clients, Daemon, MIB, PATIENCE, assert_refused, share};
+use growd::wire::proto::{DiagnoseRequest, GetJobRequest, JobState};
+use support::image::{Image, KINDS, pool};
+use support::{Filesystem, lab};
+
+/// Asks for an extend and follows it until it ends or growd is killed: the id of the job, if growd answered, and whether
+/// it ended.
+async fn extend_or_die(clients: &Clients, size: u64) -> (Option<String>, bool) {
+    let Ok(job) = clients.extend(&share(1), size).await else { return (None, false) };
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE {
+        let request = GetJobRequest { job_id: job.job_id.clone() };
+        match clients.jobs.clone().get_job(request).await {
+            Ok(job) if job.get_ref().state() == JobState::Succeeded => return (Some(job.into_inner().job_id), true),
+            Ok(job) => assert_ne!(job.get_ref().state(), JobState::Failed, "{job:?}"),
+            Err(_) => return (Some(job.job_id), false),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the job neither ends nor dies");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_every_call_a_growth_is_finished_after_the_restart() {
+    lab::require();
+    let ground = Filesystem::ext4("ubda", "");
+    let (kind, mkfs) = KINDS[0];
+    let dir = tempfile::tempdir().unwrap();
+    let image = Image::mounted(ground.path(), &share(1), 320 * MIB, true, mkfs);
+    let seed = image.mount_point().join("seed");
+    fs::write(&seed, (0..MIB).map(|n| (n % 251) as u8).collect::<Vec<_>>()).unwrap();
+    let sum = || lab::run("md5sum", &[seed.to_str().unwrap()]);
+    let before = sum();
+    let mut daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let (mut size, mut resumed, mut states) = (320 * MIB, 0, std::collections::BTreeSet::new());
+    // Each call of a growth in turn, until there are no more of them; of the many ioctls every third.
+    for (call, step) in [("fallocate", 1), ("ftruncate", 1), ("fsync", 1), ("ioctl", 3)] {
+        for nth in (1..).step_by(step) {
+            size += 16 * MIB;
+            println!("{call} {nth}");
+            let injected = daemon.inject(&format!("{call}:signal=KILL:when={nth}")).await;
+            let (job, ended) = extend_or_die(&daemon.clients().await, size).await;
+            // Before strace is told to end: it waits for ever when what it traces is dying.
+            assert!(ended || daemon.was_killed(), "{kind}, {call} {nth}");
+            drop(injected);
+            // Where the kill has come between: how far the file and its device were.
+            states.insert((image.size() >= size, image.device_size() >= size));
+            if !ended {
+                daemon.start_again().await;
+            }
+            let clients = daemon.clients().await;
+            let job = match job {
+                Some(job) => job,
+                // Killed before it was accepted: nothing has happened.
+                None => clients.extend(&share(1), size).await.unwrap().job_id,
+            };
+            let job = clients.end_of(&job).await;
+            assert_eq!(job.state(), JobState::Succeeded, "{kind}, {call} {nth}: {job:?}");
+            resumed += u32::from(job.attempt > 1);
+            assert!(job.size_after_bytes() >= size, "{job:?}");
+            assert_eq!(image.size(), image.device_size(), "{kind}, {call} {nth}");
+            assert_refused(&clients.extend(&share(1), size).await.unwrap_err(), "SIZE_NOT_GREATER");
+            let found = clients.node.clone().diagnose(DiagnoseRequest::default()).await.unwrap();
+            assert_eq!(found.into_inner().findings, [], "{kind}, {call} {nth}");
+            if ended {
+                assert!(nth > 1, "{kind}: there was no {call} to be killed at");
+                break;
+            }
+        }
+    }
+    // Before the file had grown, between that and its device, and after both.
+    assert_eq!(states.len(), 3, "{states:?}");
+    println!("{kind}: {resumed} jobs were finished by the next growd, up to {} MiB", size / MIB);
+    assert!(image.is_preallocated());
+    assert_eq!(sum(), before);
+    assert!(daemon.terminate());
+    image.unmount();
+    image.check(kind);
+}
