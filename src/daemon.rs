@@ -87,6 +87,9 @@ pub async fn run(config: Config) -> Result<()> {
 /// The pools as configured, each with its driver.
 pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
     let program = find_lvm();
+    if program.is_none() && config.pools.iter().any(|pool| matches!(pool.backend, Backend::Lvm(_))) {
+        warn!("lvm is not installed: pools of logical volumes are refused as not mounted");
+    }
     let (promises, images) = (Arc::new(Promises::default()), Arc::new(Images::default()));
     let mut groups: BTreeMap<String, (Arc<VolumeGroup>, Arc<Semaphore>)> = BTreeMap::new();
     let pool = |pool: &PoolConfig| {

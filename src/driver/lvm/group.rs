@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tracing::info;
+
 use super::report::{self, Row};
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::model::{PoolName, Refusal};
@@ -104,7 +106,7 @@ fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Durati
     };
     let mut shell = match kept {
         Some(shell) => shell,
-        None => Shell::start(program)?,
+        None => start(program)?,
     };
     let answer = shell.run(command, limit);
     match &answer {
@@ -112,6 +114,22 @@ fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Durati
         Err(_) => line.dying = Some(if limit.is_some() { shell.kill() } else { shell.leave() }),
     }
     answer
+}
+
+/// A shell that has answered. Which lvm it is, is for whoever reads the log.
+fn start(program: &Path) -> Result<Shell, ShellError> {
+    let mut shell = Shell::start(program)?;
+    match shell.run("version", Some(QUESTION_LIMIT)) {
+        Ok(output) => {
+            let version = output.text.lines().next().unwrap_or_default().trim();
+            info!(program = %program.display(), version, "started a shell of lvm");
+            Ok(shell)
+        }
+        Err(error) => {
+            shell.kill();
+            Err(error)
+        }
+    }
 }
 
 /// The absolute path of lvm, from PATH or where administrators' tools are.
