@@ -155,10 +155,6 @@ impl Driver for Btrfs {
         Ok(Assessment { observed, growth: Ok(growth), space: self.space()? })
     }
 
-    fn space_id(&self) -> Result<SpaceId, DriverError> {
-        self.id_of(&self.places.open_pool()?)
-    }
-
     fn space(&self) -> Result<Space, DriverError> {
         let pool = self.places.open_pool()?;
         let id = self.id_of(&pool)?;

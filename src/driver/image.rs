@@ -18,7 +18,7 @@ use super::filesystem::{self, Device};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Places, Pool};
 use super::shell::quoted;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Space, SpaceId, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Space, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
@@ -246,10 +246,6 @@ impl Driver for Image {
             checked.map(|()| volume.saturating_sub(size))
         });
         Ok(Assessment { observed, growth, space: self.space()? })
-    }
-
-    fn space_id(&self) -> Result<SpaceId, DriverError> {
-        Ok(self.places.open_pool()?.space_id())
     }
 
     /// What is in use counts as promised, whatever it is, and so does what images lack of their size.

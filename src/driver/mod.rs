@@ -53,13 +53,7 @@ pub trait Driver: Send + Sync {
         Ok(self.observe(share)?.extendable()?)
     }
 
-    /// Which space the pool's shares grow into; pools with the same id compete for it. Cheap, never scans.
-    ///
-    /// # Errors
-    /// [`Refusal::NotMounted`] when the pool is not there.
-    fn space_id(&self) -> Result<SpaceId, DriverError>;
-
-    /// How much of that space there is and how much has been promised.
+    /// The space that the pool's shares grow into; pools with the same id compete for it.
     ///
     /// # Errors
     /// [`Refusal::NotMounted`] when the pool is not there.

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -136,8 +137,9 @@ impl Engine {
         info!(jobs = jobs.len(), "going on with the jobs of before the restart");
         // Durable first: the revision must not fall when growd is killed again before they end.
         self.store.commit(jobs.clone()).await?;
-        for job in jobs {
-            let promise = self.promise_of(&job).await;
+        // All at once: one pool that does not answer is waited for once.
+        let promises = join_all(jobs.iter().map(|job| self.promise_of(job))).await;
+        for (job, promise) in jobs.into_iter().zip(promises) {
             if let Some(promise) = &promise {
                 self.ledger.lock().add(&promise.space, promise.growth);
             }
@@ -149,10 +151,12 @@ impl Engine {
         Ok(())
     }
 
+    /// What a job of before a restart still takes. `None` when its pool or share is not there: it takes nothing then.
     async fn promise_of(&self, job: &Job) -> Option<Promise> {
+        let (share, target) = (job.share, job.requested_size);
         let pool = self.pools.get(&job.pool)?;
-        let space = pool.call(|driver| driver.space_id()).await.ok()?;
-        Some(Promise { space, growth: job.requested_size.saturating_sub(job.size_before) })
+        let assessment = pool.call(move |driver| driver.assess(share, target)).await.ok()?;
+        Some(Promise { space: assessment.space.id, growth: assessment.growth.ok()? })
     }
 
     /// A job as it is now.

@@ -195,11 +195,6 @@ impl Driver for Lvm {
         Ok(self.look_at(&self.name_of(share))?.sizes())
     }
 
-    fn space_id(&self) -> Result<SpaceId, DriverError> {
-        let thin = self.thin.as_ref().map(|thin| format!("/{}", thin.name)).unwrap_or_default();
-        Ok(SpaceId(format!("vg {}{thin}", self.group.name())))
-    }
-
     fn space(&self) -> Result<Space, DriverError> {
         let Some(thin) = &self.thin else { return Ok(self.space_of(self.read_group()?)) };
         let selection = format!("lv_name=\"{0}\" || pool_lv=\"{0}\"", thin.name);
@@ -220,7 +215,7 @@ impl Driver for Lvm {
         }
         let full = thin_pool.data_percent.unwrap_or(0.0) / 100.0;
         Ok(Space {
-            id: self.space_id()?,
+            id: SpaceId(format!("vg {}/{}", self.group.name(), thin.name)),
             filesystem: "",
             total: thin_pool.size,
             free: thin_pool.size.saturating_sub(thin_pool.size.scaled(full)),

@@ -20,7 +20,7 @@ use self::findings::Case;
 pub use self::promises::Promises;
 use super::path_template::PathTemplate;
 use super::places::{Ground, Places, Pool};
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::open_beneath::DIRECTORY;
@@ -178,10 +178,6 @@ impl Driver for ProjectQuota {
         let observed = self.find(&pool, share)?.observed;
         let growth = round_up(target).saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
         Ok(Assessment { observed, growth: Ok(growth), space: self.space_of(&pool)? })
-    }
-
-    fn space_id(&self) -> Result<SpaceId, DriverError> {
-        Ok(self.places.open_pool()?.space_id())
     }
 
     fn space(&self) -> Result<Space, DriverError> {
