@@ -14,11 +14,8 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use growd::wire::proto::job_service_client::JobServiceClient;
-use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{ExtendShareRequest, JobState, WatchJobRequest};
 use lab_node::{Filesystem, Kind, PRJQUOTA, lab};
-use support::growd::Growd;
+use support::growd::{Growd, Took, extend};
 use support::{Report, Series, milliseconds};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -57,9 +54,6 @@ struct Share {
     size: u64,
     channel: Channel,
 }
-
-/// What one extend took, as [`Contender::first`] and [`Contender::finished`].
-type Took = (Duration, Duration);
 
 fn main() {
     if !support::asked_for() {
@@ -171,21 +165,6 @@ impl Contender {
             assert_eq!(fs.hard_limit(share.project), share.size, "project {}", share.project);
         }
     }
-}
-
-async fn extend(channel: Channel, share: &str, size: u64) -> Took {
-    let mut shares = ShareServiceClient::new(channel.clone());
-    let mut jobs = JobServiceClient::new(channel);
-    let begin = Instant::now();
-    let request = ExtendShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() };
-    let mut job = shares.extend_share(request).await.unwrap().into_inner();
-    let accepted = begin.elapsed();
-    let request = WatchJobRequest { job_id: job.job_id.clone() };
-    let mut changes = jobs.watch_job(request).await.unwrap().into_inner();
-    while job.state() != JobState::Succeeded {
-        job = changes.message().await.unwrap().unwrap_or_else(|| panic!("the last that was seen is {job:?}"));
-    }
-    (accepted, begin.elapsed())
 }
 
 /// Sets a limit with the file system's own tool and returns how long that took.

@@ -6,8 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use growd::wire::client;
-use growd::wire::proto::GetNodeRequest;
+use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
+use growd::wire::proto::share_service_client::ShareServiceClient;
+use growd::wire::proto::{ExtendShareRequest, GetNodeRequest, JobState, WatchJobRequest};
 use tonic::transport::Channel;
 
 /// Longer than a start takes with a large store on a busy machine.
@@ -69,4 +71,23 @@ impl Drop for Growd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What one extend took: until it was accepted, and until it had finished, which includes the first.
+pub type Took = (Duration, Duration);
+
+/// Extends a share and waits for the job's end through WatchJob.
+pub async fn extend(channel: Channel, share: &str, size: u64) -> Took {
+    let mut shares = ShareServiceClient::new(channel.clone());
+    let mut jobs = JobServiceClient::new(channel);
+    let begin = Instant::now();
+    let request = ExtendShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() };
+    let mut job = shares.extend_share(request).await.unwrap().into_inner();
+    let accepted = begin.elapsed();
+    let request = WatchJobRequest { job_id: job.job_id.clone() };
+    let mut changes = jobs.watch_job(request).await.unwrap().into_inner();
+    while job.state() != JobState::Succeeded {
+        job = changes.message().await.unwrap().unwrap_or_else(|| panic!("the last that was seen is {job:?}"));
+    }
+    (accepted, begin.elapsed())
 }

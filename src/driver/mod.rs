@@ -39,6 +39,11 @@ pub trait Driver: Send + Sync {
     /// [`Refusal::ShareNotFound`], or [`Refusal::NotMounted`] when the pool is not there and the share might be on it.
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError>;
 
+    /// As [`Driver::observe`] for many shares, in their order.
+    fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
+        shares.iter().map(|share| self.observe(*share)).collect()
+    }
+
     /// All that decides on an extend to `target`, at one moment.
     ///
     /// # Errors

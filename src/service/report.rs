@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::join_all;
 
 use super::{Service, admission};
-use crate::driver::{Driver, DriverError, Observed, Problem};
+use crate::driver::{DriverError, Observed, Problem};
 use crate::engine::pools::Pool;
 use crate::model::{
     Bytes, CommandRecord, Finding, Job, JobState, PoolName, PoolReport, Reason, Refusal, ShareId, ShareReport,
@@ -92,12 +92,11 @@ impl Service {
         // The jobs are asked first: a size that is read later is never older than the status says.
         let jobs: Vec<Jobs> = shares.iter().map(|share| self.jobs_of(*share)).collect();
         let asked = shares.clone();
-        let observe = move |driver: &dyn Driver| Ok(asked.into_iter().map(|share| driver.observe(share)).collect());
-        let observed: Vec<Result<Observed, Refusal>> = match pool.call(observe).await {
-            Ok(observed) => {
-                let observed: Vec<Result<Observed, DriverError>> = observed;
-                observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect()
-            }
+        let observed: Vec<Result<Observed, Refusal>> = match pool
+            .call(move |driver| Ok(driver.observe_all(&asked)))
+            .await
+        {
+            Ok(observed) => observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect(),
             Err(refusal) => shares.iter().map(|_| Err(refusal.clone())).collect(),
         };
         let unreadable = |refusal| Observed {

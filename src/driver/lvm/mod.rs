@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::sys::stat::stat;
 
 pub use self::group::{VolumeGroup, find_lvm};
+use self::report::Row;
 use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
@@ -66,31 +67,38 @@ impl Lvm {
         }
     }
 
-    /// The volume of a name, and the thin pool if the pool has one.
+    /// What `lvs` reports of some volumes, or of all of the group when none is named.
     ///
     /// # Errors
     /// [`Refusal::NotMounted`] when the group is not there.
-    fn read_volumes(&self, name: &str) -> Result<(Option<Volume>, Option<Volume>), Refusal> {
+    fn read_volumes(&self, names: &[&str]) -> Result<Vec<Row>, Refusal> {
         let group = self.group.name();
-        let thin = self.thin.as_ref().map(|thin| format!(" {group}/{}", thin.name)).unwrap_or_default();
-        let command = format!("lvs {REPORT} -o {} {group}/{name}{thin}", volume::FIELDS);
-        let (rows, _) = self.group.ask(&self.pool, &command)?;
+        let places: Vec<String> = names.iter().map(|name| format!("{group}/{name}")).collect();
+        let places = if places.is_empty() { group.to_owned() } else { places.join(" ") };
+        let (rows, _) = self.group.ask(&self.pool, &format!("lvs {REPORT} -o {} {places}", volume::FIELDS))?;
         if rows.is_empty() {
             // It is not said in a form for programs whether the group or the volume is missing.
             self.read_group()?;
         }
-        let read = |name: &str| Volume::read(&rows, name).map_err(|problem| Refusal::Internal { problem });
-        let thin_pool = match &self.thin {
-            Some(thin) => read(&thin.name)?,
-            None => None,
-        };
-        Ok((read(name)?, thin_pool))
+        Ok(rows)
     }
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
         let name = self.name_of(share);
-        let (volume, thin_pool) = self.read_volumes(&name)?;
-        let volume = volume.ok_or(Refusal::ShareNotFound { share })?;
+        let mut names = vec![name.as_str()];
+        names.extend(self.thin.as_ref().map(|thin| thin.name.as_str()));
+        self.look_up(share, &self.read_volumes(&names)?)
+    }
+
+    /// A share among the rows of a report, which has the thin pool too if the pool has one.
+    fn look_up(&self, share: ShareId, rows: &[Row]) -> Result<Share, DriverError> {
+        let name = self.name_of(share);
+        let read = |name: &str| Volume::read(rows, name).map_err(|problem| Refusal::Internal { problem });
+        let thin_pool = match &self.thin {
+            Some(thin) => read(&thin.name)?,
+            None => None,
+        };
+        let volume = read(&name)?.ok_or(Refusal::ShareNotFound { share })?;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
         let mut problems = self.problems(&volume);
         let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(&name)) } else { None };
@@ -171,6 +179,16 @@ impl Driver for Lvm {
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
         Ok(self.find(share)?.observed)
+    }
+
+    /// One question to LVM for all of them: it reads the metadata of the whole group for each.
+    fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
+        let rows = self.read_volumes(&[]);
+        let observe = |share| match &rows {
+            Ok(rows) => Ok(self.look_up(share, rows)?.observed),
+            Err(refusal) => Err(refusal.clone().into()),
+        };
+        shares.iter().copied().map(observe).collect()
     }
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
