@@ -378,7 +378,7 @@ fn space_is_that_of_the_file_system_and_promises_are_all_limits() {
         assert_eq!(space.promised, Bytes::mib(10));
         let numbers = lab::run("mountpoint", &["-d", path(filesystem.path())]);
         assert_eq!(space.id, SpaceId(format!("dev {}", numbers.trim())));
-        assert_eq!(outer.space_id().unwrap(), space.id);
+        assert_eq!(outer.space().unwrap().id, space.id);
 
         // What another pool sets is known at once, what others set within a minute.
         set(&outer, A, 4 * MIB).unwrap();
