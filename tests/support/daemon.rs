@@ -336,7 +336,7 @@ const CONTRACT: [(&str, Code, &str, &[&str]); 24] = [
     ("QUOTA_NOT_ENFORCED", Code::FailedPrecondition, "409", &["location"]),
     ("NO_PROJECT_ID", Code::FailedPrecondition, "409", &["location"]),
     ("PROJECT_ID_SHARED", Code::FailedPrecondition, "409", &["location", "quota_project_id", "other_location"]),
-    ("UNLIMITED", Code::FailedPrecondition, "409", &["location", "quota_project_id"]),
+    ("UNLIMITED", Code::FailedPrecondition, "409", &["location", "quota"]),
     (
         "THIN_POOL_CRITICAL",
         Code::FailedPrecondition,
