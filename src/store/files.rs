@@ -74,11 +74,12 @@ impl Files {
     /// When the mark exists and cannot be read.
     pub fn read_mark(&self) -> Result<Option<u64>, OpenError> {
         let path = self.mark();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(OpenError::io("cannot read", &path, source)),
         };
+        let text = String::from_utf8_lossy(&bytes);
         match parse_mark(&text) {
             Some(commit) => Ok(Some(commit)),
             None => {

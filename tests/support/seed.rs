@@ -26,7 +26,12 @@ impl Random {
 
     /// The numbers of one seed; 0 has none of its own.
     pub fn of(seed: u64) -> Self {
-        Self(seed.max(1))
+        let mut random = Self(seed.max(1));
+        // The first numbers of seeds that are near each other are alike.
+        for _ in 0..8 {
+            random.number();
+        }
+        random
     }
 
     pub fn number(&mut self) -> u64 {
