@@ -1,4 +1,5 @@
-//! The last commands that growd gave to tools of the host, for whoever has to find out what went wrong.
+//! The last commands that growd gave to tools of the host, and those at work, for whoever has to find out what went
+//! wrong.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -38,8 +39,12 @@ impl FlightRecorder {
         let mut commands = self.lock();
         commands.begun += 1;
         let number = commands.begun;
-        if commands.last.len() == KEPT {
-            commands.last.pop_front();
+        if commands.last.len() >= KEPT {
+            // The one that is stuck is what everybody will look for.
+            let ended = commands.last.iter().position(|entry| entry.record.took.is_some());
+            if let Some(ended) = ended {
+                commands.last.remove(ended);
+            }
         }
         let record = CommandRecord {
             command: command.to_owned(),
@@ -87,19 +92,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_the_last_ones_and_their_ends() {
+    fn keeps_the_last_ones_and_those_at_work() {
         let recorder = FlightRecorder::default();
         let stuck = recorder.began("lvextend stuck");
-        assert_eq!(recorder.commands()[0].took, None);
-        for number in 0..KEPT {
+        for number in 0..2 * KEPT {
             let recording = recorder.began(&format!("lvs {number}"));
             recorder.ended(&recording, "done", &"é".repeat(2000));
         }
         let commands = recorder.commands();
-        assert_eq!((commands.len(), commands[0].command.as_str()), (KEPT, "lvs 0"));
-        assert!(commands.iter().all(|command| command.took.is_some() && command.output.len() <= MOST_OUTPUT));
-        // Its entry has gone meanwhile.
-        recorder.ended(&stuck, "done", "");
-        assert_eq!(recorder.commands(), commands);
+        let texts: Vec<&str> = commands.iter().map(|command| command.command.as_str()).collect();
+        assert_eq!((texts.len(), texts[0], texts[1]), (KEPT, "lvextend stuck", "lvs 65"));
+        assert_eq!(commands[0].took, None);
+        assert!(commands[1..].iter().all(|command| command.took.is_some() && command.output.len() <= MOST_OUTPUT));
+        recorder.ended(&stuck, "done", "at last");
+        assert_eq!(recorder.commands()[0].output, "at last");
     }
 }
