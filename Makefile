@@ -1,7 +1,7 @@
 # Every target works from a fresh clone; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test bench demo audit clean
+.PHONY: help deps build test torture bench demo audit clean
 
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
@@ -45,6 +45,14 @@ test: deps ## check format and lints, then run every test, those named lab_* on 
 
 bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); tables in target/bench
 	$(CARGO) bench
+
+# What tries random cases takes their number and their seed from here; without a seed it chooses and prints one.
+ROUNDS ?= 20
+torture: deps ## crash, cut the power and damage stores ROUNDS times, with SEED the same again
+	@for test in power_cut_load lab_crash_points store_damage; do \
+		GROWD_ROUNDS=$(ROUNDS) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
+			$(CARGO) test --test $$test -- --nocapture || exit 1; \
+	done
 
 demo: build ## show the daemon at work on a lab node
 	tests/lab/run --lab tests/lab/demo.sh target/release
