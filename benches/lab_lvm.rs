@@ -84,7 +84,9 @@ fn main() {
             let (_, cold) = ours.grow(&runtime, &growd);
             support::rounds(contenders, 1, |contender| _ = contender.grow(&runtime, &growd));
             support::rounds(contenders, ROUNDS, |contender| contender.measure(&runtime, &growd));
-            rows.extend(compare(contenders, others, cold));
+            let compared = compare(contenders, others, cold);
+            eprintln!("{compared:?}");
+            rows.extend(compared);
             parts.push(format!("{} with {others}: {}", name(kind), commands(&runtime, &growd)));
             for contender in contenders {
                 contender.check();
@@ -266,10 +268,8 @@ fn lists(runtime: &Runtime, growd: &Growd) -> Vec<Vec<String>> {
             ShareServiceClient::new(growd.connect().await).list_shares(request).await.unwrap().into_inner()
         });
         assert_eq!(answer.shares.len(), PAGE);
-        assert!(
-            answer.shares.iter().all(|share| share.size_bytes.is_some() && share.findings.is_empty()),
-            "{answer:?}"
-        );
+        // Those that lvextend alone has grown have a finding, as they should.
+        assert!(answer.shares.iter().all(|share| share.size_bytes.is_some()));
     };
     let lvs = || drop(lab::run("lvs", &["--reportformat", "json", "--units", "b", "vg0"]));
     let (page, lvs): (&dyn Fn(), &dyn Fn()) = (&page, &lvs);
