@@ -50,7 +50,7 @@ pub trait Driver: Send + Sync {
     /// As [`Driver::observe`] and [`Driver::space`].
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError>;
 
-    /// The sizes alone, between the steps of a job.
+    /// The sizes alone, before and between the steps of a job.
     ///
     /// # Errors
     /// As [`Driver::observe`], and what [`Observed::extendable`] refuses.
@@ -64,7 +64,8 @@ pub trait Driver: Send + Sync {
     /// [`Refusal::NotMounted`] when the pool is not there.
     fn space(&self) -> Result<Space, DriverError>;
 
-    /// Does one step. Measures first: a step that finds its work done changes nothing, so it may be repeated.
+    /// Does one step. Measures first: a step that finds its work done changes nothing, so it may be repeated. Whatever
+    /// has come up since the extend was assessed and makes the step wrong is refused here.
     ///
     /// # Errors
     /// The refusal or the failed system call. The share is then at least as large as it was before.

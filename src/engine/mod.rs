@@ -170,7 +170,7 @@ impl Engine {
         self.store.get(id).map_err(|error| store_refusal(&error))?.ok_or(Refusal::JobNotFound { job: id })
     }
 
-    /// Follows a job; the last value that it gives is the ended job.
+    /// A job to look at; whoever waits for a change is woken when it has ended, which is the last one.
     ///
     /// # Errors
     /// As [`Engine::job`].

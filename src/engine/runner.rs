@@ -53,14 +53,18 @@ impl Engine {
         started
     }
 
-    /// A change that is seen at once and reaches the disk with the next commit of the job.
+    /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Nobody is woken by it:
+    /// steps take microseconds as a rule, and telling of each would take longer.
     fn change(&self, id: JobId, event: Event) -> Option<Job> {
         let mut live = self.live.lock();
         let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
         let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
         let at_work = job.steps.last().is_some_and(|step| step.finished_at.is_none());
         live.step_begun = at_work.then(Instant::now);
-        live.job.send_replace(job.clone());
+        live.job.send_if_modified(|current| {
+            current.clone_from(&job);
+            false
+        });
         Some(job)
     }
 
@@ -83,8 +87,8 @@ impl Engine {
     fn grow(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
         let job = self.job(id)?;
         let share = job.share;
-        // What could be wrong with the share is looked at once; between the steps its sizes are enough.
-        let mut sizes = driver.observe(share).map_err(DriverError::into_refusal)?.extendable()?;
+        // What could be wrong with the share was looked at before it was accepted, and is by the step that would suffer.
+        let mut sizes = driver.measure(share).map_err(DriverError::into_refusal)?;
         for taken in 0..MOST_STEPS {
             let Some(step) = plan::next_step(job.requested_size, sizes) else {
                 return self.verify(driver, &job).map(Some);

@@ -2,8 +2,11 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use tokio_stream::wrappers::WatchStream;
+use futures_util::stream::unfold;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -37,6 +40,26 @@ impl Handlers {
             Err(error) => Err(status(Refusal::Internal { problem: error.to_string() })),
         }
     }
+}
+
+/// How often a watcher hears of progress. Of a job's end it hears at once.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// The job now, at each change that is still there to be seen after a while, and when it has ended.
+fn follow(changes: watch::Receiver<Job>) -> impl Stream<Item = Job> {
+    unfold(Some((changes, None)), |state| async {
+        let (mut changes, told) = state?;
+        loop {
+            let job = changes.borrow_and_update().clone();
+            if told != Some(job.revision) {
+                let next = (!job.state.is_ended()).then_some((changes, Some(job.revision)));
+                return Some((job, next));
+            }
+            if let Ok(Err(_)) = timeout(PROGRESS_EVERY, changes.changed()).await {
+                return None;
+            }
+        }
+    })
 }
 
 fn caller<T>(request: &Request<T>) -> String {
@@ -128,7 +151,7 @@ impl JobService for Handlers {
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         let changes = convert::job_id(&request.get_ref().job_id).and_then(|id| self.service()?.watch(id));
         let changes = changes.map_err(status)?;
-        Ok(Response::new(Box::pin(WatchStream::new(changes).map(|job| Ok(convert::job(&job))))))
+        Ok(Response::new(Box::pin(follow(changes).map(|job| Ok(convert::job(&job))))))
     }
 
     async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {

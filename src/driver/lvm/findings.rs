@@ -4,7 +4,7 @@
 
 use super::Lvm;
 use super::volume::Volume;
-use crate::driver::{DriverError, Problem};
+use crate::driver::Problem;
 use crate::model::Refusal;
 
 impl Lvm {
@@ -72,12 +72,8 @@ impl Lvm {
         Some(Problem::blocking(refusal, remedy))
     }
 
-    pub(super) fn unsupported_what(&self, volume: &Volume) -> String {
+    fn unsupported_what(&self, volume: &Volume) -> String {
         let kind = if volume.has_role("thicksnapshot") { "thick snapshot" } else { &volume.segment_type };
         format!("a logical volume of type {kind} ({}/{})", self.group.name(), volume.name)
-    }
-
-    pub(super) fn unsupported(&self, volume: &Volume) -> DriverError {
-        Refusal::Unsupported { what: self.unsupported_what(volume) }.into()
     }
 }

@@ -26,6 +26,8 @@ use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId, ThinPool};
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
 const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
 
+const SECTOR: u64 = 512;
+
 /// A pool of logical volumes in one volume group.
 pub struct Lvm {
     pub pool: PoolName,
@@ -130,23 +132,32 @@ impl Lvm {
         Device::look(&self.pool, device, &node)
     }
 
+    /// Asks LVM what it thinks only where it matters: each question reads the metadata of the whole group, which in a
+    /// large one takes as long as the change.
     fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
-        let Share { volume, device, observed } = self.find(share)?;
-        observed.extendable()?;
-        let (Some(device), Some(rounding)) = (device, volume.rounding) else { return Err(self.unsupported(&volume)) };
+        let name = self.name_of(share);
+        if self.thin.is_some() {
+            // LVM would go on growing the volumes of a thin pool that has no room for what is written to them.
+            self.find(share)?.observed.extendable()?;
+        }
+        let device = self.look_at(&name)?;
         let before = device.size;
-        let wanted = device.volume_for(to, |size| rounding.round_up(before, size));
+        // LVM rounds it up to whole extents and stripes.
+        let wanted = device.volume_for(to, whole_sectors);
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
         }
-        let command = format!("lvextend --yes --size {}b {}/{}", wanted.get(), self.group.name(), volume.name);
+        let command = format!("lvextend --yes --size {}b {}/{name}", wanted.get(), self.group.name());
         let words = self.group.change(&self.pool, &command)?;
-        let after = self.look_at(&volume.name)?.size;
+        let after = self.look_at(&name)?.size;
         if after >= wanted {
             return Ok(Outcome::Grown { from: before, to: after });
         }
+        let Share { volume, observed, .. } = self.find(share)?;
+        observed.extendable()?;
         if words.contains("nsufficient") {
-            let asked = rounding.space(wanted.saturating_sub(before));
+            let missing = wanted.saturating_sub(before);
+            let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
             let (pool, free) = (self.pool.clone(), volume.group.free);
             return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
         }
@@ -268,6 +279,11 @@ impl Lvm {
             problems: Vec::new(),
         }
     }
+}
+
+/// The unit that `lvextend --size` takes bytes in.
+fn whole_sectors(size: Bytes) -> Bytes {
+    Bytes::new(size.get().div_ceil(SECTOR).saturating_mul(SECTOR))
 }
 
 fn system(operation: &'static str, object: &Path, source: Errno) -> DriverError {
