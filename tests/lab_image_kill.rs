@@ -8,10 +8,9 @@ mod support;
 mod daemon;
 
 use std::fs;
-use std::time::{Duration, Instant};
 
-use daemon::{Clients, Daemon, MIB, PATIENCE, assert_refused, share};
-use growd::wire::proto::{DiagnoseRequest, GetJobRequest, JobState};
+use daemon::{Clients, Daemon, MIB, assert_refused, share};
+use growd::wire::proto::{DiagnoseRequest, JobState};
 use support::image::{Image, KINDS, pool};
 use support::{Filesystem, lab};
 
@@ -19,17 +18,8 @@ use support::{Filesystem, lab};
 /// it ended.
 async fn extend_or_die(clients: &Clients, size: u64) -> (Option<String>, bool) {
     let Ok(job) = clients.extend(&share(1), size).await else { return (None, false) };
-    let begin = Instant::now();
-    while begin.elapsed() < PATIENCE {
-        let request = GetJobRequest { job_id: job.job_id.clone() };
-        match clients.jobs.clone().get_job(request).await {
-            Ok(job) if job.get_ref().state() == JobState::Succeeded => return (Some(job.into_inner().job_id), true),
-            Ok(job) => assert_ne!(job.get_ref().state(), JobState::Failed, "{job:?}"),
-            Err(_) => return (Some(job.job_id), false),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("the job neither ends nor dies");
+    let ended = clients.end_or_death(&job.job_id).await.is_some();
+    (Some(job.job_id), ended)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ mod volumes;
 use std::collections::BTreeMap;
 
 use daemon::{Daemon, MIB, eventually, share};
-use growd::wire::proto::{ExtendShareRequest, Job, JobState, WatchJobRequest};
+use growd::wire::proto::{ExtendShareRequest, Job, JobState};
 use volumes::{FakeLvm, Group, Volume, Writer, shell};
 
 /// A job that was interrupted once ended as if it had not been.
@@ -62,14 +62,17 @@ async fn a_command_outlives_growd_and_the_job_is_finished() {
     }
 }
 
-/// growd is killed at the nth of the system calls by which a growth is done and made durable, for every n.
+/// growd is killed at the nth of the system calls by which a growth is done and made durable, for every n: of a thick
+/// volume with XFS and of a thin one with ext4.
 #[tokio::test]
 async fn killed_at_every_system_call_it_goes_on_where_it_was() {
     let group = Group::on("vg", &["ubda"]);
-    let all = ["write", "ioctl", "fsync,fdatasync"];
-    for (n, (mkfs, calls)) in (1..).zip([("mkfs.xfs -q", &all[..]), ("mkfs.ext4 -q", &["ioctl"])]) {
-        let volume = group.create(n, "-L 320m").formatted(mkfs);
-        let mut daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    group.create_thin_pool("-L 1g");
+    let thick = ("-L 320m", "", "mkfs.xfs -q", &["write", "ioctl", "fsync,fdatasync"][..]);
+    let thin = ("-V 320m --thinpool thin", "thin_pool = \"thin\"", "mkfs.ext4 -q", &["ioctl", "fsync,fdatasync"][..]);
+    for (n, (options, pool, mkfs, calls)) in (1..).zip([thick, thin]) {
+        let volume = group.create(n, options).formatted(mkfs);
+        let mut daemon = Daemon::start(group.dir(), &group.pool(pool)).await;
         let (mut killed, mut resumed) = (BTreeMap::new(), 0);
         for call in calls {
             for nth in 1.. {
@@ -83,7 +86,7 @@ async fn killed_at_every_system_call_it_goes_on_where_it_was() {
                 let injected = daemon.inject(&format!("{call}:signal=KILL:when={nth}")).await;
                 let answer = clients.ask(request.clone()).await;
                 let ended = match &answer {
-                    Ok(job) => end_or_death(&clients, &job.job_id).await,
+                    Ok(job) => clients.end_or_death(&job.job_id).await,
                     Err(_) => None,
                 };
                 if let Some(job) = ended {
@@ -115,17 +118,6 @@ async fn killed_at_every_system_call_it_goes_on_where_it_was() {
         println!("{mkfs}: growd was killed at {killed:?}, {resumed} times in the middle of an accepted job");
         assert!(killed.len() == calls.len() && resumed > 0, "{killed:?}, {resumed}");
     }
-}
-
-/// The job's end; `None` when growd dies before it.
-async fn end_or_death(clients: &daemon::Clients, job_id: &str) -> Option<Job> {
-    let request = WatchJobRequest { job_id: job_id.to_owned() };
-    let mut changes = clients.jobs.clone().watch_job(request).await.ok()?.into_inner();
-    let mut last = None;
-    while let Some(job) = changes.message().await.ok()? {
-        last = Some(job);
-    }
-    last.filter(|job| job.state() == JobState::Succeeded || job.state() == JobState::Failed)
 }
 
 #[tokio::test]

@@ -245,6 +245,22 @@ impl Clients {
         healths
     }
 
+    /// The end of a job that succeeds; `None` when growd dies before it.
+    pub async fn end_or_death(&self, job_id: &str) -> Option<Job> {
+        let request = WatchJobRequest { job_id: job_id.to_owned() };
+        let follow = async {
+            let mut changes = self.jobs.clone().watch_job(request).await.ok()?.into_inner();
+            let mut last = None;
+            while let Some(job) = changes.message().await.ok()? {
+                last = Some(job);
+            }
+            last
+        };
+        let job = tokio::time::timeout(PATIENCE, follow).await.expect("the job neither ends nor dies")?;
+        assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+        Some(job)
+    }
+
     /// Follows a job to its end.
     pub async fn end_of(&self, job_id: &str) -> Job {
         let follow = async {
