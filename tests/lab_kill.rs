@@ -1,7 +1,7 @@
 //! SIGKILL at random moments under load: what was acknowledged is there afterwards, and all of it ends.
 //!
-//! The moments come from a seed, which is printed. GROWD_KILL_SEED sets it; the moments are then the same, what growd
-//! happens to do at them need not be.
+//! The moments come from a seed, which is printed. GROWD_SEED sets it; the moments are then the same, what growd happens
+//! to do at them need not be.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
 
@@ -9,31 +9,26 @@ mod support;
 
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/seed.rs"]
+mod seed;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use daemon::{Clients, Daemon, MIB, create_shares, pool, project, request, share};
 use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
+use seed::{Random, rounds};
 use support::{Filesystem, lab};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-const ROUNDS: u64 = 100;
+const USUAL_ROUNDS: usize = 100;
 const SHARES: u32 = 8;
 /// A round of load takes about so long when it is not cut off: each moment of it shall be hit.
 const LOAD: Duration = Duration::from_millis(120);
 
-/// Numbers from a seed (xorshift64, Marsaglia 2003).
-struct Moments(u64);
-
-impl Moments {
-    fn below(&mut self, bound: Duration) -> Duration {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        Duration::from_micros(self.0 % u64::try_from(bound.as_micros()).unwrap())
-    }
+fn moment(random: &mut Random) -> Duration {
+    Duration::from_micros(random.below(usize::try_from(LOAD.as_micros()).unwrap()) as u64)
 }
 
 fn asked(round: u64, n: u32) -> ExtendShareRequest {
@@ -68,22 +63,22 @@ async fn all_jobs(clients: &Clients) -> BTreeMap<String, Job> {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_random_no_acknowledged_job_is_lost() {
     lab::require();
-    let given = std::env::var("GROWD_KILL_SEED").ok().map(|seed| seed.parse().expect("GROWD_KILL_SEED is a number"));
-    let seed = given.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0).max(1);
-    println!("GROWD_KILL_SEED={seed}");
-    let mut moments = Moments(seed);
+    let mut random = Random::from_environment();
+    let rounds = rounds(USUAL_ROUNDS) as u64;
     let fs = Filesystem::xfs("ubda", "prjquota");
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, SHARES, MIB);
-    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    // More rounds promise more than the disk has.
+    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "overcommit = 100.0")).await;
     let mut acknowledged: Vec<Job> = Vec::new();
-    let mut resumed = 0;
+    let (mut kills, mut resumed) = (0, 0);
 
-    for round in 1..=ROUNDS {
+    for round in 1..=rounds {
         let before = fs.hard_limits();
         let mut answers = load(&daemon.clients().await, round);
-        tokio::time::sleep(moments.below(LOAD)).await;
+        tokio::time::sleep(moment(&mut random)).await;
         daemon.kill();
+        kills += 1;
         let mut answered = Vec::new();
         while let Some(answer) = answers.join_next().await {
             answered.extend(answer.unwrap());
@@ -91,8 +86,9 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
         // Every fourth time growd is killed again, while it takes up what the first kill left.
         if round % 4 == 0 {
             daemon.spawn_again();
-            tokio::time::sleep(moments.below(LOAD)).await;
+            tokio::time::sleep(moment(&mut random)).await;
             daemon.kill();
+            kills += 1;
         }
         let killed = fs.hard_limits();
         for n in 1..=SHARES {
@@ -126,7 +122,7 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
         let now = all.get(&job.job_id).unwrap_or_else(|| panic!("lost: {job:?}"));
         assert_same(job, now);
     }
-    assert_eq!(all.len() as u64, ROUNDS * u64::from(SHARES), "each request id has made one job");
+    assert_eq!(all.len() as u64, rounds * u64::from(SHARES), "each request id has made one job");
     let ended = |job: &Job| match job.state() {
         JobState::Succeeded => job.size_after_bytes >= Some(job.requested_size_bytes),
         JobState::Failed => job.error.as_ref().is_some_and(|error| !error.reason.is_empty()),
@@ -135,9 +131,9 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
     assert!(all.values().all(ended), "{all:?}");
     // Both kinds of kill must have been among them, or nothing was shown.
     let count = acknowledged.len() as u64;
-    assert!(0 < count && count < ROUNDS * u64::from(SHARES), "{count} acknowledged");
+    assert!(0 < count && count < rounds * u64::from(SHARES), "{count} acknowledged");
     assert!(resumed > 0, "no kill came between an acknowledgement and the job's end");
-    println!("{count} jobs were acknowledged before {ROUNDS} kills, {resumed} of them unfinished; none was lost");
+    println!("{count} jobs were acknowledged before {kills} kills, {resumed} of them unfinished; none was lost");
     assert!(daemon.terminate());
 }
 
