@@ -92,22 +92,6 @@ impl ProjectQuota {
         Ok(Share { directory, observed, quota })
     }
 
-    /// The limit alone. Half of the system calls of a whole look, and a job measures twice.
-    fn limit_of(&self, pool: &Pool, share: ShareId) -> Result<Sizes, DriverError> {
-        let directory = self.places.open_share(pool, share)?;
-        let fd = directory.as_fd();
-        if let Ok(attributes) = fsxattr::get(fd)
-            && attributes.inherits
-            && attributes.project_id != 0
-            && let Ok(quota) = quotactl::get(fd, Route::Best, attributes.project_id)
-            && quota.hard > Bytes::ZERO
-        {
-            return Ok(Sizes::Limit(quota.hard));
-        }
-        // What is wrong takes a closer look.
-        Ok(self.find(pool, share)?.observed.extendable()?)
-    }
-
     fn space_of(&self, pool: &Pool) -> Result<Space, DriverError> {
         let fd = pool.fd.as_fd();
         let promised = match self.promises.sum(fd, pool.device) {
@@ -196,10 +180,6 @@ impl Driver for ProjectQuota {
         Ok(Assessment { observed, growth: Ok(growth), space: self.space_of(&pool)? })
     }
 
-    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
-        self.limit_of(&self.places.open_pool()?, share)
-    }
-
     fn space(&self) -> Result<Space, DriverError> {
         let pool = self.places.open_pool()?;
         let state = quotactl::state(pool.fd.as_fd(), Route::Best);
@@ -220,7 +200,11 @@ impl Driver for ProjectQuota {
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
         let pool = self.places.open_pool()?;
         journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
-        Ok(self.limit_of(&pool, share)?.usable())
+        let observed = self.find(&pool, share)?.observed;
+        match observed.size() {
+            Some(size) => Ok(size),
+            None => Ok(observed.extendable()?.usable()),
+        }
     }
 }
 
