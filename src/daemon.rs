@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
@@ -17,9 +18,10 @@ use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::{ProjectQuota, Promises};
 use crate::engine::Engine;
 use crate::engine::pools::{LOOKS, Pool, Pools, TURNS};
+use crate::meters::Meters;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
-use crate::wire::server;
+use crate::wire::{metrics, server};
 
 /// Threads that drivers may block at once, so that one pool's hanging calls leave room for the others'.
 pub fn blocking_threads(config: &Config) -> usize {
@@ -40,6 +42,12 @@ pub async fn run(config: Config) -> Result<()> {
 
     let (stop, stopped) = watch::channel(false);
     let listener = server::bind(&config.listen)?;
+    let scraped = match config.metrics {
+        Some(address) => {
+            Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?)
+        }
+        None => None,
+    };
     let shutdown = async move {
         let mut stopped = stopped;
         // The sender lives until the end of this function.
@@ -52,14 +60,24 @@ pub async fn run(config: Config) -> Result<()> {
     let retention = Retention { age: config.retention_age, jobs: config.retention_jobs };
     let (store, unfinished) = tokio::task::spawn_blocking(move || claimed.open(retention)).await??;
     let recorder = Arc::new(FlightRecorder::default());
-    let engine = Engine::new(store, pools(&config, &recorder));
+    let meters = Arc::new(Meters::new()?);
+    store.measure(Arc::clone(&meters));
+    let engine = Engine::new(store, pools(&config, &recorder), Arc::clone(&meters));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
     let host = nix::sys::utsname::uname()?;
     let host = Host {
         name: host.nodename().to_string_lossy().into_owned(),
         kernel: host.release().to_string_lossy().into_owned(),
     };
-    control.start(Arc::new(Service::new(Arc::clone(&engine), config.max_active_jobs, host, recorder)));
+    let service = Arc::new(Service::new(Arc::clone(&engine), config.max_active_jobs, host, recorder));
+    control.start(Arc::clone(&service));
+    if let Some(listener) = scraped {
+        tokio::spawn(async move {
+            if let Err(error) = metrics::serve(listener, service, &meters).await {
+                warn!(%error, "no more metrics are served");
+            }
+        });
+    }
     let mut failure = engine.store.failure();
     info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
 

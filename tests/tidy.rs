@@ -6,21 +6,22 @@ use std::io;
 use std::path::Path;
 
 /// Which rooms a room may import from. Its own is always allowed.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("model", &[]),
+    ("meters", &["model"]),
     ("sys", &["model"]),
     ("driver", &["sys", "model"]),
-    ("store", &["model", "sys"]),
-    ("engine", &["driver", "store", "model"]),
+    ("store", &["meters", "model", "sys"]),
+    ("engine", &["driver", "store", "meters", "model"]),
     ("service", &["engine", "driver", "store", "model"]),
-    ("wire", &["service", "model"]),
+    ("wire", &["service", "meters", "model"]),
     // Where shares are is pure text; the drivers themselves start from a checked config and not the other way round.
     ("config", &["model", "driver::path_template"]),
     ("daemon", ALL),
     ("bin/growd", ALL),
     ("bin/growctl", &["wire::proto", "wire::client", "wire::json", "model"]),
 ];
-const ALL: &[&str] = &["config", "daemon", "driver", "engine", "model", "service", "store", "sys", "wire"];
+const ALL: &[&str] = &["config", "daemon", "driver", "engine", "meters", "model", "service", "store", "sys", "wire"];
 
 /// Where a crate may be named. A place is the start of a path below `src/`.
 const CRATES: [(&str, &[&str]); 5] = [
@@ -330,20 +331,28 @@ fn imports_against_the_law_are_caught() {
             "\nuse crate::{model::{A, B},\n store};",
             "4: driver imports only sys, model, and not store",
         ),
-        ("src/store/a.rs", "fn f() { crate::engine::go() }", "2: store imports only model, sys, and not engine::go"),
-        ("src/engine.rs", "use super::service;", "2: engine imports only driver, store, model, and not service"),
+        (
+            "src/store/a.rs",
+            "fn f() { crate::engine::go() }",
+            "2: store imports only meters, model, sys, and not engine::go",
+        ),
+        (
+            "src/engine.rs",
+            "use super::service;",
+            "2: engine imports only driver, store, meters, model, and not service",
+        ),
         (
             "src/engine/a/b.rs",
             "use super::super::super::{x, wire::Y};",
-            "2: engine imports only driver, store, model, and not wire::Y",
+            "2: engine imports only driver, store, meters, model, and not wire::Y",
         ),
         (
             "src/engine/mod.rs",
             "mod tests {\n use super::super::sys;\n}",
-            "3: engine imports only driver, store, model, and not sys",
+            "3: engine imports only driver, store, meters, model, and not sys",
         ),
         ("src/service/a.rs", "use crate::sys;", "2: service imports only engine, driver, store, model, and not sys"),
-        ("src/wire/a.rs", "pub use crate::engine as e;", "2: wire imports only service, model, and not engine"),
+        ("src/wire/a.rs", "pub use crate::engine as e;", "2: wire imports only service, meters, model, and not engine"),
         (
             "src/config.rs",
             "type A = crate::sys::B<u8>;",

@@ -8,6 +8,7 @@ mod tests;
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub retention_age: Duration,
     /// How many ended jobs are kept.
     pub retention_jobs: usize,
+    /// Where metrics are served; nowhere unless configured.
+    pub metrics: Option<SocketAddr>,
     /// At least one, in the order of the file.
     pub pools: Vec<PoolConfig>,
 }
@@ -144,6 +147,8 @@ impl Config {
             retention_age = retention.optional("age", DEFAULT_AGE, read::duration, report);
             retention_jobs = retention.optional("jobs", DEFAULT_JOBS, read::count, report);
         }
+        let metrics = top.table("metrics", Place::Metrics, report);
+        let metrics = metrics.map(|section| section.optional("listen", DEFAULT_METRICS, read::address, report));
         let pools = top.tables("pool", Place::Pool, report);
         if pools.as_ref().is_some_and(Vec::is_empty) {
             report.add(0, Problem::NoPool);
@@ -159,11 +164,17 @@ impl Config {
             max_active_jobs: max_active_jobs?,
             retention_age: retention_age?,
             retention_jobs: retention_jobs?,
+            metrics: match metrics {
+                Some(address) => Some(address?),
+                None => None,
+            },
             pools: pools.into_iter().map(|pool| pool.into_config(&shares)).collect::<Option<_>>()?,
         })
     }
 }
 
+/// Only for this node: what is scraped names pools and counts.
+const DEFAULT_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9420);
 const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 const DEFAULT_JOBS: usize = 100_000;
 

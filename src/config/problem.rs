@@ -92,6 +92,8 @@ pub enum ValueProblem {
     Driver { text: String, hint: Hint },
     #[error("{text:?} is not unix: and an absolute path, such as unix:/run/growd/growd.sock")]
     Listen { text: String },
+    #[error("{text:?} is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420")]
+    Address { text: String },
     #[error("{text:?} is longer than the {most} bytes that the path of a socket may have")]
     SocketPath { text: String, most: usize },
     #[error("{text:?} is not a name of LVM's: {problem}")]
@@ -109,6 +111,7 @@ pub enum ValueProblem {
 pub enum Place {
     Top,
     Retention,
+    Metrics,
     Pool,
     Share,
 }
@@ -116,8 +119,9 @@ pub enum Place {
 impl Place {
     pub(super) const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Top => &["listen", "state_dir", "max_active_jobs", "retention", "pool", "share"],
+            Self::Top => &["listen", "state_dir", "max_active_jobs", "retention", "metrics", "pool", "share"],
             Self::Retention => &["age", "jobs"],
+            Self::Metrics => &["listen"],
             Self::Pool => &[
                 "name",
                 "driver",
@@ -153,6 +157,7 @@ impl fmt::Display for Place {
         f.write_str(match self {
             Self::Top => "the file",
             Self::Retention => "[retention]",
+            Self::Metrics => "[metrics]",
             Self::Pool => "[[pool]]",
             Self::Share => "[[share]]",
         })

@@ -3,6 +3,7 @@
 //! The tables are walked by hand: a derived reader stops at the first problem, and whoever edits the file should see
 //! all of them at once.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -210,6 +211,11 @@ pub fn listen(value: &DeValue<'_>) -> Result<PathBuf, ValueProblem> {
         Some(path) if path.starts_with('/') => Ok(plain_path(path)?),
         _ => Err(ValueProblem::Listen { text: text.to_owned() }),
     }
+}
+
+pub fn address(value: &DeValue<'_>) -> Result<SocketAddr, ValueProblem> {
+    let text = text(value)?;
+    text.parse().map_err(|_| ValueProblem::Address { text: text.to_owned() })
 }
 
 pub fn driver(value: &DeValue<'_>) -> Result<DriverKind, ValueProblem> {

@@ -36,6 +36,7 @@ fn has_defaults_for_all_but_the_pools() {
         max_active_jobs: 1000,
         retention_age: Duration::from_secs(90 * 86_400),
         retention_jobs: 100_000,
+        metrics: None,
         pools: vec![pool],
     };
     assert_eq!(config, expected);
@@ -47,13 +48,14 @@ fn takes_every_key_and_sorts_the_shares_into_their_pools() {
         "listen = \"unix:/run/g.sock\"\nstate_dir = \"/var/g\"\nmax_active_jobs = 7\n\
          [[share]]\nid = \"{ID}\"\npool = \"b\"\npath = \"/srv/legacy\"\n\
          {POOL}reserve = \"10GiB\"\novercommit = 2\n\
-         [retention]\nage = \"12h\"\njobs = 0x10\n\
+         [retention]\nage = \"12h\"\njobs = 0x10\n[metrics]\nlisten = \"[::1]:80\"\n\
          [[pool]]\nname = \"b\"\ndriver = \"project-quota\"\npath = \"/srv/b/{{share_id}}\"\novercommit = 1.5\n"
     );
     let config = Config::parse(&text, FILE).unwrap();
     assert_eq!(config.listen, Path::new("/run/g.sock"));
     assert_eq!(config.state_dir, Path::new("/var/g"));
     assert_eq!((config.max_active_jobs, config.retention_jobs), (7, 16));
+    assert_eq!(config.metrics, Some("[::1]:80".parse().unwrap()));
     assert_eq!(config.retention_age, Duration::from_secs(12 * 3600));
     let [home, other] = config.pools.as_slice() else { panic!("{config:?}") };
     assert_eq!((home.reserve, home.overcommit, places(home)), (Bytes::gib(10), 2.0, Vec::new()));

@@ -165,7 +165,7 @@ impl Driver for Btrfs {
         let promised = promised(fd).map_err(system("sum the quotas of", &pool.path))?;
         let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         let file_system::Capacity { total, free, .. } = capacity;
-        Ok(Space { id, filesystem: FILESYSTEM, total, free, promised, problems: Vec::new() })
+        Ok(Space { id, filesystem: FILESYSTEM, total, free, promised, thin: None, problems: Vec::new() })
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {

@@ -264,7 +264,7 @@ impl Driver for Image {
             }
         }
         let filesystem = kind.map_or(if is_btrfs { "btrfs" } else { "" }, |kind| kind.name());
-        Ok(Space { id: pool.space_id(), filesystem, total, free, promised, problems: Vec::new() })
+        Ok(Space { id: pool.space_id(), filesystem, total, free, promised, thin: None, problems: Vec::new() })
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::model::{Bytes, DriverKind, Reason, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, Reason, Refusal, ShareId, ThinUse};
 
 /// The backend of one pool.
 pub trait Driver: Send + Sync {
@@ -178,6 +178,8 @@ pub struct Space {
     pub free: Bytes,
     /// Sum of all that cannot be promised again: the hard limits of a file system, the volumes of a group.
     pub promised: Bytes,
+    /// How full it is, of a thin pool.
+    pub thin: Option<ThinUse>,
     /// What is wrong with the space itself.
     pub problems: Vec<Problem>,
 }

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::driver::SpaceId;
+use crate::meters::Meters;
 use crate::model::{Bytes, Job, JobId, JobState, Reason, Refusal, ShareId};
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
@@ -42,6 +43,7 @@ pub struct Engine {
     last_id: Mutex<JobId>,
     /// How many jobs are at work, for whoever waits until none is.
     running: watch::Sender<usize>,
+    pub meters: Arc<Meters>,
 }
 
 /// A job that has not ended.
@@ -63,7 +65,7 @@ pub struct Promise {
 
 impl Engine {
     /// `store` as it was opened; [`Engine::recover`] must follow with its unfinished jobs.
-    pub fn new(store: Store, pools: Pools) -> Arc<Self> {
+    pub fn new(store: Store, pools: Pools, meters: Arc<Meters>) -> Arc<Self> {
         let last_id = store.newest().unwrap_or(JobId::from_uuid(Uuid::nil()));
         Arc::new(Self {
             pools,
@@ -73,6 +75,7 @@ impl Engine {
             live: Mutex::default(),
             last_id: Mutex::new(last_id),
             running: watch::channel(0).0,
+            meters,
         })
     }
 
@@ -245,6 +248,7 @@ impl Engine {
         if self.claims.active(job.share) == Some(job.id) {
             self.claims.release(job.share);
         }
+        self.meters.ended(&job);
         live.job.send_replace(job);
     }
 

@@ -46,11 +46,12 @@ impl Engine {
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
     fn start(&self, id: JobId) -> bool {
-        let started = !self.claims.is_closed() && self.change(id, Event::Start).is_some();
-        if started {
+        let job = if self.claims.is_closed() { None } else { self.change(id, Event::Start) };
+        if let Some(job) = &job {
+            self.meters.started(job);
             self.running.send_modify(|running| *running += 1);
         }
-        started
+        job.is_some()
     }
 
     /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Nobody is woken by it:
@@ -60,6 +61,9 @@ impl Engine {
         let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
         let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
         let at_work = job.steps.last().is_some_and(|step| step.finished_at.is_none());
+        if let Some(begun) = live.step_begun.take() {
+            self.meters.step_ended(&job, begun.elapsed());
+        }
         live.step_begun = at_work.then(Instant::now);
         live.job.send_if_modified(|current| {
             current.clone_from(&job);

@@ -12,4 +12,4 @@ pub use bytes::{Bytes, ParseBytesError};
 pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
 pub use job::{Job, JobError, JobState, StepRecord};
 pub use refusal::{Reason, Refusal};
-pub use share::{CommandRecord, DriverKind, Finding, PoolReport, ShareReport, ShareStatus, ThinPool};
+pub use share::{CommandRecord, DriverKind, Finding, PoolReport, ShareReport, ShareStatus, ThinPool, ThinUse};

@@ -9,7 +9,7 @@ use super::{Bytes, JobId, JobState, PoolName, RequestId, ShareId};
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
         /// Machine-readable reason of a refusal, of a failed job or of a finding.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Reason {
             $($(#[$doc])* $variant,)*
         }

@@ -90,7 +90,15 @@ pub struct PoolReport {
     pub reserve: Bytes,
     pub overcommit: f64,
     pub shares: usize,
+    pub thin: Option<ThinUse>,
     pub findings: Vec<Finding>,
+}
+
+/// How full a thin pool is. Both are zero while it is not active.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ThinUse {
+    pub data_percent: f64,
+    pub metadata_percent: f64,
 }
 
 /// Something that would make an extend fail, or a quota not hold.

@@ -96,6 +96,7 @@ mod tests {
             total: Bytes::gib(10),
             free: Bytes::gib(9),
             promised: Bytes::gib(6),
+            thin: None,
             problems: Vec::new(),
         };
         assert_eq!(left(&space, Bytes::ZERO, 1.0), Bytes::gib(4));

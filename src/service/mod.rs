@@ -45,6 +45,14 @@ impl Service {
     /// # Errors
     /// Every refusal of an extend.
     pub async fn extend(&self, request: ExtendRequest) -> Result<Job, Refusal> {
+        let answer = self.admit(request).await;
+        if let Err(refusal) = &answer {
+            self.engine.meters.refused(refusal.reason());
+        }
+        answer
+    }
+
+    async fn admit(&self, request: ExtendRequest) -> Result<Job, Refusal> {
         let engine = &self.engine;
         if let Some(problem) = &*engine.store.failure().borrow() {
             return Err(store_refusal(&StoreError::Write { problem: problem.clone() }));

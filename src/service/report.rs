@@ -141,6 +141,7 @@ impl Service {
             reserve: pool.reserve,
             overcommit: pool.overcommit,
             shares: 0,
+            thin: None,
             findings: Vec::new(),
         };
         let (space, shares) = match pool.call(|driver| Ok((driver.space()?, driver.shares()?.len()))).await {
@@ -154,7 +155,7 @@ impl Service {
         (report.total, report.free, report.promised) = (space.total, space.free, space.promised);
         report.queued = self.engine.queued_growth(&space.id);
         report.available = admission::left(&space, pool.reserve, pool.overcommit).saturating_sub(report.queued);
-        report.shares = shares;
+        (report.shares, report.thin) = (shares, space.thin);
         let allowed = space.total.saturating_sub(pool.reserve).scaled(pool.overcommit);
         // What is written already, as the volumes of a group are, is more than a promise.
         if space.promised > allowed && space.promised > space.total.saturating_sub(space.free) {
@@ -202,7 +203,7 @@ impl Service {
 
     /// Jobs at a step that takes much longer than such steps do. They are never killed: whoever changes storage must
     /// come to its end.
-    fn stuck(&self) -> Vec<Finding> {
+    pub fn stuck(&self) -> Vec<Finding> {
         let finding = |(job, time): (Job, Duration)| Finding {
             kind: Reason::Stuck,
             pool: job.pool,

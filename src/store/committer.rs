@@ -97,9 +97,13 @@ impl Committer {
             Some(problem) => Err(problem.clone()),
             None => Ok(()),
         };
+        let begun = Instant::now();
         let written = written.and_then(|()| self.write(waiting.iter().flat_map(|(jobs, _)| jobs)));
         match written {
             Ok(()) => {
+                if let Some(meters) = self.shared.meters.get() {
+                    meters.committed(waiting.iter().map(|(jobs, _)| jobs.len()).sum(), begun.elapsed());
+                }
                 // Published only now: a job that was seen before the flush could be gone after a power cut.
                 let mut index = self.shared.index.write();
                 waiting.iter().flat_map(|(jobs, _)| jobs).for_each(|job| index.publish(job));

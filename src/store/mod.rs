@@ -12,12 +12,13 @@ mod open;
 mod record;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::meters::Meters;
 use crate::model::{Job, JobId, RequestId, ShareId};
 use committer::Work;
 use files::{Files, Lock};
@@ -55,6 +56,7 @@ struct Shared {
     index: RwLock<Index>,
     /// Why the store cannot be written; `None` when it can.
     failure: watch::Sender<Option<String>>,
+    meters: OnceLock<Arc<Meters>>,
 }
 
 /// The open store. All methods but [`Store::commit`] and [`Store::close`] answer from memory or by one read.
@@ -101,6 +103,11 @@ impl Store {
     /// command shows, saves and sets aside what is there.
     pub fn open(dir: &Path, retention: Retention) -> Result<(Self, Vec<Job>), OpenError> {
         Claimed::of(dir)?.open(retention)
+    }
+
+    /// Counts commits from now on; once.
+    pub fn measure(&self, meters: Arc<Meters>) {
+        let _ = self.shared.meters.set(meters);
     }
 
     /// Makes jobs durable, all or, where growd is stopped in between, a part of them. Returns when they are on disk

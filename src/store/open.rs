@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -104,7 +104,12 @@ fn open_above(
     }
 
     let (failure, _) = watch::channel(None);
-    let shared = Arc::new(Shared { db: RwLock::new(Some(db)), index: RwLock::new(scan.index), failure });
+    let shared = Arc::new(Shared {
+        db: RwLock::new(Some(db)),
+        index: RwLock::new(scan.index),
+        failure,
+        meters: OnceLock::new(),
+    });
     let (inbox, outbox) = mpsc::channel(INBOX);
     let committer = Committer {
         shared: Arc::clone(&shared),

@@ -4,6 +4,7 @@ pub mod client;
 mod convert;
 mod handlers;
 pub mod json;
+pub mod metrics;
 pub mod proto;
 pub mod server;
 mod status;

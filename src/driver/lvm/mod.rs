@@ -21,7 +21,7 @@ use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
-use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId, ThinPool};
+use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId, ThinPool, ThinUse};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
 const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
@@ -249,6 +249,10 @@ impl Driver for Lvm {
             total: thin_pool.size,
             free: thin_pool.size.saturating_sub(thin_pool.size.scaled(full)),
             promised,
+            thin: Some(ThinUse {
+                data_percent: thin_pool.data_percent.unwrap_or(0.0),
+                metadata_percent: thin_pool.metadata_percent.unwrap_or(0.0),
+            }),
             problems: self.critical(&thin_pool).into_iter().collect(),
         })
     }
@@ -276,6 +280,7 @@ impl Lvm {
             total: group.size,
             free: group.free,
             promised: group.size.saturating_sub(group.free),
+            thin: None,
             problems: Vec::new(),
         }
     }

@@ -107,6 +107,7 @@ impl ProjectQuota {
             total: capacity.total,
             free: capacity.free,
             promised,
+            thin: None,
             problems: Vec::new(),
         })
     }

@@ -1,0 +1,208 @@
+//! Metrics in Prometheus' text format, on a listener of their own.
+//!
+//! A scrape answers from memory. What takes a look at the pools is looked at beside it, at a distance: a pool that hangs
+//! makes its own figures old and holds up no scrape.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus::core::Collector;
+use prometheus::{Encoder, Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use tokio::net::TcpListener;
+
+use crate::meters::Meters;
+use crate::model::{PoolReport, Reason};
+use crate::service::Service;
+
+const POOLS_EVERY: Duration = Duration::from_secs(30);
+/// A look at every share.
+const FINDINGS_EVERY: Duration = Duration::from_secs(300);
+
+struct Metrics {
+    service: Arc<Service>,
+    registry: Registry,
+    jobs: IntGaugeVec,
+    stuck: IntGauge,
+    kept: IntGauge,
+    store_bytes: IntGauge,
+    store_writable: IntGauge,
+    draining: IntGauge,
+    pools: PoolGauges,
+    findings: IntGaugeVec,
+    looked_at: IntGaugeVec,
+    /// One scrape at a time: the gauges are set and read.
+    scrape: Mutex<()>,
+}
+
+type OfPool = fn(&PoolReport) -> u64;
+
+/// Bytes of each pool, by what they are.
+struct PoolGauges {
+    bytes: Vec<(IntGaugeVec, OfPool)>,
+    shares: IntGaugeVec,
+    thin: GaugeVec,
+}
+
+/// Serves `/metrics` until the listener fails.
+///
+/// # Errors
+/// Those of the listener.
+pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters) -> Result<(), std::io::Error> {
+    let metrics = Metrics::new(service, meters).map_err(std::io::Error::other)?;
+    let metrics = Arc::new(metrics);
+    tokio::spawn(Arc::clone(&metrics).look_at_pools());
+    tokio::spawn(Arc::clone(&metrics).look_for_findings());
+    axum::serve(listener, Router::new().route("/metrics", get(scrape)).with_state(metrics)).await
+}
+
+async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
+    match metrics.render() {
+        Ok(text) => ([(CONTENT_TYPE, TextEncoder::new().format_type().to_owned())], text).into_response(),
+        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+impl Metrics {
+    fn new(service: Arc<Service>, meters: &Meters) -> Result<Self, Error> {
+        let registry = Registry::new();
+        for collector in meters.collectors() {
+            registry.register(collector)?;
+        }
+        let build = gauges(&registry, "growd_build_info", "The version of growd.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let bytes: [(&str, &str, OfPool); 6] = [
+            ("size", "Size of what the pool's shares grow into.", |pool| pool.total.get()),
+            ("free", "What of it is not in use.", |pool| pool.free.get()),
+            ("promised", "What of it is promised to shares.", |pool| pool.promised.get()),
+            ("queued", "Growth of jobs that have not ended.", |pool| pool.queued.get()),
+            ("reserve", "What of it is never promised, as configured.", |pool| pool.reserve.get()),
+            ("available", "What extends may still ask for.", |pool| pool.available.get()),
+        ];
+        let pool = |name: &str, help: &str| gauges(&registry, name, help, &["pool", "driver"]);
+        let bytes = bytes.map(|(name, help, of)| Ok((pool(&format!("growd_pool_{name}_bytes"), help)?, of)));
+        Ok(Self {
+            jobs: gauges(&registry, "growd_jobs", "Jobs that have not ended.", &["state"])?,
+            stuck: gauge(&registry, "growd_stuck_jobs", "Jobs whose step has been at work for more than a minute.")?,
+            kept: gauge(&registry, "growd_store_jobs", "Jobs in the job store.")?,
+            store_bytes: gauge(&registry, "growd_store_size_bytes", "What the job store takes on disk.")?,
+            store_writable: gauge(&registry, "growd_store_writable", "1 when the job store can be written.")?,
+            draining: gauge(&registry, "growd_draining", "1 when growd takes no more requests.")?,
+            pools: PoolGauges {
+                bytes: bytes.into_iter().collect::<Result<_, Error>>()?,
+                shares: pool("growd_pool_shares", "Shares that were found.")?,
+                thin: {
+                    let help = "How full a thin pool is, of 1.";
+                    let thin = GaugeVec::new(Opts::new("growd_thin_pool_used_ratio", help), &["pool", "of"])?;
+                    registered(&registry, thin)?
+                },
+            },
+            findings: gauges(&registry, "growd_findings", "What growctl doctor finds.", &["pool", "kind"])?,
+            looked_at: gauges(
+                &registry,
+                "growd_looked_at_timestamp_seconds",
+                "When pools and findings were last looked at.",
+                &["what"],
+            )?,
+            scrape: Mutex::default(),
+            service,
+            registry,
+        })
+    }
+
+    fn render(&self) -> Result<String, Error> {
+        let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = self.service.node();
+        for (state, count) in [("QUEUED", node.queued), ("RUNNING", node.running)] {
+            self.jobs.with_label_values(&[state]).set(number(count));
+        }
+        self.stuck.set(number(self.service.stuck().len()));
+        self.kept.set(number(node.kept_jobs));
+        self.store_bytes.set(i64::try_from(node.store_bytes).unwrap_or(i64::MAX));
+        self.store_writable.set(i64::from(!node.store_failed));
+        self.draining.set(i64::from(node.draining));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|error| Error::Msg(error.to_string()))
+    }
+
+    async fn look_at_pools(self: Arc<Self>) {
+        loop {
+            let pools = self.service.pools().await;
+            for pool in &pools {
+                self.pools.set(pool);
+            }
+            self.looked_at("pools");
+            tokio::time::sleep(POOLS_EVERY).await;
+        }
+    }
+
+    async fn look_for_findings(self: Arc<Self>) {
+        loop {
+            let mut counts: BTreeMap<(String, Reason), i64> = BTreeMap::new();
+            for finding in self.service.diagnose().await {
+                *counts.entry((finding.pool.to_string(), finding.kind)).or_default() += 1;
+            }
+            {
+                let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+                // What was healed is gone.
+                self.findings.reset();
+                for ((pool, kind), count) in counts {
+                    self.findings.with_label_values(&[pool.as_str(), kind.as_str()]).set(count);
+                }
+            }
+            self.looked_at("findings");
+            tokio::time::sleep(FINDINGS_EVERY).await;
+        }
+    }
+
+    fn looked_at(&self, what: &str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.looked_at.with_label_values(&[what]).set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    }
+}
+
+impl PoolGauges {
+    fn set(&self, pool: &PoolReport) {
+        let labels = [pool.pool.as_str(), pool.driver.as_str()];
+        // A pool that could not be read has no sizes; old ones would be a lie, and zeros an alarm of another kind.
+        if pool.total.get() == 0 {
+            for (gauge, _) in &self.bytes {
+                // It may have had none before.
+                let _ = gauge.remove_label_values(&labels);
+            }
+            return;
+        }
+        for (gauge, of) in &self.bytes {
+            gauge.with_label_values(&labels).set(i64::try_from(of(pool)).unwrap_or(i64::MAX));
+        }
+        self.shares.with_label_values(&labels).set(number(pool.shares));
+        if let Some(thin) = pool.thin {
+            for (of, percent) in [("data", thin.data_percent), ("metadata", thin.metadata_percent)] {
+                self.thin.with_label_values(&[pool.pool.as_str(), of]).set(percent / 100.0);
+            }
+        }
+    }
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, Error> {
+    registered(registry, IntGauge::new(name, help)?)
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,177 @@
+//! What a scrape tells of a real daemon: its counts follow what happened, promtool finds nothing to say against them, and
+//! a pool that hangs holds up nothing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/volumes.rs"]
+mod volumes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+use daemon::{Daemon, MIB, create_shares, eventually, pool, share};
+use growd::wire::proto::JobState;
+use support::hanging_disk::HangingDisk;
+use support::{Filesystem, PRJQUOTA, lab};
+use volumes::Group;
+
+/// Configuration of metrics on a port; the tests run beside each other.
+fn metrics(port: u16) -> String {
+    format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n")
+}
+
+/// The body of an answer to GET /metrics.
+fn scrape(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    body.to_owned()
+}
+
+/// Samples by name and labels, as `growd_jobs{state="QUEUED"}`.
+fn samples(port: u16) -> BTreeMap<String, f64> {
+    let line = |line: &str| {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), value.parse().unwrap())
+    };
+    scrape(port).lines().filter(|text| !text.starts_with('#')).map(line).collect()
+}
+
+#[tokio::test]
+async fn counts_follow_what_happened() {
+    lab::require();
+    let fs = Filesystem::xfs("ubda", PRJQUOTA);
+    create_shares(&fs, 3, 8 * MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!("{}{}", pool(&fs, "reserve = \"16MiB\""), metrics(9421));
+    let daemon = Daemon::start(dir.path(), &config).await;
+    let clients = daemon.clients().await;
+    for n in 1..=2 {
+        let job = clients.extend(&share(n), 16 * MIB).await.unwrap();
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    clients.extend(&share(3), MIB).await.unwrap_err();
+    clients.extend(&share(9), MIB).await.unwrap_err();
+    clients.extend(&share(3), 1 << 60).await.unwrap_err();
+
+    eventually(
+        || async { samples(9421).contains_key("growd_looked_at_timestamp_seconds{what=\"findings\"}") },
+        |is| *is,
+    )
+    .await;
+    let samples = samples(9421);
+    let documented = documented();
+    for name in samples.keys() {
+        assert!(documented.contains(&family(name)), "{name} is not in the README");
+    }
+    for (name, value) in [
+        ("growd_jobs_ended_total{driver=\"project-quota\",reason=\"\",state=\"SUCCEEDED\"}", 2.0),
+        ("growd_extends_refused_total{reason=\"SIZE_NOT_GREATER\"}", 1.0),
+        ("growd_extends_refused_total{reason=\"SHARE_NOT_FOUND\"}", 1.0),
+        ("growd_extends_refused_total{reason=\"POOL_FULL\"}", 1.0),
+        ("growd_job_queue_wait_seconds_count", 2.0),
+        ("growd_step_duration_seconds_count{driver=\"project-quota\",step=\"set_limit\"}", 2.0),
+        ("growd_step_duration_seconds_count{driver=\"project-quota\",step=\"verify\"}", 2.0),
+        ("growd_jobs{state=\"QUEUED\"}", 0.0),
+        ("growd_jobs{state=\"RUNNING\"}", 0.0),
+        ("growd_stuck_jobs", 0.0),
+        ("growd_store_jobs", 2.0),
+        ("growd_store_writable", 1.0),
+        ("growd_draining", 0.0),
+        ("growd_pool_shares{driver=\"project-quota\",pool=\"home\"}", 3.0),
+        ("growd_pool_reserve_bytes{driver=\"project-quota\",pool=\"home\"}", 16.0 * MIB as f64),
+    ] {
+        assert_eq!(samples.get(name), Some(&value), "{name}: {samples:#?}");
+    }
+    // Two accepted and two ended.
+    assert_eq!(samples["growd_store_commit_jobs_sum"], 4.0);
+    assert!(samples["growd_pool_size_bytes{driver=\"project-quota\",pool=\"home\"}"] > 1e9);
+    promtool(&["check", "metrics"], &scrape(9421));
+}
+
+#[tokio::test]
+async fn a_thin_pool_tells_how_full_it_is() {
+    lab::require();
+    let group = Group::on("vg", &["ubdb"]);
+    group.create_thin_pool("-L 1g");
+    group.create(1, "-V 320m --thinpool thin");
+    let daemon = Daemon::start(group.dir(), &format!("{}{}", group.pool("thin_pool = \"thin\""), metrics(9422))).await;
+    daemon.clients().await;
+    eventually(
+        || async { samples(9422).contains_key("growd_thin_pool_used_ratio{of=\"metadata\",pool=\"vg\"}") },
+        |is| *is,
+    )
+    .await;
+    let data = samples(9422)["growd_thin_pool_used_ratio{of=\"data\",pool=\"vg\"}"];
+    assert!((0.0..0.5).contains(&data), "{data}");
+}
+
+#[tokio::test]
+async fn a_scrape_waits_for_no_pool() {
+    lab::require();
+    let disk = HangingDisk::over("ubdc");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    create_shares(&fs, 1, 8 * MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path(), &format!("{}{}", pool(&fs, ""), metrics(9423))).await;
+    let clients = daemon.clients().await;
+    let hang = clients.hang(&disk).await;
+    let job = clients.extend(&share(1), 16 * MIB).await.unwrap();
+    eventually(|| async { samples(9423)["growd_jobs{state=\"RUNNING\"}"] }, |running| *running == 1.0).await;
+    drop(hang);
+    assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    assert_eq!(samples(9423)["growd_jobs{state=\"RUNNING\"}"], 0.0);
+}
+
+/// A metric without what its samples' names have added.
+fn family(sample: &str) -> String {
+    let name = sample.split('{').next().unwrap();
+    let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+    of_histogram.unwrap_or(name).to_owned()
+}
+
+/// The metrics in a text.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("growd_")).map(family).collect()
+}
+
+fn documented() -> BTreeSet<String> {
+    named(include_str!("../README.md"))
+}
+
+#[test]
+fn alert_rules_and_dashboard_are_well_formed_and_name_metrics_that_there_are() {
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/growd.rules.yml");
+    promtool(&["check", "rules", rules], "");
+    let dashboard = include_str!("../systemd/growd.dashboard.json");
+    let panels = serde_json::from_str::<serde_json::Value>(dashboard).unwrap();
+    assert!(panels["panels"].as_array().unwrap().len() > 5);
+    let used = &named(include_str!("../systemd/growd.rules.yml")) | &named(dashboard);
+    let unknown: Vec<_> = used.difference(&documented()).cloned().collect();
+    assert_eq!(unknown, [] as [String; 0]);
+    assert!(used.len() > 10, "{used:?}");
+}
+
+fn promtool(arguments: &[&str], input: &str) {
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool of Debian's package prometheus");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
