@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 /// Which rooms a room may import from. Its own is always allowed.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("model", &[]),
     ("meters", &["model"]),
     ("sys", &["model"]),
