@@ -312,9 +312,8 @@ fn the_code_keeps_the_law() {
     let mut files = ["src", "tests", "benches"].map(|directory| rust_files(directory).unwrap()).concat();
     assert!(files.iter().any(|(name, _)| name == "src/lib.rs"), "the sources were not found");
     files.sort();
-    let broken: Vec<String> =
-        files.iter().flat_map(|(name, source)| violations(name, source)).map(|found| found.to_string()).collect();
-    assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
+    let broken = files.iter().flat_map(|(name, source)| violations(name, source)).map(|found| format!("\n{found}"));
+    assert_eq!(broken.collect::<String>(), "");
 }
 
 /// What is reported for a file with this behind its first line.
