@@ -83,7 +83,7 @@ fn share_in_pool(share: &ShareEntry, pool: &PoolEntry, report: &mut Report<'_>) 
     let (path, volume) = (("path", share.path_at), ("volume", share.volume_at));
     let ((own, own_at), (other, other_at)) = if driver == DriverKind::Lvm { (volume, path) } else { (path, volume) };
     if let Some(offset) = other_at {
-        report.add(offset, Problem::OtherDriversKey { key: other.to_owned(), driver });
+        report.add(offset, Problem::OtherKindsKey { key: other.to_owned(), of: "driver", kind: driver.as_str() });
     }
     if own_at.is_none() {
         report.add(share.offset, Problem::MissingKey { key: own, place: Place::Share });

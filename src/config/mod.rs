@@ -1,6 +1,7 @@
 //! The configuration file: read once at start, checked as a whole, every problem with its line.
 
 mod check;
+mod growapi;
 mod problem;
 mod read;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+pub use growapi::{ApiConfig, IdentityConfig, KeystoneConfig, NodeConfig, OwnerConfig, TlsConfig};
 pub use problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use read::{At, Report, Section};
 
@@ -89,21 +91,7 @@ impl Config {
     /// # Errors
     /// All that is wrong with the text; the file's name only appears in the messages.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigError> {
-        let mut report = Report::new(file_name, text);
-        let table = match DeTable::parse(text) {
-            Ok(table) => table.into_inner(),
-            Err(error) => {
-                let offset = error.span().map_or(0, |span| span.start);
-                let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-                report.add(offset, Problem::Syntax { message });
-                return Err(report.into_error());
-            }
-        };
-        let config = Self::from_table(&table, &mut report);
-        match config {
-            Some(config) if report.is_empty() => Ok(config),
-            _ => Err(report.into_error()),
-        }
+        parse_table(text, file_name, Self::from_table)
     }
 
     /// Directories that should be there and are not, as messages. A pool may be mounted later, so this is no error.
@@ -173,6 +161,29 @@ impl Config {
     }
 }
 
+/// # Errors
+/// The text is not TOML, or the reader has reported something.
+fn parse_table<T>(
+    text: &str,
+    file_name: &str,
+    read: impl FnOnce(&DeTable<'_>, &mut Report<'_>) -> Option<T>,
+) -> Result<T, ConfigError> {
+    let mut report = Report::new(file_name, text);
+    let table = match DeTable::parse(text) {
+        Ok(table) => table.into_inner(),
+        Err(error) => {
+            let offset = error.span().map_or(0, |span| span.start);
+            let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+            report.add(offset, Problem::Syntax { message });
+            return Err(report.into_error());
+        }
+    };
+    match read(&table, &mut report) {
+        Some(config) if report.is_empty() => Ok(config),
+        _ => Err(report.into_error()),
+    }
+}
+
 /// Only for this node: what is scraped names pools and counts.
 const DEFAULT_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9420);
 const DEFAULT_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
@@ -208,7 +219,7 @@ impl PoolEntry {
         let driver = section.required("driver", read::driver, report);
         let kind = driver.as_ref().map(|driver| driver.value);
         if let Some(kind) = kind {
-            section.only_for(kind, &keys_of(kind), report);
+            section.only_for(kind.as_str(), Place::DRIVER_KEYS, &keys_of(kind), report);
         }
         let volumes = (kind == Some(DriverKind::Lvm)).then(|| Volumes::read(section, report));
         Self {

@@ -44,8 +44,8 @@ pub enum Problem {
     UnknownKey { key: String, place: Place, hint: Hint },
     #[error("{place} has no {key:?}")]
     MissingKey { key: &'static str, place: Place },
-    #[error("driver {driver} has no key {key:?}")]
-    OtherDriversKey { key: String, driver: DriverKind },
+    #[error("{of} {kind} has no key {key:?}")]
+    OtherKindsKey { key: String, of: &'static str, kind: &'static str },
     #[error("overcommit: a thick volume takes its whole size, so only 1 is possible without thin_pool")]
     ThickOvercommit,
     #[error("volume: {mine} and {theirs} of line {line} can be the same volume of {group}")]
@@ -71,6 +71,22 @@ pub enum Problem {
         path.display()
     )]
     ShareMeetsPool { path: PathBuf, template: PathTemplate, line: usize },
+    #[error("no [[node]]: there is nobody to ask")]
+    NoNode,
+    #[error("name: {name:?} is already defined in line {line}")]
+    NodeRepeated { name: String, line: usize },
+    #[error("endpoint: {endpoint:?} is already the endpoint of the node in line {line}")]
+    EndpointRepeated { endpoint: String, line: usize },
+    #[error("endpoint: https needs [tls], by which growapi and the node know each other")]
+    NoTls,
+    #[error("cache: at most 5m, since a revoked token is believed for so long")]
+    CacheTooLong,
+    #[error("no [[owner]]: with this identity nobody would see any share")]
+    NoOwner,
+    #[error("node: {name:?} is not defined; {hint}")]
+    UnknownNode { name: String, hint: Hint },
+    #[error("pool \"{pool}\" already has an owner in line {line}")]
+    OwnerRepeated { pool: PoolName, line: usize },
 }
 
 /// What is wrong with one value.
@@ -90,6 +106,8 @@ pub enum ValueProblem {
     Duration { text: String, source: humantime::DurationError },
     #[error("{text:?} is not a driver; {hint}")]
     Driver { text: String, hint: Hint },
+    #[error("{text:?} is not a kind of identity; {hint}")]
+    Identity { text: String, hint: Hint },
     #[error("{text:?} is not unix: and an absolute path, such as unix:/run/growd/growd.sock")]
     Listen { text: String },
     #[error("{text:?} is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420")]
@@ -114,6 +132,11 @@ pub enum Place {
     Metrics,
     Pool,
     Share,
+    Api,
+    Node,
+    Tls,
+    Identity,
+    Owner,
 }
 
 impl Place {
@@ -136,8 +159,47 @@ impl Place {
                 "allow_any_growth",
             ],
             Self::Share => &["id", "pool", "path", "volume"],
+            Self::Api => {
+                &["listen", "public_url", "node_timeout", "request_timeout", "node", "tls", "identity", "owner"]
+            }
+            Self::Node => &["name", "endpoint"],
+            Self::Tls => &["certificate", "key", "ca"],
+            Self::Identity => &[
+                "kind",
+                "token_file",
+                "auth_url",
+                "username",
+                "password_file",
+                "user_domain",
+                "project",
+                "project_domain",
+                "ca",
+                "cache",
+            ],
+            Self::Owner => &["project", "pool", "node"],
         }
     }
+
+    /// What the kinds of a table are called that has several.
+    pub(super) const fn kind(self) -> &'static str {
+        match self {
+            Self::Identity => "identity of kind",
+            _ => "driver",
+        }
+    }
+
+    /// The keys of `[identity]` that not every kind has.
+    pub(super) const IDENTITY_KEYS: &'static [&'static str] = &[
+        "token_file",
+        "auth_url",
+        "username",
+        "password_file",
+        "user_domain",
+        "project",
+        "project_domain",
+        "ca",
+        "cache",
+    ];
 
     /// The keys of `[[pool]]` that not every driver has.
     pub(super) const DRIVER_KEYS: &'static [&'static str] = &[
@@ -155,11 +217,15 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Top => "the file",
+            Self::Top | Self::Api => "the file",
             Self::Retention => "[retention]",
             Self::Metrics => "[metrics]",
             Self::Pool => "[[pool]]",
             Self::Share => "[[share]]",
+            Self::Node => "[[node]]",
+            Self::Tls => "[tls]",
+            Self::Identity => "[identity]",
+            Self::Owner => "[[owner]]",
         })
     }
 }

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use crate::driver::path_template::{check_lvm_name, plain_path};
-use crate::model::DriverKind;
+use crate::model::{DriverKind, InvalidName, PoolName};
 
 /// `sun_path` has 108 bytes, the last of which is zero.
 const SOCKET_PATH_MOST: usize = 107;
@@ -124,12 +124,13 @@ impl<'d, 't> Section<'d, 't> {
         self.table.get(key).map(|value| value.span().start)
     }
 
-    /// Reports the keys that only other drivers have.
-    pub fn only_for(&self, driver: DriverKind, own: &[&str], report: &mut Report<'_>) {
+    /// Reports those of `keys` that only other kinds of the table have.
+    pub fn only_for(&self, kind: &'static str, keys: &[&str], own: &[&str], report: &mut Report<'_>) {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
-            if Place::DRIVER_KEYS.contains(&name) && !own.contains(&name) {
-                report.add(key.span().start, Problem::OtherDriversKey { key: name.to_owned(), driver });
+            if keys.contains(&name) && !own.contains(&name) {
+                let of = self.place.kind();
+                report.add(key.span().start, Problem::OtherKindsKey { key: name.to_owned(), of, kind });
             }
         }
     }
@@ -251,6 +252,72 @@ pub fn count(value: &DeValue<'_>) -> Result<usize, ValueProblem> {
 
 pub fn boolean(value: &DeValue<'_>) -> Result<bool, ValueProblem> {
     value.as_bool().ok_or(ValueProblem::Type { expected: "true or false", found: value.type_str() })
+}
+
+/// Address and port of a TCP listener.
+pub fn socket_address(value: &DeValue<'_>) -> Result<SocketAddr, ValueProblem> {
+    let text = text(value)?;
+    let expected = "an address and a port, such as 127.0.0.1:8786 or [::1]:8786";
+    text.parse().map_err(|_| InvalidName { text: text.to_owned(), expected }.into())
+}
+
+/// A URL to which paths can be added: without a slash at its end.
+pub fn http_url(value: &DeValue<'_>) -> Result<String, ValueProblem> {
+    let text = text(value)?;
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = |c: char| c.is_ascii_graphic() && c != '?' && c != '#';
+    match rest.map(|rest| rest.trim_end_matches('/')) {
+        Some(rest) if !rest.is_empty() && rest.chars().all(plain) => Ok(text.trim_end_matches('/').to_owned()),
+        _ => {
+            let expected = "an http:// or https:// URL without query";
+            Err(InvalidName { text: text.to_owned(), expected }.into())
+        }
+    }
+}
+
+/// Where a node listens, in the form that clients take.
+pub fn endpoint(value: &DeValue<'_>) -> Result<String, ValueProblem> {
+    let text = text(value)?;
+    let path = text.strip_prefix("unix:").map(|path| path.strip_prefix("//").unwrap_or(path));
+    let legal = match path {
+        Some(path) => path.len() > 1 && path.starts_with('/'),
+        None => {
+            let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+            let parts = rest.and_then(|rest| rest.rsplit_once(':'));
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+            parts.is_some_and(|(host, port)| {
+                !host.is_empty() && host.chars().all(plain) && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        }
+    };
+    let expected = "an endpoint: unix:/path, https://host:port or http://host:port";
+    if legal { Ok(text.to_owned()) } else { Err(InvalidName { text: text.to_owned(), expected }.into()) }
+}
+
+/// The name of a node follows the rules of a pool's.
+pub fn node_name(value: &DeValue<'_>) -> Result<String, ValueProblem> {
+    let text = text(value)?;
+    let expected = "the name of a node (a letter or digit, then letters, digits, '-' or '_', up to 63)";
+    match text.parse::<PoolName>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(InvalidName { text: text.to_owned(), expected }.into()),
+    }
+}
+
+/// Text that is not empty and has no control characters.
+pub fn words(value: &DeValue<'_>) -> Result<String, ValueProblem> {
+    let text = text(value)?;
+    let legal = !text.is_empty() && !text.chars().any(char::is_control);
+    let expected = "printable text";
+    if legal { Ok(text.to_owned()) } else { Err(InvalidName { text: text.to_owned(), expected }.into()) }
+}
+
+pub fn identity_kind(value: &DeValue<'_>) -> Result<&'static str, ValueProblem> {
+    let text = text(value)?;
+    let kinds = ["none", "token-file", "keystone"];
+    let hint = || Hint::new(text, "kinds", kinds);
+    let unknown = || ValueProblem::Identity { text: text.to_owned(), hint: hint() };
+    kinds.into_iter().find(|kind| *kind == text).ok_or_else(unknown)
 }
 
 /// The name of a volume group or of a logical volume.

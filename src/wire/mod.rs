@@ -10,3 +10,8 @@ pub mod server;
 mod status;
 
 pub use convert::job as job_message;
+
+/// The token by which ListShares goes on behind a share, whether or not an earlier page ended there.
+pub fn page_behind(share: crate::model::ShareId, pool: &str) -> String {
+    convert::page_token(Some(share), pool)
+}

@@ -1,0 +1,109 @@
+//! What is known of a request before its call is looked at: its id, its version, who asks.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+use growd::model::RequestId;
+use uuid::Uuid;
+
+use crate::api::{Api, Current};
+use crate::identity::{Project, Role, Who};
+use crate::microversion::Microversion;
+use crate::refusal::Refusal;
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
+const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+
+/// The id of a request: the caller's own where that is a UUID, or `req-` and a UUID, as OpenStack's are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traced {
+    pub id: RequestId,
+    pub chosen_by_caller: bool,
+}
+
+impl Traced {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        match given.and_then(|text| text.strip_prefix("req-").unwrap_or(text).parse().ok()) {
+            Some(id) => Self { id, chosen_by_caller: true },
+            None => Self { id: Self::fresh(), chosen_by_caller: false },
+        }
+    }
+
+    pub fn fresh() -> RequestId {
+        RequestId::from_uuid(Uuid::new_v4())
+    }
+}
+
+/// A request whose token and version are right.
+pub struct Caller {
+    pub api: Arc<Api>,
+    pub who: Who,
+    pub traced: Traced,
+    /// What links begin with.
+    pub base_url: String,
+}
+
+impl Caller {
+    /// The project of the path, when it is the token's.
+    ///
+    /// # Errors
+    /// 400.
+    pub fn project(&self, of_path: &str) -> Result<(), Refusal> {
+        match &self.who.project {
+            Project::Id(id) if id != of_path => Err(Refusal::bad_request("Malformed request url")),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// 403.
+    pub fn role(&self, least: Role) -> Result<(), Refusal> {
+        if self.who.role >= Some(least) { Ok(()) } else { Err(Refusal::forbidden()) }
+    }
+
+    /// Whether the caller, who asks for this project, may see what is in a pool.
+    pub fn sees(&self, project: &str, node: &str, pool: &str) -> bool {
+        self.who.role == Some(Role::Admin) || self.api.owners.owns(project, node, pool)
+    }
+}
+
+impl FromRequestParts<Current> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, current: &Current) -> Result<Self, Refusal> {
+        let api = current.get();
+        let token = parts.headers.get(AUTH_TOKEN).map(|value| value.as_bytes());
+        let who = api.identity.who(token).await?;
+        Microversion::asked(&parts.headers)?;
+        let traced = parts.extensions.get::<Traced>().copied().unwrap_or_else(|| Traced::of(&parts.headers));
+        let base_url = base_url(&api, &parts.headers);
+        Ok(Self { api, who, traced, base_url })
+    }
+}
+
+/// What links begin with: as configured, or as the client has reached growapi.
+pub fn base_url(api: &Api, headers: &HeaderMap) -> String {
+    let host = || headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    api.public_url.clone().unwrap_or_else(|| format!("http://{}", host()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_a_uuid_is_the_callers() {
+        let id = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+        let traced = |value: &str| Traced::of(&[(REQUEST_ID, value.parse().unwrap())].into_iter().collect());
+        for text in [id.to_owned(), format!("req-{id}")] {
+            assert_eq!(traced(&text), Traced { id: id.parse().unwrap(), chosen_by_caller: true });
+        }
+        for text in ["", "req-", "7", "req-req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11"] {
+            assert!(!traced(text).chosen_by_caller, "{text}");
+        }
+        assert_ne!(Traced::of(&HeaderMap::new()).id, Traced::of(&HeaderMap::new()).id);
+    }
+}

@@ -1,0 +1,194 @@
+//! Lists of shares, page by page.
+//!
+//! The order is that of the nodes' names, then of the pools', then of the shares' ids. A page so asks only the nodes
+//! that it takes shares from, and the last share of a page is all that is needed to go on behind it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use growd::model::ShareId;
+use growd::wire::proto::Share;
+
+use crate::nodes::{Failure, Node, Nodes};
+use crate::owners::Owners;
+use crate::refusal::Refusal;
+
+/// Shares in a page, and the most that a node is asked for at once.
+pub const PAGE_MOST: usize = 1000;
+
+/// Which shares are listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// At most [`PAGE_MOST`].
+    pub limit: usize,
+    pub offset: usize,
+    pub marker: Option<String>,
+    /// Shares of every project.
+    pub all_projects: bool,
+    /// Shares have no names, so whoever looks for one finds nothing.
+    pub named: bool,
+    /// What the query said besides paging, for the link to the next page.
+    rest: Vec<(String, String)>,
+}
+
+impl Query {
+    /// Takes what is known of a query string and leaves the rest.
+    ///
+    /// # Errors
+    /// 400: a limit or an offset that is no number.
+    pub fn parse(text: &str) -> Result<Self, Refusal> {
+        let mut query = Self { limit: PAGE_MOST, ..Self::default() };
+        for (key, value) in form_urlencoded::parse(text.as_bytes()) {
+            match &*key {
+                "limit" => match number("limit", &value)? {
+                    0 => {}
+                    limit => query.limit = limit.min(PAGE_MOST),
+                },
+                "offset" => query.offset = number("offset", &value)?,
+                "marker" => query.marker = Some(value.into_owned()),
+                _ => {
+                    let set = !matches!(&*value, "0" | "False" | "false" | "");
+                    query.all_projects |= key == "all_tenants" && set;
+                    query.named |= matches!(&*key, "name" | "name~" | "display_name") && !value.is_empty();
+                    query.rest.push((key.into_owned(), value.into_owned()));
+                }
+            }
+        }
+        Ok(query)
+    }
+
+    /// The query string of the next page.
+    pub fn behind(&self, last: &str) -> String {
+        let mut next = form_urlencoded::Serializer::new(String::new());
+        next.extend_pairs(&self.rest);
+        next.append_pair("limit", &self.limit.to_string()).append_pair("marker", last);
+        next.finish()
+    }
+}
+
+fn number(key: &str, value: &str) -> Result<usize, Refusal> {
+    match value.parse::<i64>() {
+        Ok(number) => {
+            usize::try_from(number).map_err(|_| Refusal::bad_request(format!("{key} param must be positive")))
+        }
+        Err(_) => Err(Refusal::bad_request(format!("{key} param must be an integer"))),
+    }
+}
+
+/// A page, and what is missing from it.
+pub struct Page {
+    /// With the node that has it.
+    pub shares: Vec<(Arc<Node>, Share)>,
+    pub more: bool,
+    /// Nodes whose shares are not there because they did not answer.
+    pub missing: usize,
+}
+
+/// # Errors
+/// 400 for a marker that is no share of the project; what the nodes say when none of them answers.
+pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) -> Result<Page, Refusal> {
+    let mut page = Page { shares: Vec::new(), more: false, missing: 0 };
+    if query.named {
+        return Ok(page);
+    }
+    let pools = |node: &Arc<Node>| {
+        let pools = if query.all_projects { vec![String::new()] } else { owners.pools(project, &node.name) };
+        pools.into_iter().map(|pool| (Arc::clone(node), pool)).collect::<Vec<_>>()
+    };
+    let mut stretches: VecDeque<(Arc<Node>, String)> = nodes.iter().flat_map(pools).collect();
+    let mut behind = match &query.marker {
+        Some(marker) => Some(skip_to(nodes, &mut stretches, marker).await?),
+        None => None,
+    };
+    let mut skip = query.offset;
+    let (mut answered, mut failure) = (false, None);
+    'stretches: for (node, pool) in stretches {
+        let mut behind = behind.take();
+        loop {
+            // One more than the page takes tells whether another page follows.
+            let wanted = (skip + query.limit + 1 - page.shares.len()).min(PAGE_MOST);
+            let asked = u32::try_from(wanted).unwrap_or(u32::MAX);
+            let answer = if node.is_down() {
+                Err(Failure::Unreachable { problem: "it did not answer when it was last asked".to_owned() })
+            } else {
+                nodes.page(&node, &pool, behind, asked).await
+            };
+            let answer = match answer {
+                Ok(answer) => answer,
+                // The node has no pool of that name.
+                Err(failure) if failure.has_reason("INVALID_REQUEST") && !pool.is_empty() => {
+                    answered = true;
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(node = node.name, pool, ?error, "shares are missing from a list");
+                    page.missing += 1;
+                    failure.get_or_insert(error);
+                    break;
+                }
+            };
+            answered = true;
+            behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
+            for share in answer.shares {
+                if skip > 0 {
+                    skip -= 1;
+                } else if page.shares.len() == query.limit {
+                    page.more = true;
+                    break 'stretches;
+                } else {
+                    page.shares.push((Arc::clone(&node), share));
+                }
+            }
+            if answer.next_page_token.is_empty() || behind.is_none() {
+                break;
+            }
+        }
+    }
+    match failure {
+        Some(failure) if !answered => Err(failure.into_refusal(None)),
+        _ => Ok(page),
+    }
+}
+
+/// Leaves the stretches from the one on that has the marker.
+async fn skip_to(
+    nodes: &Nodes,
+    stretches: &mut VecDeque<(Arc<Node>, String)>,
+    marker: &str,
+) -> Result<ShareId, Refusal> {
+    let unknown = || Refusal::bad_request(format!("marker [{marker}] not found"));
+    let id: ShareId = marker.parse().map_err(|_| unknown())?;
+    let place = match nodes.place(id).await {
+        Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => return Err(unknown()),
+        place => place.map_err(|failure| failure.into_refusal(None))?,
+    };
+    let has =
+        |(node, pool): &(Arc<Node>, String)| Arc::ptr_eq(node, &place.node) && (pool.is_empty() || *pool == place.pool);
+    let first = stretches.iter().position(has).ok_or_else(unknown)?;
+    stretches.drain(..first);
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_and_goes_on_with_all_it_had() {
+        let query = Query::parse("limit=2&offset=3&is_public=True&all_tenants=1&x=a%26b").unwrap();
+        assert_eq!((query.limit, query.offset, query.all_projects, query.named), (2, 3, true, false));
+        assert_eq!(query.behind("m"), "is_public=True&all_tenants=1&x=a%26b&limit=2&marker=m");
+        assert_eq!(Query::parse("limit=0").unwrap().limit, PAGE_MOST);
+        assert_eq!(Query::parse("limit=5000").unwrap().limit, PAGE_MOST);
+        assert!(Query::parse("name=a").unwrap().named);
+        assert!(!Query::parse("all_tenants=False").unwrap().all_projects);
+        for (text, problem) in [
+            ("limit=a", "limit param must be an integer"),
+            ("limit=", "limit param must be an integer"),
+            ("limit=-1", "limit param must be positive"),
+            ("offset=1.5", "offset param must be an integer"),
+        ] {
+            assert_eq!(Query::parse(text).unwrap_err().message, problem);
+        }
+    }
+}

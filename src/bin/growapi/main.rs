@@ -1,0 +1,139 @@
+//! `growapi`, the share API in front of the storage nodes. It keeps no state: several may run side by side, and any may
+//! be restarted at any time.
+
+mod action;
+mod api;
+mod caller;
+mod identity;
+mod listing;
+mod microversion;
+mod nodes;
+mod owners;
+mod python_text;
+mod refusal;
+mod routes;
+mod serve;
+mod view;
+
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use growd::config::ApiConfig;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+
+use api::{Api, Current};
+use identity::Identity;
+
+/// Short ones can be guessed, and their hashes be turned back.
+const TOKEN_LEAST: usize = 32;
+const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused or failed, as told on stderr; 2 the command \
+    line is wrong.";
+
+/// Serves the share API over HTTP, in front of the growd of each storage node.
+#[derive(Parser)]
+#[command(name = "growapi", version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Configuration file.
+    #[arg(long, global = true, default_value = "/etc/growd/growapi.toml", env = "GROWAPI_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; SIGHUP reads the configuration again. The log level is RUST_LOG, by default info.
+    Run,
+    /// Check the configuration and the files that it names.
+    CheckConfig,
+    /// Read a token from stdin and print its hash for the token file.
+    HashToken,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Run => run(&arguments.config),
+        Command::CheckConfig => check_config(&arguments.config),
+        Command::HashToken => hash_token(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("growapi: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check_config(path: &Path) -> Result<()> {
+    Identity::new(&ApiConfig::load(path)?.identity)?;
+    Ok(())
+}
+
+fn run(path: &Path) -> Result<()> {
+    let config = ApiConfig::load(path)?;
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve_until_told(path, config))
+}
+
+async fn serve_until_told(path: &Path, config: ApiConfig) -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let current = Current::new(Api::new(&config, None)?);
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    info!(address = %listener.local_addr()?, nodes = config.nodes.len(), "growapi is ready");
+    let stop = async {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => reload(path, &config, &current),
+            }
+        }
+    };
+    serve::serve(listener, routes::router(current.clone()), config.request_timeout, stop).await;
+    Ok(())
+}
+
+/// Goes on as before when the configuration is refused.
+fn reload(path: &Path, first: &ApiConfig, current: &Current) {
+    let read = || {
+        let config = ApiConfig::load(path)?;
+        let api = Api::new(&config, Some(&*current.get()))?;
+        if config.listen != first.listen {
+            tracing::warn!(now = %first.listen, configured = %config.listen, "listen changes with a restart only");
+        }
+        Ok::<_, anyhow::Error>((config.nodes.len(), api))
+    };
+    match read() {
+        Ok((nodes, api)) => {
+            current.replace(api);
+            info!(nodes, "the configuration was read again");
+        }
+        Err(error) => error!("the configuration is refused and the one before stays: {error:#}"),
+    }
+}
+
+fn hash_token() -> Result<()> {
+    let mut token = String::new();
+    std::io::stdin().lock().read_line(&mut token).context("cannot read a token from stdin")?;
+    let token = token.trim_end_matches(['\n', '\r']);
+    if token.len() < TOKEN_LEAST {
+        bail!("a token has at least {TOKEN_LEAST} characters; `openssl rand -hex 32` makes one");
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        bail!("a token has no spaces and only characters of ASCII, since it travels in a header");
+    }
+    println!("{}", identity::hex(&identity::hash(token.as_bytes())));
+    Ok(())
+}

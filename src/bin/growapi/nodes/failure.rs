@@ -1,0 +1,230 @@
+//! Why a node has given no answer that can be used, told from the gRPC status.
+
+use std::error::Error;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use growd::wire::client::ConnectError;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::refusal::Refusal;
+
+/// Seconds that clients are asked to wait for a node that is restarting or was cut off.
+const RETRY_AFTER: u64 = 5;
+const GIB_SHIFT: u32 = 30;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Failure {
+    /// growd's own refusal.
+    Refused(Refused),
+    /// There is no connection, or it broke.
+    Unreachable { problem: String },
+    /// No answer in time.
+    Silent,
+    /// An answer that growd does not give.
+    Nonsense { problem: String },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    pub reason: String,
+    pub http_status: u16,
+    pub message: String,
+    /// The size of the share in bytes, where the refusal tells it.
+    pub current_size: Option<u64>,
+    pub retry_after: Option<Duration>,
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        Self::Unreachable { problem: chain(&error) }
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        // A status that came over the wire has no cause here; one that the transport made up has.
+        if status.source().is_some() {
+            let problem = chain(&status);
+            return if broke_the_protocol(&status) {
+                Self::Nonsense { problem }
+            } else {
+                Self::Unreachable { problem }
+            };
+        }
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.domain == "growd");
+        let http_status = info.and_then(|info| info.metadata.get("http_status")?.parse().ok());
+        let problem = || format!("{:?}: {}", status.code(), status.message());
+        match (info, http_status) {
+            // The right to call a node is growapi's, not the tenant's.
+            (Some(_), Some(401 | 403)) => Self::Nonsense { problem: problem() },
+            (Some(info), Some(http_status)) if (400..600).contains(&http_status) => Self::Refused(Refused {
+                reason: info.reason.clone(),
+                http_status,
+                message: status.message().to_owned(),
+                current_size: info.metadata.get("current_size_bytes").and_then(|size| size.parse().ok()),
+                retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            }),
+            _ if status.code() == Code::Unavailable => Self::Unreachable { problem: problem() },
+            _ if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) => Self::Silent,
+            _ => Self::Nonsense { problem: problem() },
+        }
+    }
+}
+
+impl Failure {
+    pub fn nonsense(problem: impl Into<String>) -> Self {
+        Self::Nonsense { problem: problem.into() }
+    }
+
+    pub fn has_reason(&self, reason: &str) -> bool {
+        matches!(self, Self::Refused(refused) if refused.reason == reason)
+    }
+
+    /// What the client hears. `asked` is the size that an extend named, in GiB.
+    pub fn into_refusal(self, asked: Option<u64>) -> Refusal {
+        match self {
+            Self::Refused(refused) => refused.into_refusal(asked),
+            Self::Unreachable { .. } => {
+                Refusal::unavailable("The storage node of the share is not reachable.", RETRY_AFTER)
+            }
+            Self::Silent => {
+                Refusal::new(StatusCode::GATEWAY_TIMEOUT, "The storage node of the share did not answer in time.")
+            }
+            Self::Nonsense { .. } => {
+                Refusal::new(StatusCode::BAD_GATEWAY, "The storage node of the share gave an invalid answer.")
+            }
+        }
+    }
+}
+
+impl Refused {
+    /// What every node would say.
+    pub fn unknown_share() -> Self {
+        Self {
+            reason: "SHARE_NOT_FOUND".to_owned(),
+            http_status: StatusCode::NOT_FOUND.as_u16(),
+            message: "no node has the share".to_owned(),
+            current_size: None,
+            retry_after: None,
+        }
+    }
+
+    fn into_refusal(self, asked: Option<u64>) -> Refusal {
+        match (self.reason.as_str(), asked) {
+            ("SHARE_NOT_FOUND", None) => Refusal::not_found(),
+            // Manila has another text for actions.
+            ("SHARE_NOT_FOUND", Some(_)) => Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."),
+            ("SIZE_NOT_GREATER", Some(asked)) => {
+                let current = self.current_size.unwrap_or_default() >> GIB_SHIFT;
+                let problem = "New size for extend must be greater than current size.";
+                let sizes = format!("(current: {current}, extended: {asked})");
+                Refusal::bad_request(format!("Invalid input received: {problem} {sizes}."))
+            }
+            _ => {
+                let status = StatusCode::from_u16(self.http_status).unwrap_or(StatusCode::BAD_GATEWAY);
+                let mut refusal = Refusal::new(status, self.message);
+                if status == StatusCode::SERVICE_UNAVAILABLE {
+                    refusal.retry_after = Some(self.retry_after.map_or(RETRY_AFTER, |delay| delay.as_secs().max(1)));
+                }
+                refusal
+            }
+        }
+    }
+}
+
+/// Whether the other side speaks, but no gRPC.
+fn broke_the_protocol(status: &Status) -> bool {
+    causes(status).any(|cause| match cause.downcast_ref::<h2::Error>() {
+        Some(error) => error.is_library() && !error.is_io(),
+        None => false,
+    })
+}
+
+fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'e (dyn Error + 'static)| (*error).source())
+}
+
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut texts: Vec<String> = causes(error).map(ToString::to_string).collect();
+    texts.dedup();
+    texts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use tonic_types::ErrorDetails;
+
+    fn refused(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Failure {
+        let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let details =
+            ErrorDetails::with_error_info(reason, "growd", metadata.collect::<std::collections::HashMap<_, _>>());
+        Status::with_error_details(code, format!("refused: {reason}"), details).into()
+    }
+
+    fn heard(failure: Failure, asked: Option<u64>) -> (u16, String) {
+        let refusal = failure.into_refusal(asked);
+        (refusal.status.as_u16(), refusal.message)
+    }
+
+    #[test]
+    fn refusals_carry_their_http_status_and_the_words_of_the_api() {
+        let size = [("http_status", "400"), ("current_size_bytes", "2684354559")];
+        let text =
+            "Invalid input received: New size for extend must be greater than current size. (current: 2, extended: 1).";
+        let smaller = refused(Code::InvalidArgument, "SIZE_NOT_GREATER", &size);
+        assert_eq!(heard(smaller, Some(1)), (400, text.to_owned()));
+        let unknown = refused(Code::NotFound, "SHARE_NOT_FOUND", &[("http_status", "404")]);
+        assert_eq!(heard(unknown.clone(), Some(1)), (404, "Resource could not be found.".to_owned()));
+        assert_eq!(heard(unknown, None), (404, "The resource could not be found.".to_owned()));
+        for (code, reason, http) in [
+            (Code::Aborted, "SHARE_BUSY", "409"),
+            (Code::ResourceExhausted, "POOL_FULL", "409"),
+            (Code::Unimplemented, "UNSUPPORTED", "501"),
+            (Code::Internal, "INTERNAL", "500"),
+            (Code::Unavailable, "DRAINING", "503"),
+        ] {
+            let (status, message) = heard(refused(code, reason, &[("http_status", http)]), Some(3));
+            assert_eq!((status.to_string().as_str(), message), (http, format!("refused: {reason}")));
+        }
+    }
+
+    #[test]
+    fn unavailable_says_when_to_ask_again() {
+        let mut details =
+            ErrorDetails::with_error_info("QUEUE_FULL", "growd", [("http_status".to_owned(), "503".to_owned())]);
+        details.set_retry_info(Some(Duration::from_secs(7)));
+        let failure = Failure::from(Status::with_error_details(Code::Unavailable, "full", details));
+        assert_eq!(failure.into_refusal(Some(3)).retry_after, Some(7));
+        let draining = refused(Code::Unavailable, "DRAINING", &[("http_status", "503")]);
+        assert_eq!(draining.into_refusal(Some(3)).retry_after, Some(RETRY_AFTER));
+        let gone = Failure::Unreachable { problem: String::new() };
+        assert_eq!(gone.into_refusal(None).retry_after, Some(RETRY_AFTER));
+    }
+
+    #[test]
+    fn what_growd_does_not_say_is_nonsense() {
+        for failure in [
+            Failure::from(Status::internal("failed to decode")),
+            Failure::from(Status::unimplemented("unknown service")),
+            refused(Code::Internal, "INTERNAL", &[]),
+            refused(Code::Internal, "INTERNAL", &[("http_status", "x")]),
+            refused(Code::Internal, "INTERNAL", &[("http_status", "200")]),
+            refused(Code::PermissionDenied, "FORBIDDEN", &[("http_status", "403")]),
+        ] {
+            assert_eq!(heard(failure, None).0, 502);
+        }
+        assert_eq!(heard(Status::unavailable("no").into(), None).0, 503);
+        assert_eq!(heard(Status::deadline_exceeded("late").into(), None).0, 504);
+    }
+
+    #[test]
+    fn a_broken_connection_is_no_nonsense() {
+        let broken = Status::from_error(Box::new(io::Error::from(io::ErrorKind::ConnectionReset)));
+        assert!(matches!(Failure::from(broken), Failure::Unreachable { .. }));
+    }
+}

@@ -1,0 +1,185 @@
+//! The storage nodes, and which of them has which share.
+//!
+//! Nobody keeps a list of places: a share is where a node says it is. What was found is remembered, so that a known
+//! share costs one call however many nodes there are, and forgotten when its node no longer knows it. The only room
+//! that speaks gRPC.
+
+mod failure;
+mod node;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use growd::config::NodeConfig;
+use growd::model::ShareId;
+use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
+use parking_lot::Mutex;
+
+pub use failure::Failure;
+use failure::Refused;
+pub use node::{Node, watch_health};
+
+/// How many nodes one search asks at once.
+const SEARCH_WIDTH: usize = 64;
+
+/// Where a share is.
+#[derive(Clone)]
+pub struct Place {
+    pub node: Arc<Node>,
+    pub pool: String,
+}
+
+pub struct Nodes {
+    /// In the order of their names.
+    nodes: Vec<Arc<Node>>,
+    /// Only of shares that a node has, so there are never more than that.
+    places: Mutex<HashMap<ShareId, Place>>,
+}
+
+impl Nodes {
+    /// Nodes that are the same as before keep their connections, and what is known of their shares stays known. Those
+    /// behind https connect anew, since their certificates may be others.
+    pub fn new(configured: &[NodeConfig], timeout: Duration, before: Option<&Self>) -> Self {
+        let old = |config: &NodeConfig| {
+            let same = |node: &&Arc<Node>| {
+                let plain = !node.endpoint.starts_with("https:");
+                plain && node.name == config.name && node.endpoint == config.endpoint && node.timeout() == timeout
+            };
+            before.and_then(|before| before.nodes.iter().find(same))
+        };
+        let mut nodes = Vec::new();
+        for config in configured {
+            nodes.push(old(config).cloned().unwrap_or_else(|| {
+                let node = Arc::new(Node::new(config.name.clone(), config.endpoint.clone(), timeout));
+                tokio::spawn(watch_health(Arc::downgrade(&node)));
+                node
+            }));
+        }
+        let mut places = before.map(|before| before.places.lock().clone()).unwrap_or_default();
+        places.retain(|_, place| nodes.iter().any(|node| Arc::ptr_eq(node, &place.node)));
+        Self { nodes, places: Mutex::new(places) }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.iter()
+    }
+
+    /// The share as its node tells it.
+    ///
+    /// # Errors
+    /// Every [`Failure`]; SHARE_NOT_FOUND only when every node has said so.
+    pub async fn share(&self, id: ShareId) -> Result<(Place, Share), Failure> {
+        if let Some(place) = self.known(id) {
+            match place.node.share(id).await {
+                Ok(share) => return Ok(self.remember(id, &place.node, share)),
+                Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.forget(id, &place),
+                Err(failure) => return Err(failure),
+            }
+        }
+        self.search(id).await
+    }
+
+    /// Where the share is; asks no node when that is known. A share that was moved to another pool of its node is told
+    /// to be in the old one until somebody has looked at it.
+    ///
+    /// # Errors
+    /// As [`Self::share`].
+    pub async fn place(&self, id: ShareId) -> Result<Place, Failure> {
+        match self.known(id) {
+            Some(place) => Ok(place),
+            None => Ok(self.search(id).await?.0),
+        }
+    }
+
+    /// Asks the node for an extend; `None` when the share is no longer there, and where it is has to be found again.
+    ///
+    /// # Errors
+    /// Every other [`Failure`].
+    pub async fn extend(
+        &self,
+        id: ShareId,
+        place: &Place,
+        request: ExtendShareRequest,
+    ) -> Result<Option<Job>, Failure> {
+        match place.node.extend(request).await {
+            Ok(job) => {
+                self.places.lock().insert(id, Place { node: Arc::clone(&place.node), pool: job.pool.clone() });
+                Ok(Some(job))
+            }
+            Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {
+                self.forget(id, place);
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// A page of the shares of a node and pool, whose places are known then.
+    ///
+    /// # Errors
+    /// Every [`Failure`].
+    pub async fn page(
+        &self,
+        node: &Arc<Node>,
+        pool: &str,
+        behind: Option<ShareId>,
+        size: u32,
+    ) -> Result<ListSharesResponse, Failure> {
+        let page = node.shares(pool, behind, size).await?;
+        let mut places = self.places.lock();
+        for share in &page.shares {
+            if let Ok(id) = share.share_id.parse() {
+                places.insert(id, Place { node: Arc::clone(node), pool: share.pool.clone() });
+            }
+        }
+        Ok(page)
+    }
+
+    fn known(&self, id: ShareId) -> Option<Place> {
+        self.places.lock().get(&id).cloned()
+    }
+
+    fn remember(&self, id: ShareId, node: &Arc<Node>, share: Share) -> (Place, Share) {
+        let place = Place { node: Arc::clone(node), pool: share.pool.clone() };
+        self.places.lock().insert(id, place.clone());
+        (place, share)
+    }
+
+    /// Unless somebody has found it elsewhere meanwhile.
+    fn forget(&self, id: ShareId, place: &Place) {
+        let mut places = self.places.lock();
+        if places.get(&id).is_some_and(|known| Arc::ptr_eq(&known.node, &place.node)) {
+            places.remove(&id);
+        }
+    }
+
+    /// Asks all nodes, and is content with the first that has the share. When none has it, one that could not be asked
+    /// may be the one: then the share is not unknown, but cannot be reached.
+    async fn search(&self, id: ShareId) -> Result<(Place, Share), Failure> {
+        let ask = |node: &Arc<Node>| {
+            let node = Arc::clone(node);
+            async move {
+                if node.is_down() {
+                    let problem = "it did not answer when it was last asked".to_owned();
+                    return (node, Err(Failure::Unreachable { problem }));
+                }
+                let answer = node.share(id).await;
+                (node, answer)
+            }
+        };
+        let mut answers = stream::iter(self.nodes.iter().map(ask)).buffer_unordered(SEARCH_WIDTH);
+        let mut worst = None;
+        while let Some((node, answer)) = answers.next().await {
+            match answer {
+                Ok(share) => return Ok(self.remember(id, &node, share)),
+                Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {}
+                Err(failure) => {
+                    worst.get_or_insert(failure);
+                }
+            }
+        }
+        Err(worst.unwrap_or_else(|| Failure::Refused(Refused::unknown_share())))
+    }
+}

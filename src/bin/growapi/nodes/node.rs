@@ -1,0 +1,183 @@
+//! One storage node: its connection, the calls to its growd, and whether it answers at all.
+
+use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use growd::model::ShareId;
+use growd::wire::proto::job_service_client::JobServiceClient;
+use growd::wire::proto::share_service_client::ShareServiceClient;
+use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListSharesRequest};
+use growd::wire::proto::{ListSharesResponse, Share};
+use growd::wire::{client, page_behind};
+use tokio::sync::OnceCell;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::failure::Failure;
+
+/// How often a call is made again after its connection broke. Every call is safe to repeat: reads change nothing, and
+/// an extend with a request id is one request however often it is sent.
+const RETRIES: u32 = 2;
+/// The first pause is up to this long, the second up to twice as long.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks at a node's health: half of it up to one and a half.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
+
+pub struct Node {
+    pub name: String,
+    pub endpoint: String,
+    /// For a call with all its attempts.
+    timeout: Duration,
+    channel: OnceCell<Channel>,
+    down: AtomicBool,
+}
+
+impl Node {
+    pub fn new(name: String, endpoint: String, timeout: Duration) -> Self {
+        Self { name, endpoint, timeout, channel: OnceCell::new(), down: AtomicBool::new(false) }
+    }
+
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether the node did not answer when it was last asked.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// Every [`Failure`].
+    pub async fn share(&self, id: ShareId) -> Result<Share, Failure> {
+        let request = GetShareRequest { share_id: id.to_string() };
+        let share = self.call(|channel| get_share(channel, request.clone())).await?;
+        if share.share_id == id.to_string() { Ok(share) } else { Err(Failure::nonsense("it tells of another share")) }
+    }
+
+    /// # Errors
+    /// Every [`Failure`].
+    pub async fn job(&self, job_id: &str) -> Result<Job, Failure> {
+        let request = GetJobRequest { job_id: job_id.to_owned() };
+        self.call(|channel| get_job(channel, request.clone())).await
+    }
+
+    /// Must carry a request id, since it may be sent again.
+    ///
+    /// # Errors
+    /// Every [`Failure`].
+    pub async fn extend(&self, request: ExtendShareRequest) -> Result<Job, Failure> {
+        let share_id = request.share_id.clone();
+        let job = self.call(|channel| extend_share(channel, request.clone())).await?;
+        let fits = job.share_id == share_id && !job.job_id.is_empty();
+        if fits { Ok(job) } else { Err(Failure::nonsense("it took the job of another share")) }
+    }
+
+    /// A page of the shares of a pool, or of all with an empty name, in the order of their ids.
+    ///
+    /// # Errors
+    /// Every [`Failure`].
+    pub async fn shares(
+        &self,
+        pool: &str,
+        behind: Option<ShareId>,
+        page_size: u32,
+    ) -> Result<ListSharesResponse, Failure> {
+        let page_token = behind.map(|share| page_behind(share, pool)).unwrap_or_default();
+        let request = ListSharesRequest { pool: pool.to_owned(), page_size, page_token };
+        self.call(|channel| list_shares(channel, request.clone())).await
+    }
+
+    async fn call<T, F>(&self, ask: impl Fn(Channel) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let attempts = async {
+            let mut retries = 0;
+            loop {
+                match self.attempt(&ask).await {
+                    Err(Failure::Unreachable { .. }) if retries < RETRIES => {
+                        tokio::time::sleep(jitter(PAUSE * (1 << retries))).await;
+                        retries += 1;
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        let answer = tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(Failure::Silent));
+        match &answer {
+            Err(Failure::Unreachable { problem }) => self.note_down(problem),
+            Err(Failure::Silent) => self.note_down("no answer in time"),
+            Err(Failure::Nonsense { problem }) => {
+                tracing::error!(node = self.name, problem, "the node answered what growd does not answer");
+            }
+            Ok(_) | Err(Failure::Refused(_)) => self.note_up(),
+        }
+        answer
+    }
+
+    async fn attempt<T, F>(&self, ask: &impl Fn(Channel) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        // Connects again by itself from then on.
+        let channel = self.channel.get_or_try_init(|| client::connect(&self.endpoint)).await?;
+        Ok(ask(channel.clone()).await?.into_inner())
+    }
+
+    fn note_down(&self, problem: &str) {
+        if !self.down.swap(true, Ordering::Relaxed) {
+            tracing::warn!(node = self.name, endpoint = self.endpoint, problem, "the node does not answer");
+        }
+    }
+
+    fn note_up(&self) {
+        if self.down.swap(false, Ordering::Relaxed) {
+            tracing::info!(node = self.name, "the node answers again");
+        }
+    }
+}
+
+/// Looks at the node's health again and again, for as long as somebody else holds it: a node that is down is noticed
+/// before a request has to wait for it, and one that is back is asked again.
+pub async fn watch_health(node: Weak<Node>) {
+    loop {
+        let Some(held) = node.upgrade() else { return };
+        // What is left of the answer is only that there was one.
+        let _ = held.call(check_health).await;
+        drop(held);
+        tokio::time::sleep(HEALTH_INTERVAL / 2 + jitter(HEALTH_INTERVAL)).await;
+    }
+}
+
+/// A time below the given one, as good as random.
+fn jitter(most: Duration) -> Duration {
+    let random = (uuid::Uuid::new_v4().as_u128() & 0xffff) as u32;
+    most * random / 0x1_0000
+}
+
+// Each takes its channel with it: a closure cannot lend what its future needs.
+
+async fn get_share(channel: Channel, request: GetShareRequest) -> Result<Response<Share>, Status> {
+    ShareServiceClient::new(channel).get_share(request).await
+}
+
+async fn list_shares(channel: Channel, request: ListSharesRequest) -> Result<Response<ListSharesResponse>, Status> {
+    ShareServiceClient::new(channel).list_shares(request).await
+}
+
+async fn extend_share(channel: Channel, request: ExtendShareRequest) -> Result<Response<Job>, Status> {
+    ShareServiceClient::new(channel).extend_share(request).await
+}
+
+async fn get_job(channel: Channel, request: GetJobRequest) -> Result<Response<Job>, Status> {
+    JobServiceClient::new(channel).get_job(request).await
+}
+
+async fn check_health(channel: Channel) -> Result<Response<()>, Status> {
+    // NOT_SERVING is an answer too: growd recovers or drains, and still tells of its shares.
+    let request = HealthCheckRequest { service: String::new() };
+    HealthClient::new(channel).check(request).await.map(|_| Response::new(()))
+}

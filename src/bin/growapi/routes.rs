@@ -1,0 +1,272 @@
+//! The calls: parse, ask the nodes, answer.
+
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::stream::{self, StreamExt};
+use growd::model::ShareId;
+use growd::wire::proto::ExtendShareRequest;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::json;
+
+use crate::action::{Action, Kind};
+use crate::api::{Api, Current};
+use crate::caller::{Caller, REQUEST_ID, Traced, base_url};
+use crate::identity::Role;
+use crate::listing::{self, Query};
+use crate::microversion::{self, Microversion};
+use crate::refusal::{Refusal, json_response};
+use crate::view::{Details, summary};
+
+/// The longest body that is read: that of the share API.
+const BODY_MOST: usize = 114_688;
+const GIB_SHIFT: u32 = 30;
+/// Jobs that one page of details asks for at once.
+const JOBS_AT_ONCE: usize = 16;
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// Each with its methods; `openapi.json` describes them, and a test holds it to this list.
+pub const ROUTES: [(&str, &str); 9] = [
+    ("get", "/"),
+    ("get", "/v2"),
+    ("get", "/v2/"),
+    ("get", "/openapi.json"),
+    ("get", "/v2/{project_id}/shares"),
+    ("get", "/v2/{project_id}/shares/detail"),
+    ("get", "/v2/{project_id}/shares/{share_id}"),
+    ("get", "/v2/{project_id}/shares/{share_id}/export_locations"),
+    ("post", "/v2/{project_id}/shares/{share_id}/action"),
+];
+
+pub fn router(current: Current) -> Router {
+    let [root, v2, v2_slash, openapi, shares, detail, share, exports, action] = ROUTES.map(|(_, path)| path);
+    Router::new()
+        .route(root, get(versions))
+        .route(v2, get(versions))
+        .route(v2_slash, get(versions))
+        .route(openapi, get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
+        .route(shares, get(list))
+        .route(detail, get(list_details))
+        .route(share, get(show))
+        .route(exports, get(export_locations))
+        .route(action, post(act))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(no_such_path)
+        .layer(middleware::from_fn(around))
+        .with_state(current)
+}
+
+/// Gives every request its id, and every answer that and the version; tells the log.
+async fn around(mut request: Request, next: Next) -> Response {
+    let begin = Instant::now();
+    let traced = Traced::of(request.headers());
+    let version = Microversion::asked(request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    request.extensions_mut().insert(traced);
+    let mut response = next.run(request).await;
+    if let Ok(id) = HeaderValue::try_from(format!("req-{}", traced.id)) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if let Ok(version) = version {
+        version.echo(response.headers_mut());
+    }
+    let (status, milliseconds) = (response.status().as_u16(), begin.elapsed().as_millis());
+    tracing::info!(request = %traced.id, %method, path, status, milliseconds, "answered");
+    response
+}
+
+async fn versions(State(current): State<Current>, headers: HeaderMap) -> Response {
+    json_response(StatusCode::OK, &microversion::document(&base_url(&current.get(), &headers)))
+}
+
+async fn wrong_method(_: Caller) -> Refusal {
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "The method is not allowed for this resource.")
+}
+
+async fn no_such_path(_: Caller) -> Refusal {
+    Refusal::not_found()
+}
+
+/// A path whose escapes are no UTF-8 names nothing.
+type Of<T> = Result<Path<T>, axum::extract::rejection::PathRejection>;
+
+fn named<T>(path: Of<T>) -> Result<T, Refusal> {
+    path.map(|Path(names)| names).map_err(|_| Refusal::not_found())
+}
+
+async fn show(caller: Caller, path: Of<(String, String)>) -> Result<Response, Refusal> {
+    let (project, share) = named(path)?;
+    let found = find(&caller, &project, &share).await?;
+    let share = found.0.json(&caller.base_url, &project, &found.1);
+    Ok(json_response(StatusCode::OK, &json!({"share": share})))
+}
+
+async fn export_locations(caller: Caller, path: Of<(String, String)>) -> Result<Response, Refusal> {
+    let (project, share) = named(path)?;
+    find(&caller, &project, &share).await?;
+    Ok(json_response(StatusCode::OK, &json!({"export_locations": []})))
+}
+
+/// A share that the caller may see, and the project it belongs to.
+async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, String), Refusal> {
+    caller.project(project)?;
+    caller.role(Role::Reader)?;
+    let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
+    let failed = |failure: crate::nodes::Failure| failure.into_refusal(None);
+    let (place, share) = caller.api.nodes.share(id).await.map_err(failed)?;
+    if !caller.sees(project, &place.node.name, &place.pool) {
+        return Err(Refusal::not_found());
+    }
+    let owner = caller.api.owners.owner(&place.node.name, &place.pool).unwrap_or(project).to_owned();
+    Ok((Details::of(&place.node, share).await.map_err(failed)?, owner))
+}
+
+async fn list(caller: Caller, path: Of<String>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    list_page(caller, path, query, false).await
+}
+
+async fn list_details(caller: Caller, path: Of<String>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    list_page(caller, path, query, true).await
+}
+
+async fn list_page(
+    caller: Caller,
+    path: Of<String>,
+    query: Option<String>,
+    detailed: bool,
+) -> Result<Response, Refusal> {
+    let project = named(path)?;
+    caller.project(&project)?;
+    caller.role(Role::Reader)?;
+    let mut query = Query::parse(&query.unwrap_or_default())?;
+    query.all_projects &= caller.who.role == Some(Role::Admin);
+    let Api { nodes, owners, .. } = &*caller.api;
+    let base_url = &caller.base_url;
+    let page = listing::page(nodes, owners, &project, &query).await?;
+    let last = page.shares.last().map(|(_, share)| share.share_id.clone());
+
+    let view = |(node, share): (std::sync::Arc<crate::nodes::Node>, growd::wire::proto::Share)| {
+        let project = &project;
+        async move {
+            if !detailed {
+                return Ok(summary(base_url, project, &share.share_id));
+            }
+            let owner = owners.owner(&node.name, &share.pool).unwrap_or(project).to_owned();
+            Details::of(&node, share).await.map(|details| details.json(base_url, project, &owner))
+        }
+    };
+    let views: Vec<_> = stream::iter(page.shares).map(view).buffered(JOBS_AT_ONCE).collect().await;
+    let views: Vec<_> = views.into_iter().collect::<Result<_, _>>().map_err(|failure| failure.into_refusal(None))?;
+    let mut body = json!({"shares": views});
+    if let Some(last) = last.filter(|_| page.more) {
+        let path = if detailed { "shares/detail" } else { "shares" };
+        let href = format!("{base_url}/v2/{project}/{path}?{}", query.behind(&last));
+        body["shares_links"] = json!([{"rel": "next", "href": href}]);
+    }
+    let mut response = json_response(StatusCode::OK, &body);
+    if page.missing > 0 {
+        let text = format!("199 growapi \"the shares of {} nodes that do not answer are missing\"", page.missing);
+        if let Ok(text) = HeaderValue::try_from(text) {
+            response.headers_mut().insert(header::WARNING, text);
+        }
+    }
+    Ok(response)
+}
+
+/// The order of what is looked at is that of the share API: the body before the project of the path, the schema before
+/// the role, and the share last.
+async fn act(caller: Caller, path: Of<(String, String)>, request: Request) -> Result<Response, Refusal> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = content_type.map(str::to_owned);
+    let body = body(&caller, request.into_body()).await?;
+    let action = Action::of_body(content_type.as_deref(), &body)?;
+    let (project, share) = named(path)?;
+    caller.project(&project)?;
+    let size = action.new_size()?;
+    caller.role(Role::Member)?;
+    let unknown = || Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found.");
+    let id: ShareId = share.parse().map_err(|_| unknown())?;
+    match action.kind {
+        Kind::Extend => extend(&caller, &project, id, size).await,
+        Kind::Shrink => {
+            let found = find(&caller, &project, &share).await;
+            found.map_err(|refusal| if refusal.status == StatusCode::NOT_FOUND { unknown() } else { refusal })?;
+            Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "Shares cannot be made smaller here."))
+        }
+    }
+}
+
+/// Accepted means that the job is on the node's disk.
+async fn extend(caller: &Caller, project: &str, id: ShareId, size: u64) -> Result<Response, Refusal> {
+    let failed = |failure: crate::nodes::Failure| failure.into_refusal(Some(size));
+    let nodes = &caller.api.nodes;
+    let mut request = ExtendShareRequest {
+        share_id: id.to_string(),
+        // growd does not take zero. No share is smaller than a byte, so one byte is refused just as surely.
+        new_size_bytes: (size << GIB_SHIFT).max(1),
+        request_id: Some(caller.traced.id.to_string()),
+        project_id: project.to_owned(),
+        ..ExtendShareRequest::default()
+    };
+    // A share that has moved is found again, once.
+    for _ in 0..2 {
+        let place = nodes.place(id).await.map_err(failed)?;
+        if !caller.sees(project, &place.node.name, &place.pool) {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."));
+        }
+        let mut answer = nodes.extend(id, &place, request.clone()).await;
+        if caller.traced.chosen_by_caller && matches!(&answer, Err(failure) if failure.has_reason("REQUEST_ID_REUSED"))
+        {
+            // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job.
+            request.request_id = Some(Traced::fresh().to_string());
+            answer = nodes.extend(id, &place, request.clone()).await;
+        }
+        if let Some(job) = answer.map_err(failed)? {
+            tracing::info!(request = %caller.traced.id, share = %id, node = place.node.name, job = job.job_id, "extending");
+            return Ok(StatusCode::ACCEPTED.into_response());
+        }
+    }
+    Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."))
+}
+
+/// The body, unless it is too long or takes too long.
+async fn body(caller: &Caller, body: Body) -> Result<Bytes, Refusal> {
+    let collected = Limited::new(body, BODY_MOST).collect();
+    match tokio::time::timeout(caller.api.request_timeout, collected).await {
+        Err(_) => {
+            let message = "The request did not arrive in time.";
+            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, message))
+        }
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "Request is too large."))
+        }
+        Ok(Err(_)) => Err(Refusal::bad_request("Malformed request body")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_document_describes_every_call_and_no_other() {
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys().filter(|method| *method != "parameters") {
+                described.insert((method.clone(), path.clone()));
+            }
+        }
+        let routes = ROUTES.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned()));
+        assert_eq!(described, routes.collect());
+    }
+}

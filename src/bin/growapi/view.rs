@@ -1,0 +1,139 @@
+//! A share as the share API shows it.
+
+use growd::wire::proto::{Job, Share, ShareStatus};
+use serde_json::{Value, json};
+
+use crate::nodes::{Failure, Node};
+
+const GIB_SHIFT: u32 = 30;
+
+/// What is told of a share.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Details {
+    pub id: String,
+    pub status: &'static str,
+    /// GiB, rounded down. `None` when the kernel cannot tell.
+    pub size: Option<u64>,
+    /// Why the last extend failed, or why there is no size.
+    pub error: Option<String>,
+}
+
+impl Details {
+    /// Asks for the job of a share that is extending or has failed to.
+    ///
+    /// # Errors
+    /// Every [`Failure`].
+    pub async fn of(node: &Node, share: Share) -> Result<Self, Failure> {
+        let job = match share.status() {
+            ShareStatus::Extending => Some(&share.active_job_id),
+            ShareStatus::ExtendingError => Some(&share.last_job_id),
+            ShareStatus::Available | ShareStatus::Unspecified => None,
+        };
+        let job = match job {
+            Some(job_id) => match node.job(job_id).await {
+                // Ended and removed since: nothing to tell.
+                Err(failure) if failure.has_reason("JOB_NOT_FOUND") => None,
+                job => Some(job?),
+            },
+            None => None,
+        };
+        Self::new(share, job)
+    }
+
+    /// While a share is extending its size is the old one, whatever part of the work is done: size and status change
+    /// together.
+    fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
+        let (status, size) = match share.status() {
+            ShareStatus::Extending => ("extending", job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes)),
+            ShareStatus::ExtendingError => ("extending_error", share.size_bytes),
+            ShareStatus::Available if share.size_bytes.is_some() => ("available", share.size_bytes),
+            ShareStatus::Available => ("error", None),
+            ShareStatus::Unspecified => return Err(Failure::nonsense("a share without status")),
+        };
+        let failed = job.and_then(|job| job.error).map(|error| error.message);
+        let finding = || share.findings.first().map(|finding| finding.message.clone());
+        let error = failed.or_else(|| size.is_none().then(finding).flatten());
+        Ok(Self { id: share.share_id, status, size: size.map(|bytes| bytes >> GIB_SHIFT), error })
+    }
+
+    /// The fields that clients know at any microversion. What growd does not know, such as names, is null.
+    pub fn json(&self, base_url: &str, project: &str, owner: &str) -> Value {
+        json!({
+            "id": self.id,
+            "size": self.size,
+            "status": self.status,
+            "error_message": self.error,
+            "project_id": owner,
+            "name": null,
+            "description": null,
+            "availability_zone": null,
+            "created_at": null,
+            "snapshot_id": null,
+            "share_network_id": null,
+            "share_proto": null,
+            "share_type": null,
+            "volume_type": null,
+            "export_location": null,
+            "export_locations": [],
+            "metadata": {},
+            "is_public": false,
+            "links": links(base_url, project, &self.id),
+        })
+    }
+}
+
+/// The entry of a list without details.
+pub fn summary(base_url: &str, project: &str, id: &str) -> Value {
+    json!({"id": id, "name": null, "links": links(base_url, project, id)})
+}
+
+fn links(base_url: &str, project: &str, id: &str) -> Value {
+    json!([
+        {"rel": "self", "href": format!("{base_url}/v2/{project}/shares/{id}")},
+        {"rel": "bookmark", "href": format!("{base_url}/{project}/shares/{id}")},
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use growd::wire::proto::{Finding, JobError};
+
+    const GIB: u64 = 1 << 30;
+
+    fn details(status: ShareStatus, size: Option<u64>, job: Option<Job>) -> Details {
+        let finding = Finding { message: "no limit".to_owned(), ..Finding::default() };
+        let share = Share { size_bytes: size, status: status.into(), findings: vec![finding], ..Share::default() };
+        Details::new(share, job).unwrap()
+    }
+
+    #[test]
+    fn size_and_status_change_together() {
+        let job = Job { size_before_bytes: 2 * GIB, ..Job::default() };
+        let extending = details(ShareStatus::Extending, Some(3 * GIB), Some(job));
+        assert_eq!((extending.status, extending.size), ("extending", Some(2)));
+        let available = details(ShareStatus::Available, Some(3 * GIB), None);
+        assert_eq!((available.status, available.size, available.error), ("available", Some(3), None));
+    }
+
+    #[test]
+    fn a_size_between_two_is_rounded_down() {
+        assert_eq!(details(ShareStatus::Available, Some(3 * GIB - 1), None).size, Some(2));
+        assert_eq!(details(ShareStatus::Available, Some(GIB - 1), None).size, Some(0));
+    }
+
+    #[test]
+    fn what_went_wrong_is_told() {
+        let error = JobError { message: "no space".to_owned(), ..JobError::default() };
+        let failed =
+            details(ShareStatus::ExtendingError, Some(2 * GIB), Some(Job { error: Some(error), ..Job::default() }));
+        assert_eq!(
+            (failed.status, failed.size, failed.error.as_deref()),
+            ("extending_error", Some(2), Some("no space"))
+        );
+        let unknown = details(ShareStatus::Available, None, None);
+        assert_eq!((unknown.status, unknown.size, unknown.error.as_deref()), ("error", None, Some("no limit")));
+        let unspecified = Share { status: 17, ..Share::default() };
+        assert!(matches!(Details::new(unspecified, None), Err(Failure::Nonsense { .. })));
+    }
+}
