@@ -21,7 +21,7 @@ use super::failure::Failure;
 /// How often a call is made again after its connection broke. Every call is safe to repeat: reads change nothing, and
 /// an extend with a request id is one request however often it is sent.
 const RETRIES: u32 = 2;
-/// The first pause is up to this long, the second up to twice as long.
+/// The first pause is half of this up to one and a half, the second twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Between two looks at a node's health: half of it up to one and a half.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
@@ -99,7 +99,8 @@ impl Node {
             loop {
                 match self.attempt(&ask).await {
                     Err(Failure::Unreachable { .. }) if retries < RETRIES => {
-                        tokio::time::sleep(jitter(PAUSE * (1 << retries))).await;
+                        let pause = PAUSE * (1 << retries);
+                        tokio::time::sleep(pause / 2 + jitter(pause)).await;
                         retries += 1;
                     }
                     answer => return answer,

@@ -1,0 +1,273 @@
+//! The real growapi in front of simulated nodes: every form of input, every status, lists, and nodes in every mood.
+
+// A test that cannot set itself up has nothing to report but where it stopped.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "support/front.rs"]
+mod front;
+#[path = "growapi/simulated.rs"]
+mod simulated;
+
+use std::io::{Read, Write};
+
+use front::{Answer, Front, JSON, NOBODY, node, until};
+use growd::wire::proto::{Job, JobError, JobState, ShareStatus};
+use serde_json::{Value, json};
+use simulated::{Cluster, GIB, Mood, Servers, refusal, share};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// One node with share 1, of 2 GiB.
+fn one_node() -> (Cluster, Front) {
+    let cluster = Cluster::new(1);
+    cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
+    let front = Front::start(cluster.dir.path(), &format!("request_timeout = \"1s\"\n{NOBODY}{}", cluster.config()));
+    (cluster, front)
+}
+
+#[test]
+fn every_form_of_input_has_its_answer() {
+    let (cluster, front) = one_node();
+    let current = |size: &str| {
+        let problem = "New size for extend must be greater than current size.";
+        format!("Invalid input received: {problem} (current: 2, extended: {size}).")
+    };
+    let invalid = |value: &str, problem: &str| {
+        format!("Invalid input for field/attribute new_size. Value: {value}. {value} {problem}")
+    };
+    for (size, message) in [
+        ("2", current("2")),
+        ("1", current("1")),
+        ("0", current("0")),
+        ("\"1\"", current("1")),
+        ("-1", invalid("-1", "is less than the minimum of 0")),
+        ("2147483648", invalid("2147483648", "is greater than the maximum of 2147483647")),
+        ("1.5", invalid("1.5", "is not of type 'integer', 'string'")),
+        ("null", invalid("None", "is not of type 'integer', 'string'")),
+    ] {
+        for name in ["os-extend", "extend"] {
+            let answer = front.act(&share(1), &format!("{{\"{name}\": {{\"new_size\": {size}}}}}"));
+            assert_eq!(answer.refused(400), message, "{size}");
+        }
+    }
+    assert_eq!(front.act(&share(1), "{}").refused(400), "Malformed request body");
+    assert_eq!(front.act(&share(1), "{\"os-foo\": {}}").refused(400), "There is no such action: os-foo");
+    assert_eq!(front.act(&share(1), "").refused(400), "There is no such action: None");
+    for unknown in [share(9), "no-uuid".to_owned(), "%00".to_owned(), "%FF".to_owned()] {
+        assert!(front.extend(&unknown, 3).refused(404).ends_with("could not be found."), "{unknown}");
+        let shown = front.get(&format!("/v2/p/shares/{unknown}"));
+        assert_eq!(shown.refused(404), "The resource could not be found.", "{unknown}");
+    }
+    assert_eq!(front.extend(&share(9), 3).refused(404), "Resource could not be found.");
+    assert!(cluster.nodes[0].with(|state| state.jobs.is_empty()), "a refused request made a job");
+
+    for (size, bytes) in [("3", 3 * GIB), ("\"4\"", 4 * GIB), ("5.0", 5 * GIB), ("2147483647", 2_147_483_647 * GIB)] {
+        cluster.nodes[0].with(|state| state.shares.get_mut(&share(1)).unwrap().set_status(ShareStatus::Available));
+        front.act(&share(1), &format!("{{\"os-extend\": {{\"new_size\": {size}}}}}")).accepted();
+        let asked = cluster.nodes[0].with(|state| state.extends.last().unwrap().clone());
+        assert_eq!((asked.new_size_bytes, asked.project_id.as_str()), (bytes, "p"));
+    }
+}
+
+#[test]
+fn sizes_between_two_are_rounded_down_and_compared_exactly() {
+    let (cluster, front) = one_node();
+    cluster.nodes[0].hold(&share(1), "home", 2 * GIB + GIB / 2);
+    assert_eq!(front.share(&share(1))["size"], 2);
+    assert!(front.extend(&share(1), 2).refused(400).ends_with("(current: 2, extended: 2)."));
+    front.extend(&share(1), 3).accepted();
+}
+
+#[test]
+fn every_status_can_be_provoked() {
+    let (cluster, front) = one_node();
+    let id = share(1);
+    let path = format!("/v2/p/shares/{id}");
+    let action = format!("{path}/action");
+
+    for (method, path) in [("DELETE", path.as_str()), ("PUT", &action), ("GET", &action), ("POST", "/v2/p/shares")] {
+        let answer = front.ask(method, path, &[], &[]);
+        answer.refused(405);
+        assert!(answer.header("allow").is_some(), "{answer:?}");
+    }
+    let message = front.ask("GET", &path, &[("X-OpenStack-Manila-API-Version", "2.100")], &[]).refused(406);
+    assert_eq!(message, "Version 2.100 is not supported by the API. Minimum is 2.0 and maximum is 2.99.");
+    front.ask("GET", &path, &[("OpenStack-API-Version", "shared-file-system abc")], &[]).refused(400);
+    front.ask("POST", &action, &[JSON], &[b' '; 114_689]).refused(413);
+    let fits = format!("{{\"os-extend\": {{\"new_size\": 1}}}}{}", " ".repeat(114_688 - 30));
+    front.act(&id, &fits).refused(400);
+    front.get("/v2/p/nothing").refused(404);
+    front.act(&id, "{\"os-shrink\": {\"new_size\": 1}}").refused(501);
+    front.act(&share(9), "{\"shrink\": {\"new_size\": 1}}").refused(404);
+
+    let mut slow = front.connect();
+    let head =
+        format!("POST {action} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n");
+    slow.write_all(format!("{head}{{\"os-ext").as_bytes()).unwrap();
+    let answer = Answer::read(slow);
+    answer.refused(408);
+    assert_eq!(answer.header("connection"), Some("close"));
+
+    let mut full = ErrorDetails::with_error_info("QUEUE_FULL", "growd", [("http_status".to_owned(), "503".to_owned())]);
+    full.set_retry_info(Some(std::time::Duration::from_secs(7)));
+    for (status, refused) in [
+        (409, refusal(Code::Aborted, "SHARE_BUSY", 409, &[])),
+        (409, refusal(Code::ResourceExhausted, "POOL_FULL", 409, &[])),
+        (409, refusal(Code::FailedPrecondition, "QUOTA_NOT_ENFORCED", 409, &[])),
+        (500, refusal(Code::Internal, "INTERNAL", 500, &[])),
+        (501, refusal(Code::Unimplemented, "UNSUPPORTED", 501, &[])),
+        (502, refusal(Code::PermissionDenied, "FORBIDDEN", 403, &[])),
+        (502, Status::internal("no reason")),
+        (503, Status::with_error_details(Code::Unavailable, "full", full)),
+        (504, Status::deadline_exceeded("late")),
+    ] {
+        cluster.nodes[0].with(|state| state.mood = Mood::Refusing(refused));
+        let answer = front.extend(&id, 3);
+        answer.refused(status);
+        assert_eq!(answer.header("retry-after"), (status == 503).then_some("7"));
+    }
+    cluster.nodes[0].with(|state| state.mood = Mood::Right);
+    front.extend(&id, 3).accepted();
+    front.extend(&id, 4).refused(409);
+}
+
+#[test]
+fn versions_are_told_and_echoed() {
+    let (_cluster, front) = one_node();
+    for path in ["/", "/v2", "/v2/"] {
+        let answer = front.get(path);
+        let version = &answer.json()["versions"][0];
+        assert_eq!((answer.status, &version["min_version"], &version["version"]), (200, &json!("2.0"), &json!("2.99")));
+        assert_eq!(version["links"][0]["href"], format!("http://{}/v2/", front.address));
+    }
+    let path = format!("/v2/p/shares/{}", share(1));
+    let answer = front.ask("GET", &path, &[("X-OpenStack-Manila-API-Version", "2.7")], &[]);
+    assert_eq!(answer.header("x-openstack-manila-api-version"), Some("2.7"));
+    assert!(answer.header("vary").is_some_and(|vary| vary.contains("X-OpenStack-Manila-API-Version")));
+    let answer = front.ask("GET", &path, &[("OpenStack-API-Version", "shared-file-system 2.98")], &[]);
+    assert_eq!(answer.header("openstack-api-version"), Some("shared-file-system 2.98"));
+    assert_eq!(front.get(&path).header("x-openstack-manila-api-version"), Some("2.0"));
+    let exports = front.get(&format!("{path}/export_locations"));
+    assert_eq!((exports.status, exports.json()), (200, json!({"export_locations": []})));
+    let document = front.get("/openapi.json").json();
+    assert!(document["paths"]["/v2/{project_id}/shares/{share_id}/action"]["post"].is_object());
+}
+
+#[test]
+fn status_and_size_change_together_and_a_failure_is_told() {
+    let (cluster, front) = one_node();
+    let id = share(1);
+    let seen = || {
+        let share = front.share(&id);
+        (share["status"].as_str().unwrap().to_owned(), share["size"].as_u64().unwrap(), share["error_message"].clone())
+    };
+    assert_eq!(seen(), ("available".to_owned(), 2, Value::Null));
+    front.extend(&id, 3).accepted();
+    assert_eq!(seen(), ("extending".to_owned(), 2, Value::Null));
+    let detail = front.get("/v2/p/shares/detail").json();
+    assert_eq!((&detail["shares"][0]["status"], &detail["shares"][0]["size"]), (&json!("extending"), &json!(2)));
+    cluster.nodes[0].with(|state| {
+        let share = state.shares.get_mut(&id).unwrap();
+        share.set_status(ShareStatus::ExtendingError);
+        share.size_bytes = Some(2 * GIB);
+        let job: &mut Job = state.jobs.get_mut(&share.last_job_id).unwrap();
+        job.set_state(JobState::Failed);
+        job.error = Some(JobError { message: "the disk is broken".to_owned(), ..JobError::default() });
+    });
+    assert_eq!(seen(), ("extending_error".to_owned(), 2, json!("the disk is broken")));
+    front.extend(&id, 3).accepted();
+    cluster.nodes[0].with(|state| state.shares.get_mut(&id).unwrap().set_status(ShareStatus::Available));
+    assert_eq!(seen(), ("available".to_owned(), 3, Value::Null));
+}
+
+#[test]
+fn a_request_is_one_job_however_often_it_is_sent() {
+    let (mut cluster, front) = one_node();
+    let sent = |id: &str, size: u64| {
+        let body = format!("{{\"os-extend\": {{\"new_size\": {size}}}}}");
+        let path = format!("/v2/p/shares/{}/action", share(1));
+        front.ask("POST", &path, &[JSON, ("X-OpenStack-Request-ID", id)], body.as_bytes())
+    };
+    let id = "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+    for _ in 0..2 {
+        let answer = sent(id, 3);
+        answer.accepted();
+        assert_eq!(answer.header("x-openstack-request-id"), Some(id));
+    }
+    assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 1);
+    front.extend(&share(1), 3).refused(409);
+
+    // The node dies after it has taken the extend and before it has answered.
+    let finish = |cluster: &Cluster| {
+        cluster.nodes[0].with(|state| state.shares.get_mut(&share(1)).unwrap().set_status(ShareStatus::Available));
+    };
+    finish(&cluster);
+    cluster.nodes[0].with(|state| state.mood = Mood::SilentAfterExtend);
+    let waiting = front.send(
+        "POST",
+        &format!("/v2/p/shares/{}/action", share(1)),
+        &[JSON],
+        b"{\"os-extend\": {\"new_size\": 4}}",
+    );
+    until(|| cluster.nodes[0].with(|state| state.jobs.len()), |jobs| *jobs == 2);
+    cluster.servers = None;
+    let servers = Servers::new();
+    servers.serve(&cluster.socket(0), &cluster.nodes[0]);
+    Answer::read(waiting).accepted();
+    assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 2);
+
+    // One id for a series of requests is what some clients have.
+    finish(&cluster);
+    let reused = refusal(Code::AlreadyExists, "REQUEST_ID_REUSED", 409, &[]);
+    cluster.nodes[0].with(|state| state.mood = Mood::Refusing(reused));
+    sent(id, 5).refused(409);
+    let asked = cluster.nodes[0].with(|state| state.extends.clone());
+    let [.., first, second] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!(first.request_id.as_deref(), id.strip_prefix("req-"));
+    assert_ne!(first.request_id, second.request_id);
+}
+
+#[test]
+fn a_request_at_hand_is_answered_before_growapi_goes() {
+    let (cluster, mut front) = one_node();
+    let path = format!("/v2/p/shares/{}/action", share(1));
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n");
+    let mut waiting = front.connect();
+    waiting.write_all(format!("{head}{{\"os-extend\": ").as_bytes()).unwrap();
+    // Until growapi has read the head it may still close an idle connection.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let rest = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        waiting.write_all(b"{\"new_size\": 3} }").unwrap();
+        Answer::read(waiting)
+    });
+    assert!(front.terminate());
+    rest.join().unwrap().accepted();
+    assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 1);
+}
+
+#[test]
+fn the_configuration_is_read_again_and_a_refused_one_changes_nothing() {
+    let cluster = Cluster::new(2);
+    cluster.nodes[1].hold(&share(2), "home", GIB);
+    let first = format!("{NOBODY}{}", node("n00", &cluster.socket(0)));
+    let front = Front::start(cluster.dir.path(), &first);
+    front.get(&format!("/v2/p/shares/{}", share(2))).refused(404);
+    front.reload(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    until(|| front.get(&format!("/v2/p/shares/{}", share(2))).status, |status| *status == 200);
+    front.reload(cluster.dir.path(), "[[node]]\nname = \"x\"\n");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(front.share(&share(2))["size"], 1);
+}
+
+#[test]
+fn what_is_no_http_is_not_answered_as_if_it_were() {
+    let (_cluster, front) = one_node();
+    let mut stream = front.connect();
+    stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 400") || answer.is_empty(), "{answer}");
+    assert_eq!(front.share(&share(1))["size"], 2);
+}

@@ -1,0 +1,274 @@
+//! Storage nodes in this process: the contract's services over unix sockets, with shares in memory, counted calls, and
+//! moods.
+
+// Every test binary compiles its own copy of this module and uses a part of it.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use growd::wire::proto::job_service_server::{JobService, JobServiceServer};
+use growd::wire::proto::share_service_server::{ShareService, ShareServiceServer};
+use growd::wire::proto::*;
+use tokio::net::UnixListener;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+pub const GIB: u64 = 1 << 30;
+
+pub fn share(n: usize) -> String {
+    format!("00000000-0000-4000-8000-{n:012}")
+}
+
+/// How a node answers.
+#[derive(Clone, Default)]
+pub enum Mood {
+    #[default]
+    Right,
+    /// Takes every call and answers none.
+    Silent,
+    /// Takes an extend and does not answer it.
+    SilentAfterExtend,
+    /// Answers extends with this.
+    Refusing(Status),
+    /// Answers with a message of the right type and the wrong content.
+    Wrong,
+    /// Every answer is a status that growd does not give.
+    Foreign,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub shares: BTreeMap<String, Share>,
+    pub jobs: BTreeMap<String, Job>,
+    pub extends: Vec<ExtendShareRequest>,
+    /// Calls of ShareService.
+    pub calls: usize,
+    pub mood: Mood,
+}
+
+#[derive(Clone, Default)]
+pub struct Simulated(pub Arc<Mutex<State>>);
+
+impl Simulated {
+    pub fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.lock().unwrap())
+    }
+
+    /// Gives the node a share in a pool.
+    pub fn hold(&self, share_id: &str, pool: &str, size: u64) {
+        let share = Share {
+            share_id: share_id.to_owned(),
+            pool: pool.to_owned(),
+            size_bytes: Some(size),
+            status: ShareStatus::Available.into(),
+            ..Share::default()
+        };
+        self.with(|state| state.shares.insert(share_id.to_owned(), share));
+    }
+
+    /// Counts the call; what it is to be answered with.
+    async fn mood(&self) -> Result<Mood, Status> {
+        let mood = self.with(|state| {
+            state.calls += 1;
+            state.mood.clone()
+        });
+        match mood {
+            Mood::Silent => std::future::pending().await,
+            Mood::Foreign => Err(Status::failed_precondition("a proxy says no")),
+            mood => Ok(mood),
+        }
+    }
+}
+
+pub fn refusal(code: Code, reason: &str, http_status: u16, metadata: &[(&str, String)]) -> Status {
+    let mut all: HashMap<_, _> = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    all.insert("http_status".to_owned(), http_status.to_string());
+    Status::with_error_details(
+        code,
+        format!("refused with {reason}"),
+        ErrorDetails::with_error_info(reason, "growd", all),
+    )
+}
+
+fn unknown_share() -> Status {
+    refusal(Code::NotFound, "SHARE_NOT_FOUND", 404, &[])
+}
+
+#[tonic::async_trait]
+impl ShareService for Simulated {
+    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        let mood = self.mood().await?;
+        let silent = matches!(mood, Mood::SilentAfterExtend);
+        let answer = self.with(|state| {
+            state.extends.push(request.clone());
+            if let Mood::Refusing(status) = mood {
+                return Err(status);
+            }
+            let share = state.shares.get_mut(&request.share_id).ok_or_else(unknown_share)?;
+            let request_id = request.request_id.unwrap_or_default();
+            if let Some(job) = state.jobs.values().find(|job| job.request_id == request_id) {
+                return Ok(job.clone());
+            }
+            let current = share.size_bytes.unwrap();
+            if share.status() == ShareStatus::Extending {
+                return Err(refusal(Code::Aborted, "SHARE_BUSY", 409, &[]));
+            }
+            if request.new_size_bytes <= current {
+                let current = ("current_size_bytes", current.to_string());
+                return Err(refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", 400, &[current]));
+            }
+            let job = Job {
+                job_id: uuid::Uuid::new_v4().to_string(),
+                share_id: if matches!(mood, Mood::Wrong) { String::new() } else { request.share_id },
+                pool: share.pool.clone(),
+                size_before_bytes: current,
+                requested_size_bytes: request.new_size_bytes,
+                state: JobState::Running.into(),
+                request_id,
+                ..Job::default()
+            };
+            share.set_status(ShareStatus::Extending);
+            share.active_job_id.clone_from(&job.job_id);
+            share.last_job_id.clone_from(&job.job_id);
+            // Half of the work is visible before all of it is done.
+            share.size_bytes = Some(request.new_size_bytes);
+            state.jobs.insert(job.job_id.clone(), job.clone());
+            Ok(job)
+        });
+        if silent {
+            self.with(|state| state.mood = Mood::Right);
+            std::future::pending::<()>().await;
+        }
+        answer.map(Response::new)
+    }
+
+    async fn get_share(&self, request: Request<GetShareRequest>) -> Result<Response<Share>, Status> {
+        let mood = self.mood().await?;
+        let share = self.with(|state| state.shares.get(&request.get_ref().share_id).cloned());
+        let mut share = share.ok_or_else(unknown_share)?;
+        if matches!(mood, Mood::Wrong) {
+            share.set_status(ShareStatus::Unspecified);
+        }
+        Ok(Response::new(share))
+    }
+
+    async fn list_shares(&self, request: Request<ListSharesRequest>) -> Result<Response<ListSharesResponse>, Status> {
+        self.mood().await?;
+        let ListSharesRequest { pool, page_size, page_token } = request.into_inner();
+        let behind = page_token.split_once('.').map(|(_, id)| id.to_owned()).unwrap_or_default();
+        let shares = self.with(|state| {
+            let all = state.shares.values().filter(|share| pool.is_empty() || share.pool == pool);
+            all.filter(|share| share.share_id > behind).cloned().collect::<Vec<_>>()
+        });
+        let more = shares.len() > page_size as usize;
+        let shares: Vec<_> = shares.into_iter().take(page_size as usize).collect();
+        let next_page_token = if more { format!("x.{}", shares.last().unwrap().share_id) } else { String::new() };
+        Ok(Response::new(ListSharesResponse { shares, next_page_token }))
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Simulated {
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<Job, Status>> + Send>>;
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
+        let job = self.with(|state| state.jobs.get(&request.get_ref().job_id).cloned());
+        job.map(Response::new).ok_or_else(|| refusal(Code::NotFound, "JOB_NOT_FOUND", 404, &[]))
+    }
+
+    async fn list_jobs(&self, _: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+
+    async fn watch_job(&self, _: Request<WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+
+    async fn cancel_job(&self, _: Request<CancelJobRequest>) -> Result<Response<Job>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+}
+
+/// Simulated nodes with a runtime of their own: to drop it is to kill the daemons, connections and all.
+pub struct Servers {
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Servers {
+    pub fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        Self { runtime }
+    }
+
+    pub fn serve(&self, socket: &Path, node: &Simulated) {
+        let listener = self.listen(socket);
+        let (health, service) = tonic_health::server::health_reporter();
+        let node = node.clone();
+        self.runtime.spawn(async move {
+            health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .add_service(ShareServiceServer::new(node.clone()))
+                .add_service(JobServiceServer::new(node))
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+        });
+    }
+
+    /// A server that says the same bytes to whoever connects, then nothing more.
+    pub fn serve_bytes(&self, socket: &Path, bytes: &'static [u8]) {
+        let listener = self.listen(socket);
+        self.runtime.spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, bytes).await;
+                open.push(stream);
+            }
+        });
+    }
+
+    fn listen(&self, socket: &Path) -> UnixListener {
+        let _inside = self.runtime.enter();
+        // What a killed server leaves behind.
+        let _ = std::fs::remove_file(socket);
+        UnixListener::bind(socket).unwrap()
+    }
+}
+
+/// Nodes n00, n01, ... and the configuration that names them.
+pub struct Cluster {
+    pub servers: Option<Servers>,
+    pub nodes: Vec<Simulated>,
+    pub dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub fn new(count: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Self { servers: Some(Servers::new()), nodes: vec![Simulated::default(); 0], dir };
+        let nodes: Vec<Simulated> = (0..count).map(|_| Simulated::default()).collect();
+        for (index, node) in nodes.iter().enumerate() {
+            cluster.servers.as_ref().unwrap().serve(&cluster.socket(index), node);
+        }
+        Self { nodes, ..cluster }
+    }
+
+    pub fn socket(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("n{index:02}.sock"))
+    }
+
+    pub fn config(&self) -> String {
+        let node = |index| super::front::node(&format!("n{index:02}"), &self.socket(index));
+        (0..self.nodes.len()).map(node).collect()
+    }
+
+    pub fn calls(&self) -> usize {
+        self.nodes.iter().map(|node| node.with(|state| state.calls)).sum()
+    }
+}

@@ -1,0 +1,215 @@
+//! The real growapi in front of many simulated nodes: what a known place costs, lists over all of them, and nodes that are
+//! down, silent or talk nonsense.
+
+// A test that cannot set itself up has nothing to report but where it stopped.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "support/front.rs"]
+mod front;
+#[path = "growapi/simulated.rs"]
+mod simulated;
+
+use std::time::Duration;
+
+use front::{Front, NOBODY, until};
+use simulated::{Cluster, GIB, Mood, Servers, share};
+
+const NODES: usize = 50;
+/// Shares of each node.
+const EACH: usize = 4;
+
+fn path(n: usize) -> String {
+    format!("/v2/p/shares/{}", share(n))
+}
+
+/// Share `n` is on node `n % NODES`.
+fn filled() -> Cluster {
+    let cluster = Cluster::new(NODES);
+    for n in 0..NODES * EACH {
+        cluster.nodes[n % NODES].hold(&share(n), "home", 2 * GIB);
+    }
+    cluster
+}
+
+#[test]
+fn a_known_place_costs_one_call_however_many_nodes_there_are() {
+    let cluster = filled();
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    // Nodes that a search no longer waits for may still get its question.
+    let settled = || {
+        let calls = || {
+            let before = cluster.calls();
+            std::thread::sleep(Duration::from_millis(300));
+            (before, cluster.calls())
+        };
+        until(calls, |(before, after)| before == after).1
+    };
+    let cost = |work: &dyn Fn()| {
+        let before = settled();
+        work();
+        settled() - before
+    };
+    let shares = 0..NODES * EACH;
+    let unknown = cost(&|| shares.clone().for_each(|n| assert_eq!(front.share(&share(n))["size"], 2)));
+    assert!((shares.len()..=shares.len() * NODES).contains(&unknown), "{unknown}");
+    let known = cost(&|| shares.clone().for_each(|n| assert_eq!(front.share(&share(n))["size"], 2)));
+    assert_eq!(known, shares.len());
+    assert_eq!(cost(&|| shares.clone().for_each(|n| front.extend(&share(n), 3).accepted())), shares.len());
+
+    // A share that is moved is found again, by a read as by an extend, and then known.
+    for (n, to) in [(0, 7), (1, 9)] {
+        cluster.nodes[n].with(|state| state.shares.clear());
+        cluster.nodes[to].hold(&share(n), "home", 4 * GIB);
+    }
+    let moved = cost(&|| assert_eq!(front.share(&share(0))["size"], 4));
+    assert!((2..=NODES + 1).contains(&moved), "{moved}");
+    front.extend(&share(1), 5).accepted();
+    assert_eq!(cluster.nodes[9].with(|state| state.extends.len()), EACH + 1);
+    assert_eq!(cost(&|| assert_eq!(front.share(&share(0))["size"], 4)), 1);
+
+    assert_eq!(cost(&|| drop(front.get(&path(9999)).refused(404))), NODES, "all are asked before a share is unknown");
+    front.get("/v2/p/shares/x").refused(404);
+}
+
+/// Follows the links to the next pages to the end.
+fn pages(front: &Front, first: &str) -> (Vec<String>, usize) {
+    let (mut ids, mut next, mut pages) = (Vec::new(), Some(first.to_owned()), 0);
+    while let Some(path) = next {
+        let answer = front.get(&path);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let body = answer.json();
+        ids.extend(body["shares"].as_array().unwrap().iter().map(|share| share["id"].as_str().unwrap().to_owned()));
+        pages += 1;
+        let link = body["shares_links"][0]["href"].as_str();
+        next = link.map(|href| href.strip_prefix(&format!("http://{}", front.address)).unwrap().to_owned());
+    }
+    (ids, pages)
+}
+
+#[test]
+fn lists_show_every_share_once_whatever_the_size_of_the_pages() {
+    let cluster = filled();
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    let mut all: Vec<String> = (0..NODES * EACH).map(share).collect();
+    let (whole, count) = pages(&front, "/v2/p/shares");
+    assert_eq!(count, 1);
+    let mut sorted = whole.clone();
+    sorted.sort();
+    all.sort();
+    assert_eq!(sorted, all);
+    for limit in [1, 3, 4, 7, 50, 199, 200, 201] {
+        for list in ["shares", "shares/detail"] {
+            let (ids, count) = pages(&front, &format!("/v2/p/{list}?limit={limit}"));
+            assert_eq!((&ids, count), (&whole, whole.len().div_ceil(limit)), "{limit}");
+        }
+    }
+    assert_eq!(pages(&front, "/v2/p/shares?offset=150").0, whole[150..]);
+    assert_eq!(pages(&front, "/v2/p/shares?limit=20&offset=150").0, whole[150..]);
+    assert_eq!(pages(&front, &format!("/v2/p/shares?marker={}", whole[41])).0, whole[42..]);
+    assert_eq!(pages(&front, &format!("/v2/p/shares?marker={}", whole[199])).0, [""; 0]);
+    for marker in [share(9999), "x".to_owned()] {
+        let answer = front.get(&format!("/v2/p/shares?marker={marker}"));
+        assert_eq!(answer.refused(400), format!("marker [{marker}] not found"));
+    }
+    front.get("/v2/p/shares?limit=-1").refused(400);
+
+    // A page asks the nodes that it takes from, and the one that tells whether there is more.
+    let before = cluster.calls();
+    assert_eq!(front.get(&format!("/v2/p/shares?limit=4&marker={}", whole[99])).json()["shares"][0]["id"], whole[100]);
+    assert!(cluster.calls() - before <= 3, "{}", cluster.calls() - before);
+}
+
+#[test]
+fn a_node_that_is_down_takes_only_its_own_shares_with_it() {
+    let mut cluster = Cluster::new(2);
+    let down = Servers::new();
+    cluster.nodes.push(simulated::Simulated::default());
+    down.serve(&cluster.socket(2), &cluster.nodes[2]);
+    for n in 0..3 {
+        cluster.nodes[n].hold(&share(n), "home", 2 * GIB);
+    }
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    for n in [0, 2] {
+        assert_eq!(front.share(&share(n))["size"], 2);
+    }
+    drop(down);
+    for n in [2, 9] {
+        let answer = front.get(&path(n));
+        answer.refused(503);
+        assert!(answer.header("retry-after").is_some());
+    }
+    front.extend(&share(2), 3).refused(503);
+    // One known and one unknown before.
+    for n in [0, 1] {
+        front.extend(&share(n), 3).accepted();
+    }
+    let list = front.get("/v2/p/shares");
+    assert_eq!((list.status, list.json()["shares"].as_array().unwrap().len()), (200, 2));
+    assert!(list.header("warning").is_some_and(|text| text.contains("1 nodes")), "{list:?}");
+
+    let back = Servers::new();
+    back.serve(&cluster.socket(2), &cluster.nodes[2]);
+    until(|| front.get(&path(2)).status, |status| *status == 200);
+    until(|| front.get(&path(9)).status, |status| *status == 404);
+    until(|| front.get("/v2/p/shares").header("warning").is_some(), |missing| !missing);
+    drop(back);
+    cluster.servers = None;
+    front.get("/v2/p/shares").refused(503);
+}
+
+#[test]
+fn a_silent_node_is_504_and_holds_up_nobody_else() {
+    let cluster = Cluster::new(3);
+    for n in 0..3 {
+        cluster.nodes[n].hold(&share(n), "home", 2 * GIB);
+    }
+    let config = format!("node_timeout = \"1s\"\n{NOBODY}{}", cluster.config());
+    let front = Front::start(cluster.dir.path(), &config);
+    (0..2).for_each(|n| assert_eq!(front.share(&share(n))["size"], 2));
+    cluster.nodes[1].with(|state| state.mood = Mood::Silent);
+    front.get(&path(1)).refused(504);
+    front.extend(&share(1), 3).refused(504);
+    for n in [0, 2] {
+        front.extend(&share(n), 3).accepted();
+    }
+    let answer = front.get(&path(9));
+    assert!([503, 504].contains(&answer.status), "{answer:?}");
+    cluster.nodes[1].with(|state| state.mood = Mood::Right);
+    until(|| front.get(&path(1)).status, |status| *status == 200);
+
+    // One that takes connections and says nothing at all.
+    let mute = Servers::new();
+    mute.serve_bytes(&cluster.dir.path().join("mute.sock"), b"");
+    let config = format!("{config}{}", front::node("mute", &cluster.dir.path().join("mute.sock")));
+    let front = Front::start(cluster.dir.path(), &config);
+    assert_eq!(front.share(&share(0))["size"], 2);
+    let status = front.get(&path(9)).status;
+    assert!([503, 504].contains(&status), "{status}");
+}
+
+#[test]
+fn nonsense_from_a_node_is_502() {
+    let cluster = Cluster::new(1);
+    cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    front.share(&share(1));
+    for mood in [Mood::Wrong, Mood::Foreign] {
+        cluster.nodes[0].with(|state| state.mood = mood);
+        front.get(&path(1)).refused(502);
+        front.extend(&share(1), 3).refused(502);
+    }
+    let others = Servers::new();
+    let answers: [&[u8]; 3] = [
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nhello",
+        b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+        &[0xff; 64],
+    ];
+    for bytes in answers {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("sock");
+        others.serve_bytes(&socket, bytes);
+        let front = Front::start(dir.path(), &format!("{NOBODY}{}", front::node("odd", &socket)));
+        front.get(&path(1)).refused(502);
+        front.extend(&share(1), 3).refused(502);
+    }
+}
