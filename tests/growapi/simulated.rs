@@ -251,12 +251,13 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(count: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let cluster = Self { servers: Some(Servers::new()), nodes: vec![Simulated::default(); 0], dir };
-        let nodes: Vec<Simulated> = (0..count).map(|_| Simulated::default()).collect();
-        for (index, node) in nodes.iter().enumerate() {
-            cluster.servers.as_ref().unwrap().serve(&cluster.socket(index), node);
+        let nodes = (0..count).map(|_| Simulated::default()).collect();
+        let servers = Servers::new();
+        let cluster = Self { servers: None, nodes, dir };
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            servers.serve(&cluster.socket(index), node);
         }
-        Self { nodes, ..cluster }
+        Self { servers: Some(servers), ..cluster }
     }
 
     pub fn socket(&self, index: usize) -> PathBuf {

@@ -110,8 +110,7 @@ impl Daemon {
 
     /// Sends SIGTERM, which begins the drain.
     pub fn begin_to_terminate(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.signal(nix::sys::signal::Signal::SIGTERM);
     }
 
     /// Lets system calls of the daemon fail or wait for as long as the answer lives: `fsync:error=EIO`, see strace(1).
@@ -135,6 +134,11 @@ impl Daemon {
         };
         eventually(untraced, |count| *count == 0).await;
         injected
+    }
+
+    /// SIGSTOP or SIGCONT: a stopped process keeps its connections and answers nothing.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
     /// Waits for the end of the process; whether it was in order.

@@ -45,8 +45,8 @@ impl From<ConnectError> for Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         // A status that came over the wire has no cause here; one that the transport made up has.
-        if status.source().is_some() {
-            let problem = chain(&status);
+        if let Some(cause) = status.source() {
+            let problem = chain(cause);
             return if broke_the_protocol(&status) {
                 Self::Nonsense { problem }
             } else {
