@@ -6,7 +6,7 @@
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
 PACKAGES := user-mode-linux xfsprogs lvm2 thin-provisioning-tools e2fsprogs btrfs-progs kmod quota iproute2 strace \
-	util-linux prometheus gcc libc6-dev ca-certificates
+	util-linux prometheus gcc libc6-dev ca-certificates curl
 CARGO ?= cargo
 
 help: ## list the targets

@@ -92,7 +92,7 @@ impl ApiConfig {
 
     fn from_table(table: &DeTable<'_>, report: &mut Report<'_>) -> Option<Self> {
         let top = Section::new(Place::Api, 0, table, report);
-        let listen = top.optional("listen", LISTEN, read::socket_address, report);
+        let listen = top.optional("listen", LISTEN, read::address, report);
         let public_url = top.found("public_url", read::http_url, report).map(|at| at.value);
         let node_timeout = top.optional("node_timeout", PATIENCE, read::duration, report);
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
@@ -285,7 +285,7 @@ mod tests {
              [[owner]]\nproject = \"q\"\npool = \"home\"\n";
         let expected = [
             "1:1: unknown key \"lissten\" in the file; did you mean \"listen\"?",
-            "2:10: listen: \"localhost\" is not an address and a port, such as 127.0.0.1:8786 or [::1]:8786",
+            "2:10: listen: \"localhost\" is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420",
             "3:14: public_url: \"share.example.org\" is not an http:// or https:// URL without query",
             "5:8: name: \"n 1\" is not the name of a node (a letter or digit, then letters, digits, '-' or '_', up to 63)",
             "6:12: endpoint: \"unix:sock\" is not an endpoint: unix:/path, https://host:port or http://host:port",

@@ -254,13 +254,6 @@ pub fn boolean(value: &DeValue<'_>) -> Result<bool, ValueProblem> {
     value.as_bool().ok_or(ValueProblem::Type { expected: "true or false", found: value.type_str() })
 }
 
-/// Address and port of a TCP listener.
-pub fn socket_address(value: &DeValue<'_>) -> Result<SocketAddr, ValueProblem> {
-    let text = text(value)?;
-    let expected = "an address and a port, such as 127.0.0.1:8786 or [::1]:8786";
-    text.parse().map_err(|_| InvalidName { text: text.to_owned(), expected }.into())
-}
-
 /// A URL to which paths can be added: without a slash at its end.
 pub fn http_url(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let text = text(value)?;

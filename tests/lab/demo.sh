@@ -150,9 +150,42 @@ for n in $(seq 11 30); do
     [[ $limit == 16384 ]] || fail "share $n was accepted and has $limit KiB"
 done
 growctl jobs --limit 5
+
+say "The same over HTTP: growapi speaks the share API to tenants"
+cat >/run/growd/growapi.toml <<TOML
+[[node]]
+name = "demo"
+endpoint = "unix:/run/growd/growd.sock"
+[identity]
+kind = "none"
+TOML
+growapi check-config --config /run/growd/growapi.toml
+growapi run --config /run/growd/growapi.toml &
+front=$!
+url=http://127.0.0.1:8786
+for _ in $(seq 200); do curl -fs "$url/" >/dev/null && break; sleep 0.05; done
+extend() {
+    printf "curl .../%s/action -d '{\"os-extend\": {\"new_size\": %s}}'\n" "$xfs" "$1"
+    curl -sS -w '\nHTTP %{http_code}\n' -H 'Content-Type: application/json' -d "{\"os-extend\": {\"new_size\": $1}}" \
+        "$url/v2/demo/shares/$xfs/action" | tee /run/growd/answer
+    grep -q "HTTP $2" /run/growd/answer || fail "the answer is not $2"
+}
+extend 2 202
+deadline=$((SECONDS + 60))
+until curl -fsS "$url/v2/demo/shares/$xfs" | tee /run/growd/share | grep -q '"status":"available"'; do
+    ((SECONDS < deadline)) || fail "the share does not become available"
+    sleep 0.1
+done
+grep -oE '"(id|size|status)":("[^"]*"|[0-9]+)' /run/growd/share
+grep -q '"size":2,' /run/growd/share || fail "the share has not the new size"
+fill "/mnt/xfs/$xfs/c" 64 || fail "the share did not grow"
+extend 1 400
+kill -TERM "$front"
+wait "$front" || fail "growapi did not end in order"
+
 kill -TERM "$pid"
 wait "$pid" || fail "growd did not end in order"
 growd store verify --config /run/growd/growd.toml
 echo
 echo "Shown: quotas on XFS and ext4, a logical volume with XFS, a thin one with ext4 and an image grew in use, refusals said" \
-    "why, 20 accepted jobs outlived SIGKILL."
+    "why, 20 accepted jobs outlived SIGKILL, and a tenant extended a share over HTTP."
