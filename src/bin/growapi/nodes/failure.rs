@@ -20,6 +20,8 @@ pub enum Failure {
     Refused(Refused),
     /// There is no connection, or it broke.
     Unreachable { problem: String },
+    /// Somebody takes connections there and closes them before a request is sent.
+    Closed { problem: String },
     /// No answer in time.
     Silent,
     /// An answer that growd does not give.
@@ -47,10 +49,10 @@ impl From<Status> for Failure {
         // A status that came over the wire has no cause here; one that the transport made up has.
         if let Some(cause) = status.source() {
             let problem = chain(cause);
-            return if broke_the_protocol(&status) {
-                Self::Nonsense { problem }
-            } else {
-                Self::Unreachable { problem }
+            return match broken(cause) {
+                Broken::Protocol => Self::Nonsense { problem },
+                Broken::BeforeRequest => Self::Closed { problem },
+                Broken::Connection => Self::Unreachable { problem },
             };
         }
         let details = status.get_error_details();
@@ -93,7 +95,7 @@ impl Failure {
             Self::Silent => {
                 Refusal::new(StatusCode::GATEWAY_TIMEOUT, "The storage node of the share did not answer in time.")
             }
-            Self::Nonsense { .. } => {
+            Self::Closed { .. } | Self::Nonsense { .. } => {
                 Refusal::new(StatusCode::BAD_GATEWAY, "The storage node of the share gave an invalid answer.")
             }
         }
@@ -135,12 +137,26 @@ impl Refused {
     }
 }
 
-/// Whether the other side speaks, but no gRPC.
-fn broke_the_protocol(status: &Status) -> bool {
-    causes(status).any(|cause| match cause.downcast_ref::<h2::Error>() {
-        Some(error) => error.is_library() && !error.is_io(),
-        None => false,
-    })
+enum Broken {
+    Connection,
+    BeforeRequest,
+    /// The other side speaks, but no HTTP/2.
+    Protocol,
+}
+
+fn broken(cause: &(dyn Error + 'static)) -> Broken {
+    let protocol = |cause: &(dyn Error + 'static)| {
+        cause.downcast_ref::<h2::Error>().is_some_and(|error| error.is_library() && !error.is_io())
+    };
+    let unsent =
+        |cause: &(dyn Error + 'static)| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
+    if causes(cause).any(protocol) {
+        Broken::Protocol
+    } else if causes(cause).any(unsent) {
+        Broken::BeforeRequest
+    } else {
+        Broken::Connection
+    }
 }
 
 fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {

@@ -16,13 +16,15 @@ use growd::config::NodeConfig;
 use growd::model::ShareId;
 use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 pub use failure::Failure;
 use failure::Refused;
 pub use node::{Node, watch_health};
 
-/// How many nodes one search asks at once.
+/// How many nodes one search asks at once, and all searches together: whoever makes up shares does not get all there is.
 const SEARCH_WIDTH: usize = 64;
+const SEARCHES_WIDTH: usize = 256;
 
 /// Where a share is.
 #[derive(Clone)]
@@ -36,6 +38,7 @@ pub struct Nodes {
     nodes: Vec<Arc<Node>>,
     /// Only of shares that a node has, so there are never more than that.
     places: Mutex<HashMap<ShareId, Place>>,
+    searching: Semaphore,
 }
 
 impl Nodes {
@@ -59,7 +62,7 @@ impl Nodes {
         }
         let mut places = before.map(|before| before.places.lock().clone()).unwrap_or_default();
         places.retain(|_, place| nodes.iter().any(|node| Arc::ptr_eq(node, &place.node)));
-        Self { nodes, places: Mutex::new(places) }
+        Self { nodes, places: Mutex::new(places), searching: Semaphore::new(SEARCHES_WIDTH) }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Node>> {
@@ -165,6 +168,8 @@ impl Nodes {
                     let problem = "it did not answer when it was last asked".to_owned();
                     return (node, Err(Failure::Unreachable { problem }));
                 }
+                // Never closed.
+                let _turn = self.searching.acquire().await.ok();
                 let answer = node.share(id).await;
                 (node, answer)
             }

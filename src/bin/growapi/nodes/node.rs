@@ -98,7 +98,7 @@ impl Node {
             let mut retries = 0;
             loop {
                 match self.attempt(&ask).await {
-                    Err(Failure::Unreachable { .. }) if retries < RETRIES => {
+                    Err(Failure::Unreachable { .. } | Failure::Closed { .. }) if retries < RETRIES => {
                         let pause = PAUSE * (1 << retries);
                         tokio::time::sleep(pause / 2 + jitter(pause)).await;
                         retries += 1;
@@ -110,10 +110,11 @@ impl Node {
         let answer = tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(Failure::Silent));
         match &answer {
             Err(Failure::Unreachable { problem }) => self.note_down(problem),
-            Err(Failure::Silent) => self.note_down("no answer in time"),
-            Err(Failure::Nonsense { problem }) => {
+            Err(Failure::Nonsense { problem } | Failure::Closed { problem }) => {
                 tracing::error!(node = self.name, problem, "the node answered what growd does not answer");
             }
+            // A call that waits for a pool which hangs says nothing of the others.
+            Err(Failure::Silent) => {}
             Ok(_) | Err(Failure::Refused(_)) => self.note_up(),
         }
         answer
@@ -146,8 +147,9 @@ impl Node {
 pub async fn watch_health(node: Weak<Node>) {
     loop {
         let Some(held) = node.upgrade() else { return };
-        // What is left of the answer is only that there was one.
-        let _ = held.call(check_health).await;
+        if held.call(check_health).await == Err(Failure::Silent) {
+            held.note_down("no answer in time");
+        }
         drop(held);
         tokio::time::sleep(HEALTH_INTERVAL / 2 + jitter(HEALTH_INTERVAL)).await;
     }
