@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod driver;
 pub mod engine;
 pub mod model;
+pub mod pages;
 pub mod service;
 pub mod store;
 pub mod sys;
