@@ -1,16 +1,16 @@
 # Every target works from a fresh clone; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test torture bench demo audit clean
+.PHONY: help deps build deb test test-node torture bench demo audit clean
 
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
 PACKAGES := user-mode-linux xfsprogs lvm2 thin-provisioning-tools e2fsprogs btrfs-progs kmod quota iproute2 strace \
-	util-linux prometheus gcc libc6-dev ca-certificates curl
+	util-linux systemd prometheus gcc libc6-dev ca-certificates curl
 CARGO ?= cargo
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 deps: ## install the Debian packages that build and tests need (as root), and check that cargo is there
 	@missing=$$(for package in $(PACKAGES); do \
@@ -36,12 +36,30 @@ deps: ## install the Debian packages that build and tests need (as root), and ch
 build: deps ## build the daemon and its tools, optimized, into target/release
 	$(CARGO) build --release --bins
 
+# The programs of the package; each writes its own man pages and completions.
+PROGRAMS := growd growctl
+CARGO_DEB = $(CARGO) deb --version >/dev/null 2>&1 || { \
+	echo "cargo-deb is missing. Type: cargo install --locked cargo-deb" >&2; exit 1; }
+
+deb: PACKAGES += dpkg-dev
+deb: build ## make the Debian package in target/debian (needs cargo-deb)
+	@$(CARGO_DEB)
+	rm -rf target/pages
+	for program in $(PROGRAMS); do target/release/$$program pages target/pages || exit 1; done
+	$(CARGO) deb --no-build
+
 test: deps ## check format and lints, then run every test, those named lab_* on a lab node
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) test --no-run
 	$(CARGO) test --lib --bins
 	tests/run-all
+
+test-node: PACKAGES += dpkg-dev debootstrap
+test-node: deps ## install the package on a booted Debian and check the service there (as root; needs cargo-deb)
+	@$(CARGO_DEB)
+	$(CARGO) build --bins
+	PROGRAMS="$(PROGRAMS)" tests/node/run
 
 bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); tables in target/bench
 	$(CARGO) bench

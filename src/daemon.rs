@@ -1,4 +1,7 @@
-//! The daemon: open, recover, serve, drain. The only file that knows all rooms.
+//! The daemon: open, recover, serve, drain. The only room that knows all others.
+
+pub mod drop_in;
+mod heartbeat;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +24,7 @@ use crate::engine::pools::{LOOKS, Pool, Pools, TURNS};
 use crate::meters::Meters;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
+use crate::sys::systemd;
 use crate::wire::{metrics, server};
 
 /// Threads that drivers may block at once, so that one pool's hanging calls leave room for the others'.
@@ -41,7 +45,10 @@ pub async fn run(config: Config) -> Result<()> {
     let claimed = Claimed::of(&config.state_dir)?;
 
     let (stop, stopped) = watch::channel(false);
-    let listener = server::bind(&config.listen)?;
+    let listener = match systemd::held_socket().context("cannot take over the socket of growd.socket")? {
+        Some(held) => server::adopt(held, &config.listen)?,
+        None => server::bind(&config.listen)?,
+    };
     let scraped = match config.metrics {
         Some(address) => {
             Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?)
@@ -56,6 +63,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (control, server) = server::serve(listener, shutdown).await?;
     let server = tokio::spawn(server);
 
+    systemd::status("opening the job store");
     // Served already, so that whoever asks meanwhile hears that growd is starting. SIGTERM waits for the opening to end.
     let retention = Retention { age: config.retention_age, jobs: config.retention_jobs };
     let (store, unfinished) = tokio::task::spawn_blocking(move || claimed.open(retention)).await??;
@@ -80,6 +88,8 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let mut failure = engine.store.failure();
     info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
+    systemd::ready();
+    let heartbeat = tokio::spawn(heartbeat::beat(Arc::clone(&engine)));
 
     loop {
         let healthy = failure.borrow_and_update().is_none();
@@ -91,6 +101,7 @@ pub async fn run(config: Config) -> Result<()> {
         }
     }
     info!("draining: running steps end, queued jobs stay for the next start");
+    systemd::stopping();
     control.set_serving(false).await;
     engine.drain().await;
     stop.send_replace(true);
@@ -98,6 +109,7 @@ pub async fn run(config: Config) -> Result<()> {
     if tokio::time::timeout(std::time::Duration::from_secs(2), server).await.is_err() {
         info!("closing connections that are still open");
     }
+    heartbeat.abort();
     engine.store.close().await;
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod driver;
 pub mod engine;
 pub mod meters;
 pub mod model;
+pub mod pages;
 pub mod service;
 pub mod store;
 pub mod sys;

@@ -1,15 +1,15 @@
 //! `growd`, the share host agent of a storage node.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::Config;
 use growd::store::offline;
-use growd::{daemon, wire};
+use growd::{daemon, pages, wire};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused, failed, or something is wrong, as told on \
     stderr; 2 the command line is wrong.";
@@ -30,10 +30,17 @@ enum Command {
     /// Serve until SIGTERM. The log level is RUST_LOG, by default info.
     Run,
     /// Check the configuration and the pools that it names, and change nothing.
-    CheckConfig,
+    CheckConfig {
+        /// Print a drop-in for growd.service that lets growd write where the pools of the configuration are.
+        #[arg(long)]
+        drop_in: bool,
+    },
     /// Look at the job store, or set it aside, while growd is stopped.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Write man pages and shell completions for the package.
+    #[command(hide = true)]
+    Pages { directory: PathBuf },
 }
 
 #[derive(Subcommand)]
@@ -58,18 +65,28 @@ fn main() -> ExitCode {
 }
 
 fn execute(arguments: Arguments) -> Result<ExitCode> {
-    let config = Config::load(&arguments.config)?;
+    let config = || Config::load(&arguments.config);
     match arguments.command {
-        Command::Run => run(config),
-        Command::CheckConfig => check_config(&config),
-        Command::Store(command) => store(&config, &command),
+        Command::Run => run(config()?),
+        Command::CheckConfig { drop_in: true } => {
+            print!("{}", daemon::drop_in::drop_in(&config()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::CheckConfig { drop_in: false } => check_config(&config()?),
+        Command::Store(command) => store(&config()?, &command),
+        Command::Pages { directory } => {
+            pages::write(&Arguments::command().name("growd"), &directory).context("cannot write the pages")?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
 fn run(config: Config) -> Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for people: the journal takes a line with an escape in it for binary data.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))

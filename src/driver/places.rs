@@ -145,8 +145,9 @@ impl Places {
     }
 
     pub fn read_only(&self) -> Refusal {
-        let problem = "its file system is mounted read-only for growd".to_owned();
-        Refusal::NotMounted { pool: self.pool.clone(), problem }
+        let problem = "its file system is read-only for growd: it is mounted so, or the unit needs the drop-in that \
+            `growd check-config --drop-in` prints";
+        Refusal::NotMounted { pool: self.pool.clone(), problem: problem.to_owned() }
     }
 
     /// All shares whose names the pool's directory has, and those with a place of their own.

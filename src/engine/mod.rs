@@ -205,6 +205,15 @@ impl Engine {
         (self.live.lock().len().saturating_sub(running), running)
     }
 
+    /// Takes each lock that a request takes, and gives what [`Engine::active`] gives. Does not return while one of them is
+    /// held for ever. It waits for no disk: a disk that hangs is no reason to give growd up.
+    pub fn pulse(&self) -> (usize, usize) {
+        self.moment();
+        self.claims.is_closed();
+        self.store.newest();
+        self.active()
+    }
+
     /// Cancels a job that is QUEUED. Goes on to its end even if the caller no longer waits.
     ///
     /// # Errors

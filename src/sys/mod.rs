@@ -15,3 +15,4 @@ pub mod mountinfo;
 pub mod open_beneath;
 pub mod quotactl;
 pub mod sync_file_range;
+pub mod systemd;

@@ -56,6 +56,11 @@ impl Control {
 pub enum ServeError {
     #[error("cannot listen on {path}")]
     Listen { path: String, source: io::Error },
+    #[error(
+        "systemd holds the socket {held}, but the configuration has listen = \"unix:{path}\"; make them the same with \
+        `systemctl edit growd.socket`"
+    )]
+    OtherSocket { held: String, path: String },
     #[error("the server failed")]
     Serve(#[from] tonic::transport::Error),
     #[error("cannot serve the contract by reflection")]
@@ -83,6 +88,20 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     let listener = UnixListener::bind(path).map_err(failed)?;
     fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
     Ok(listener)
+}
+
+/// Takes over the socket that the service manager holds for growd, which must be the configured one.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn adopt(held: std::os::unix::net::UnixListener, path: &Path) -> Result<UnixListener, ServeError> {
+    let failed = |source| ServeError::Listen { path: path.display().to_string(), source };
+    let address = held.local_addr().map_err(failed)?;
+    if address.as_pathname() != Some(path) {
+        let held = address.as_pathname().map_or_else(|| "without a path".to_owned(), |held| held.display().to_string());
+        return Err(ServeError::OtherSocket { held, path: path.display().to_string() });
+    }
+    held.set_nonblocking(true).and_then(|()| UnixListener::from_std(held)).map_err(failed)
 }
 
 /// Serves until `shutdown`, then lets the requests at hand end. NOT_SERVING until the control says otherwise.

@@ -73,6 +73,9 @@ pub enum Verb {
     Cancel { id: JobId },
     /// Looks for everything that would make an extend fail or a quota not hold; exits 1 when there is any finding
     Doctor,
+    /// Writes man pages and shell completions for the package
+    #[command(hide = true)]
+    Pages { directory: std::path::PathBuf },
 }
 
 #[derive(Debug, Args)]

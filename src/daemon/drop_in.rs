@@ -1,0 +1,180 @@
+//! Where the unit must let growd write: a drop-in for growd.service, made from the configuration.
+//!
+//! The unit makes the whole file system read-only for growd (`ProtectSystem=strict`), and to set a quota or to grow a
+//! file system is to write to its mount, in the eyes of the kernel. What is mounted while growd runs is writable until
+//! growd starts again; what is named here is so always.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Backend, Config, LvmConfig};
+use crate::driver::path_template::PathTemplate;
+use crate::model::ShareId;
+use crate::sys::mountinfo::{self, Mount};
+
+/// Folders that the unit hides with `ProtectHome=yes`.
+const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
+/// The unit's `StateDirectory`.
+const STATE: &str = "/var/lib/growd";
+
+/// The text of the drop-in. Shares on volumes and images are mounted anywhere; the folders where they are mounted now are
+/// named, since more of them will be mounted beside.
+///
+/// # Errors
+/// Those of reading `/proc/self/mountinfo`.
+pub fn drop_in(config: &Config) -> std::io::Result<String> {
+    let mounts: Vec<Mount> = mountinfo::parse(&fs::read("/proc/self/mountinfo")?).collect();
+    Ok(text(config, &mounts, backing_file))
+}
+
+fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Option<PathBuf>) -> String {
+    let mut text =
+        "# Made by `growd check-config --drop-in`: where the pools of the configuration need growd to write.\n\
+        [Service]\n"
+            .to_owned();
+    let mut all = BTreeSet::new();
+    let mut add = |what: &str, places: BTreeSet<PathBuf>| {
+        for place in places.into_iter().filter(|place| all.insert(place.clone())) {
+            // A pool that is not mounted yet does not keep growd from starting.
+            let _ = writeln!(text, "# {what}\nReadWritePaths={}", escaped(&format!("-{}", place.display())));
+        }
+    };
+    if !config.state_dir.starts_with(STATE) {
+        add("state_dir", BTreeSet::from([config.state_dir.clone()]));
+    }
+    for pool in &config.pools {
+        let places = match &pool.backend {
+            Backend::ProjectQuota { path, shares } | Backend::Btrfs { path, shares } => directories(path, shares),
+            Backend::Image { path, shares, .. } => {
+                let mut places = directories(path, &[]);
+                places.extend(shares.iter().filter_map(|(_, path)| path.parent()).map(Path::to_owned));
+                let on_image = |mount: &Mount| {
+                    backing_file(&mount.source).is_some_and(|file| places.iter().any(|place| file.starts_with(place)))
+                };
+                let mounted = folders(mounts.iter().filter(|mount| on_image(mount)));
+                places.extend(mounted);
+                places
+            }
+            Backend::Lvm(lvm) => folders(mounts.iter().filter(|mount| is_volume_of(&mount.source, lvm))),
+        };
+        add(&format!("pool {}", pool.name), places);
+    }
+    if all.iter().any(|place| HOMES.iter().any(|home| place.starts_with(home))) {
+        text.push_str("ProtectHome=no\n");
+    }
+    text
+}
+
+fn directories(path: &PathTemplate, shares: &[(ShareId, PathBuf)]) -> BTreeSet<PathBuf> {
+    let own = shares.iter().map(|(_, path)| path.as_path());
+    [path.directory()].into_iter().chain(own).map(Path::to_owned).collect()
+}
+
+/// The folders that these are mounted in; one that is mounted just below the root stands for itself.
+fn folders<'a>(mounts: impl Iterator<Item = &'a Mount>) -> BTreeSet<PathBuf> {
+    let folder = |mount: &Mount| match mount.mount_point.parent() {
+        Some(parent) if parent != Path::new("/") => parent.to_owned(),
+        _ => mount.mount_point.clone(),
+    };
+    mounts.map(folder).collect()
+}
+
+/// `/dev/mapper/vg0-share--ID`: a hyphen in a name is written twice, one between two names once.
+fn is_volume_of(source: &Path, lvm: &LvmConfig) -> bool {
+    let group = format!("/dev/mapper/{}-", lvm.volume_group.replace('-', "--"));
+    let Some(volume) = source.to_str().and_then(|source| source.strip_prefix(&group)) else { return false };
+    let volume = volume.replace("--", "-");
+    lvm.volume.share_of(&volume).is_some() || lvm.shares.iter().any(|(_, name)| *name == volume)
+}
+
+/// The file on a loop device.
+fn backing_file(device: &Path) -> Option<PathBuf> {
+    let name = device.file_name()?.to_str().filter(|name| name.starts_with("loop"))?;
+    let file = fs::read_to_string(format!("/sys/class/block/{name}/loop/backing_file")).ok()?;
+    Some(PathBuf::from(file.trim_end_matches('\n')))
+}
+
+/// A word as systemd.syntax(7) and systemd.unit(5) want it: with blanks and quotes in double quotes, per cent doubled.
+fn escaped(word: &str) -> String {
+    let plain = word.replace('%', "%%");
+    if plain.contains([' ', '"', '\'', '\\']) {
+        return format!("\"{}\"", plain.replace('\\', "\\\\").replace('"', "\\\""));
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(source: &str, point: &str) -> Mount {
+        Mount {
+            device: 1,
+            root: "/".into(),
+            mount_point: point.into(),
+            filesystem: "xfs".into(),
+            source: source.into(),
+        }
+    }
+
+    #[test]
+    fn every_pool_is_named_once_with_the_folders_of_its_mounts() {
+        let config = r#"
+            state_dir = "/data/growd"
+            [[pool]]
+            name = "home"
+            driver = "project-quota"
+            path = "/srv/my 100%/{share_id}"
+            [[pool]]
+            name = "vols"
+            driver = "lvm"
+            volume_group = "vg-0"
+            volume = "share-{share_id}"
+            [[pool]]
+            name = "thin"
+            driver = "lvm"
+            volume_group = "vg-0"
+            volume = "thin-{share_id}"
+            thin_pool = "pool0"
+            [[pool]]
+            name = "images"
+            driver = "image"
+            path = "/srv/images/{share_id}.img"
+            [[share]]
+            id = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a12"
+            pool = "vols"
+            volume = "old"
+        "#;
+        let config = Config::parse(config, "growd.toml").unwrap();
+        let id = "6d0ad3f4--7c5e--4c0e--9a3e--0c2d2f7c9a11";
+        let mounts = [
+            mount(&format!("/dev/mapper/vg--0-share--{id}"), "/vols/a"),
+            mount("/dev/mapper/vg--0-old", "/old"),
+            mount(&format!("/dev/mapper/vg--0-thin--{id}"), "/vols/b"),
+            mount("/dev/mapper/vg--0-root", "/"),
+            mount(&format!("/dev/mapper/vg--1-share--{id}"), "/other/a"),
+            mount("/dev/loop7", "/images/a"),
+            mount("/dev/loop8", "/iso/a"),
+        ];
+        let backing = |source: &Path| (source == Path::new("/dev/loop7")).then(|| PathBuf::from("/srv/images/x.img"));
+        let expected = "# Made by `growd check-config --drop-in`: where the pools of the configuration need growd to write.\n\
+            [Service]\n\
+            # state_dir\nReadWritePaths=-/data/growd\n\
+            # pool home\nReadWritePaths=\"-/srv/my 100%%\"\n\
+            # pool vols\nReadWritePaths=-/old\n\
+            # pool vols\nReadWritePaths=-/vols\n\
+            # pool images\nReadWritePaths=-/images\n\
+            # pool images\nReadWritePaths=-/srv/images\n";
+        assert_eq!(text(&config, &mounts, backing), expected);
+    }
+
+    #[test]
+    fn shares_below_home_are_seen() {
+        let config = "[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"/home/shares/{share_id}\"\n";
+        let config = Config::parse(config, "growd.toml").unwrap();
+        let text = text(&config, &[], |_| None);
+        assert!(text.ends_with("ReadWritePaths=-/home/shares\nProtectHome=no\n"), "{text}");
+    }
+}

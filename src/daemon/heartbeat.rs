@@ -1,0 +1,48 @@
+//! What the service manager hears of growd while it runs: that it lives, and what it is doing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::sys::systemd;
+
+/// How old the status may be.
+const STATUS_EVERY: Duration = Duration::from_secs(2);
+
+/// Says so again and again, for as long as the runtime and the locks of engine and store do what they are for: each beat
+/// is a task of its own, which takes every lock that a request takes.
+pub async fn beat(engine: Arc<Engine>) {
+    if !systemd::listens() {
+        return;
+    }
+    // Three beats may go missing on a busy machine.
+    let period = systemd::watchdog().map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 4));
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut said = String::new();
+    loop {
+        ticks.tick().await;
+        let asked = Arc::clone(&engine);
+        let Ok(status) = tokio::spawn(async move { status(&asked) }).await else { continue };
+        systemd::alive();
+        if status != said {
+            systemd::status(&status);
+            said = status;
+        }
+    }
+}
+
+fn status(engine: &Engine) -> String {
+    let (queued, running) = engine.pulse();
+    let mut status = if engine.claims.is_closed() {
+        format!("draining: {running} jobs running, {queued} stay queued for the next start")
+    } else {
+        let pools: Vec<&str> = engine.pools.iter().map(|pool| pool.name.as_str()).collect();
+        format!("{running} jobs running, {queued} queued, {} kept; pools: {}", engine.store.len(), pools.join(", "))
+    };
+    if let Some(problem) = &*engine.store.failure().borrow() {
+        // One line, as the protocol has it.
+        status = format!("{status}; the job store cannot be written: {}", problem.replace('\n', " "));
+    }
+    status
+}
