@@ -185,7 +185,17 @@ fn keystone_is_asked_and_believed_for_a_while() {
     let front = Front::start(cluster.dir.path(), &format!("{identity}{}{OWNERS}", cluster.config()));
     let path = format!("/v2/p/shares/{}", share(1));
 
-    for (token, status) in [("m", 200), ("r", 200), ("a", 200), ("x", 403), ("o", 400), ("old", 401), ("none", 401)] {
+    for (token, status) in [
+        ("m", 200),
+        ("r", 200),
+        ("a", 200),
+        ("x", 403),
+        ("o", 400),
+        ("old", 401),
+        ("none", 401),
+        ("", 401),
+        ("\u{e4}", 401),
+    ] {
         assert_eq!(As(&front, token).get(&path).status, status, "{token}");
     }
     let refused = front.get(&path);

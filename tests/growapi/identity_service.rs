@@ -99,7 +99,7 @@ impl IdentityService {
         self.with(|state| {
             state.validations += 1;
             let now = SystemTime::now();
-            if state.broken {
+            if state.broken || subject.is_empty() {
                 return (500, None, json!({}));
             }
             if !state.tokens.get(own).is_some_and(|(project, _, until)| project == "service" && now < *until) {

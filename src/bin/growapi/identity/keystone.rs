@@ -51,7 +51,9 @@ impl Keystone {
     pub fn new(config: &KeystoneConfig) -> Result<Self> {
         let path = &config.password_file;
         let password = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let client = Client::builder(TokioExecutor::new()).build(connector(config.ca.as_deref())?);
+        // Questions are rare, and a connection that has waited for the next one may be closed when it comes.
+        let client =
+            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector(config.ca.as_deref())?);
         Ok(Self {
             config: config.clone(),
             password: password.trim_end_matches(['\n', '\r']).to_owned(),

@@ -77,6 +77,8 @@ impl Identity {
     /// # Errors
     /// 401; 503 when Keystone does not answer.
     pub async fn who(&self, token: Option<&[u8]>) -> Result<Who, Refusal> {
+        // Nobody gives out any other, and Keystone would answer it in other ways than one that it does not know.
+        let token = token.filter(|token| !token.is_empty() && token.iter().all(u8::is_ascii_graphic));
         let denied = match (self, token) {
             (Self::Nobody, _) => return Ok(Who { project: Project::Any, role: Some(Role::Member) }),
             (_, None) => Denied::NotKnown,
