@@ -37,7 +37,7 @@ build: deps ## build the daemon and its tools, optimized, into target/release
 	$(CARGO) build --release --bins
 
 # The programs of the package; each writes its own man pages and completions.
-PROGRAMS := growd growctl
+PROGRAMS := growd growctl growapi
 CARGO_DEB = $(CARGO) deb --version >/dev/null 2>&1 || { \
 	echo "cargo-deb is missing. Type: cargo install --locked cargo-deb" >&2; exit 1; }
 

@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("daemon", ALL),
     ("bin/growd", ALL),
     ("bin/growctl", &["wire::proto", "wire::client", "wire::json", "model", "pages"]),
-    ("bin/growapi", &["wire::proto", "wire::client", "wire::page_behind", "config", "model"]),
+    ("bin/growapi", &["wire::proto", "wire::client", "wire::page_behind", "config", "model", "pages"]),
 ];
 const ALL: &[&str] =
     &["config", "daemon", "driver", "engine", "meters", "model", "pages", "service", "store", "sys", "wire"];

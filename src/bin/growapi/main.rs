@@ -20,8 +20,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::ApiConfig;
+use growd::pages;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
@@ -53,6 +54,9 @@ enum Command {
     CheckConfig,
     /// Read a token from stdin and print its hash for the token file.
     HashToken,
+    /// Write man pages and shell completions for the package.
+    #[command(hide = true)]
+    Pages { directory: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -61,6 +65,9 @@ fn main() -> ExitCode {
         Command::Run => run(&arguments.config),
         Command::CheckConfig => check_config(&arguments.config),
         Command::HashToken => hash_token(),
+        Command::Pages { directory } => {
+            pages::write(&Arguments::command(), &directory).context("cannot write the pages")
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
