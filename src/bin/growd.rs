@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use growd::config::Config;
+use growd::daemon::pools::PoolMaker;
 use growd::store::offline;
 use growd::{daemon, wire};
 
@@ -60,13 +61,13 @@ fn main() -> ExitCode {
 fn execute(arguments: Arguments) -> Result<ExitCode> {
     let config = Config::load(&arguments.config)?;
     match arguments.command {
-        Command::Run => run(config),
+        Command::Run => run(config, arguments.config),
         Command::CheckConfig => check_config(&config),
         Command::Store(command) => store(&config, &command),
     }
 }
 
-fn run(config: Config) -> Result<ExitCode> {
+fn run(config: Config, path: PathBuf) -> Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -74,20 +75,27 @@ fn run(config: Config) -> Result<ExitCode> {
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))
         .build()?;
-    runtime.block_on(daemon::run(config))?;
+    runtime.block_on(daemon::run(config, path))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn check_config(config: &Config) -> Result<ExitCode> {
-    let mut problems = config.missing_directories();
-    if problems.is_empty() {
-        for pool in daemon::pools(config, &Arc::default()).iter() {
+    let (_, mut problems) = daemon::access::rules(&config.access);
+    if let Some(files) = config.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref())
+        && let Err(error) = daemon::access::load(files)
+    {
+        problems.push(format!("{error:#}"));
+    }
+    let missing = config.missing_directories();
+    if missing.is_empty() {
+        for pool in PoolMaker::new(Arc::default()).make(&config.pools) {
             match pool.driver.space() {
                 Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
                 Err(error) => problems.push(format!("pool {:?}: {error}", pool.name.as_str())),
             }
         }
     }
+    problems.extend(missing);
     for problem in &problems {
         eprintln!("{problem}");
     }
