@@ -6,7 +6,11 @@ use std::io;
 use std::path::Path;
 
 /// Which rooms a room may import from. Its own is always allowed.
+<<<<<<< HEAD
 const LAYERS: [(&str, &[&str]); 13] = [
+=======
+const LAYERS: [(&str, &[&str]); 12] = [
+>>>>>>> 4f8e916 (growd logs for people, as JSON or to the journal)
     ("model", &[]),
     ("meters", &["model"]),
     ("sys", &["model"]),
@@ -17,19 +21,24 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("wire", &["service", "meters", "model", "sys::accounts"]),
     // Where shares are is pure text; the drivers themselves start from a checked config and not the other way round.
     ("config", &["model", "driver::path_template"]),
+    ("logging", &[]),
     ("daemon", ALL),
     ("bin/growd", ALL),
     ("bin/growctl", &["wire::proto", "wire::client", "wire::json", "model"]),
     ("bin/growapi", &["wire::proto", "wire::client", "wire::page_behind", "config", "model"]),
 ];
+<<<<<<< HEAD
 const ALL: &[&str] = &["config", "daemon", "driver", "engine", "meters", "model", "service", "store", "sys", "wire"];
+=======
+const ALL: &[&str] = &["config", "daemon", "driver", "engine", "logging", "model", "service", "store", "sys", "wire"];
+>>>>>>> 4f8e916 (growd logs for people, as JSON or to the journal)
 
 /// Where a crate may be named. A place is the start of a path below `src/`.
 const CRATES: [(&str, &[&str]); 5] = [
     ("tonic", &["wire/", "bin/growctl/", "bin/growapi/nodes/"]),
     ("prost", &["wire/", "bin/growctl/", "store/record.rs"]),
     ("sled", &["store/"]),
-    ("nix", &["sys/", "driver/", "store/", "daemon.rs", "bin/"]),
+    ("nix", &["sys/", "driver/", "store/", "logging.rs", "daemon.rs", "bin/"]),
     ("anyhow", &["bin/", "daemon"]),
 ];
 

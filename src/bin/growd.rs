@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use growd::config::Config;
 use growd::daemon::pools::PoolMaker;
+use growd::logging::LogFormat;
 use growd::store::offline;
-use growd::{daemon, wire};
+use growd::{daemon, logging, wire};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused, failed, or something is wrong, as told on \
     stderr; 2 the command line is wrong.";
@@ -28,8 +29,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM. The log level is RUST_LOG, by default info.
-    Run,
+    /// Serve until SIGTERM; SIGHUP reads the configuration anew. The log level is RUST_LOG, by default info.
+    Run {
+        /// How to log; by default to the journal when stderr is the journal, for people otherwise.
+        #[arg(long, value_enum, env = "GROWD_LOG_FORMAT")]
+        log_format: Option<LogFormat>,
+    },
     /// Check the configuration and the pools that it names, and change nothing.
     CheckConfig,
     /// Look at the job store, or set it aside, while growd is stopped.
@@ -61,16 +66,14 @@ fn main() -> ExitCode {
 fn execute(arguments: Arguments) -> Result<ExitCode> {
     let config = Config::load(&arguments.config)?;
     match arguments.command {
-        Command::Run => run(config, arguments.config),
+        Command::Run { log_format } => run(config, arguments.config, log_format),
         Command::CheckConfig => check_config(&config),
         Command::Store(command) => store(&config, &command),
     }
 }
 
-fn run(config: Config, path: PathBuf) -> Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<ExitCode> {
+    logging::start(log_format).context("cannot log to the journal")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))
