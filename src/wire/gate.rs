@@ -69,7 +69,7 @@ impl Guard {
                 return Err(Refusal::Unsupported { what: "server reflection is switched off".to_owned() });
             }
             Some(role) if role >= needed => return Ok(()),
-            None if !peer.is_known() => Refusal::Unauthenticated,
+            _ if !peer.is_known() => Refusal::Unauthenticated,
             _ => {
                 // The caller chooses it, and it goes into a header and into the log.
                 let rpc = rpc.trim_start_matches('/').chars().take(100).collect();
