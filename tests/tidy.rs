@@ -6,11 +6,7 @@ use std::io;
 use std::path::Path;
 
 /// Which rooms a room may import from. Its own is always allowed.
-<<<<<<< HEAD
-const LAYERS: [(&str, &[&str]); 13] = [
-=======
-const LAYERS: [(&str, &[&str]); 12] = [
->>>>>>> 4f8e916 (growd logs for people, as JSON or to the journal)
+const LAYERS: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("meters", &["model"]),
     ("sys", &["model"]),
@@ -27,11 +23,8 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("bin/growctl", &["wire::proto", "wire::client", "wire::json", "model"]),
     ("bin/growapi", &["wire::proto", "wire::client", "wire::page_behind", "config", "model"]),
 ];
-<<<<<<< HEAD
-const ALL: &[&str] = &["config", "daemon", "driver", "engine", "meters", "model", "service", "store", "sys", "wire"];
-=======
-const ALL: &[&str] = &["config", "daemon", "driver", "engine", "logging", "model", "service", "store", "sys", "wire"];
->>>>>>> 4f8e916 (growd logs for people, as JSON or to the journal)
+const ALL: &[&str] =
+    &["config", "daemon", "driver", "engine", "logging", "meters", "model", "service", "store", "sys", "wire"];
 
 /// Where a crate may be named. A place is the start of a path below `src/`.
 const CRATES: [(&str, &[&str]); 5] = [
