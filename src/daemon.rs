@@ -1,66 +1,78 @@
-//! The daemon: open, recover, serve, drain. The only room that knows all others.
+//! The daemon: open, recover, serve, follow the configuration, drain. The only room that knows all others.
 
+pub mod access;
 pub mod drop_in;
 mod heartbeat;
+pub mod pools;
+mod reload;
 
-use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::{Backend, Config, PoolConfig};
-use crate::driver::Driver;
-use crate::driver::btrfs::Btrfs;
+use crate::config::Config;
 use crate::driver::flight_recorder::FlightRecorder;
-use crate::driver::image::{Image, Images};
-use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
-use crate::driver::project_quota::{ProjectQuota, Promises};
 use crate::engine::Engine;
-use crate::engine::pools::{LOOKS, Pool, Pools, TURNS};
+use crate::engine::pools::{LOOKS, Pools, TURNS};
 use crate::meters::Meters;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
 use crate::sys::systemd;
 use crate::wire::{metrics, server};
+use pools::PoolMaker;
+use reload::Reload;
+
+/// Pools that there are threads for beyond those of the first configuration: more may be added while growd runs. A
+/// thread is made when it is needed.
+const POOLS_ADDED: usize = 16;
 
 /// Threads that drivers may block at once, so that one pool's hanging calls leave room for the others'.
 pub fn blocking_threads(config: &Config) -> usize {
-    config.pools.len() * (TURNS + LOOKS) + LOOKS
+    (config.pools.len() + POOLS_ADDED) * (TURNS + LOOKS) + LOOKS
 }
 
-/// Runs until SIGTERM or SIGINT, then drains.
+/// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`.
 ///
 /// # Errors
 /// When growd cannot be started, or its socket fails.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, path: PathBuf) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    for problem in config.missing_directories() {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (rules, problems) = access::rules(&config.access);
+    for problem in problems.into_iter().chain(config.missing_directories()) {
         warn!("{problem}");
     }
     let claimed = Claimed::of(&config.state_dir)?;
 
     let (stop, stopped) = watch::channel(false);
-    let listener = match systemd::held_socket().context("cannot take over the socket of growd.socket")? {
+    let held = systemd::held_socket().context("cannot take over the socket of growd.socket")?;
+    // Who may connect to a socket that systemd holds is said in growd.socket.
+    let own_socket = held.is_none();
+    let listener = match held {
         Some(held) => server::adopt(held, &config.listen)?,
         None => server::bind(&config.listen)?,
     };
     let scraped = match config.metrics {
-        Some(address) => {
-            Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?)
-        }
+        Some(address) => Some(server::bind_tcp(address).await?),
         None => None,
     };
+    if own_socket {
+        let open = config.access.names_accounts();
+        server::open_to_all(&config.listen, open).context("cannot set the mode of the socket")?;
+    }
+    let tcp = access::listen(&config).await?;
+    let tls = tcp.as_ref().and_then(|tcp| tcp.tls.clone());
     let shutdown = async move {
         let mut stopped = stopped;
         // The sender lives until the end of this function.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let (control, server) = server::serve(listener, shutdown).await?;
+    let (control, server) = server::serve(listener, tcp, rules, shutdown).await?;
     let server = tokio::spawn(server);
 
     systemd::status("opening the job store");
@@ -70,7 +82,8 @@ pub async fn run(config: Config) -> Result<()> {
     let recorder = Arc::new(FlightRecorder::default());
     let meters = Arc::new(Meters::new()?);
     store.measure(Arc::clone(&meters));
-    let engine = Engine::new(store, pools(&config, &recorder), Arc::clone(&meters));
+    let mut maker = PoolMaker::new(Arc::clone(&recorder));
+    let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
     let host = nix::sys::utsname::uname()?;
     let host = Host {
@@ -90,6 +103,8 @@ pub async fn run(config: Config) -> Result<()> {
     info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
     systemd::ready();
     let heartbeat = tokio::spawn(heartbeat::beat(Arc::clone(&engine)));
+    let mut reload =
+        Reload { path, config, own_socket, maker, engine: Arc::clone(&engine), control: control.clone(), tls };
 
     loop {
         let healthy = failure.borrow_and_update().is_none();
@@ -97,6 +112,7 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload.reload(),
             changed = failure.changed() => if changed.is_err() { break },
         }
     }
@@ -112,55 +128,4 @@ pub async fn run(config: Config) -> Result<()> {
     heartbeat.abort();
     engine.store.close().await;
     Ok(())
-}
-
-/// The pools as configured, each with its driver.
-pub fn pools(config: &Config, recorder: &Arc<FlightRecorder>) -> Pools {
-    let program = find_lvm();
-    if program.is_none() && config.pools.iter().any(|pool| matches!(pool.backend, Backend::Lvm(_))) {
-        warn!("lvm is not installed: pools of logical volumes are refused as not mounted");
-    }
-    let (promises, images) = (Arc::new(Promises::default()), Arc::new(Images::default()));
-    let mut groups: BTreeMap<String, (Arc<VolumeGroup>, Arc<Semaphore>)> = BTreeMap::new();
-    let pool = |pool: &PoolConfig| {
-        let (driver, turns): (Arc<dyn Driver>, _) = match &pool.backend {
-            Backend::ProjectQuota { path, shares } => {
-                let driver = ProjectQuota::new(pool.name.clone(), path.clone(), shares.clone(), Arc::clone(&promises));
-                (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
-            }
-            Backend::Lvm(lvm) => {
-                // LVM changes one volume of a group at a time; whoever waits for that should still be QUEUED.
-                let (group, turns) = groups.entry(lvm.volume_group.clone()).or_insert_with(|| {
-                    let group = VolumeGroup::new(lvm.volume_group.clone(), program.clone(), Arc::clone(recorder));
-                    (Arc::new(group), Arc::new(Semaphore::new(1)))
-                });
-                let driver = Lvm {
-                    pool: pool.name.clone(),
-                    group: Arc::clone(group),
-                    template: lvm.volume.clone(),
-                    explicit: lvm.shares.clone(),
-                    thin: lvm.thin_pool.clone(),
-                    allow_any_growth: lvm.allow_any_growth,
-                };
-                (Arc::new(driver), Arc::clone(turns))
-            }
-            Backend::Image { path, shares, allow_any_growth } => {
-                let driver = Image::new(
-                    pool.name.clone(),
-                    path.clone(),
-                    shares.clone(),
-                    *allow_any_growth,
-                    pool.overcommit > 1.0,
-                    Arc::clone(&images),
-                );
-                (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
-            }
-            Backend::Btrfs { path, shares } => {
-                let driver = Btrfs::new(pool.name.clone(), path.clone(), shares.clone());
-                (Arc::new(driver), Arc::new(Semaphore::new(TURNS)))
-            }
-        };
-        Pool::new(pool.name.clone(), driver, pool.reserve, pool.overcommit, turns)
-    };
-    Pools::new(config.pools.iter().map(pool).collect())
 }

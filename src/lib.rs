@@ -7,6 +7,7 @@ pub mod config;
 pub mod daemon;
 pub mod driver;
 pub mod engine;
+pub mod logging;
 pub mod meters;
 pub mod model;
 pub mod pages;

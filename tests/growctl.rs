@@ -115,7 +115,22 @@ fn bad_usage_is_told_before_growd_is_called() {
         (&["jobs", "--limit", "0"], "0 is not in"),
         (&["shares", "--pool", "a/b"], "is not a pool name"),
         (&["node", "--timeout", "soon"], "--timeout"),
-        (&["node", "--endpoint", "growd.sock"], "write unix:/path or http://host:port"),
+        (&["node", "--endpoint", "growd.sock"], "write unix:/path or https://host:port"),
+        (&["node", "--endpoint", "https://localhost:1"], "give --ca, --cert and --key"),
+        (
+            &[
+                "node",
+                "--endpoint",
+                "https://localhost:1",
+                "--ca",
+                "/nowhere",
+                "--cert",
+                "/nowhere",
+                "--key",
+                "/nowhere",
+            ],
+            "cannot read /nowhere",
+        ),
         (&[], "Usage: growctl"),
     ] {
         let ran = Ran::from(growctl("unix:/nowhere/growd.sock", args).output().unwrap()).exits(2);

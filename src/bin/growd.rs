@@ -1,6 +1,6 @@
 //! `growd`, the share host agent of a storage node.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,8 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::Config;
+use growd::daemon::pools::PoolMaker;
+use growd::logging::LogFormat;
 use growd::store::offline;
-use growd::{daemon, pages, wire};
+use growd::{daemon, logging, pages, wire};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused, failed, or something is wrong, as told on \
     stderr; 2 the command line is wrong.";
@@ -27,8 +29,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM. The log level is RUST_LOG, by default info.
-    Run,
+    /// Serve until SIGTERM; SIGHUP reads the configuration anew. The log level is RUST_LOG, by default info.
+    Run {
+        /// How to log; by default to the journal when stderr is the journal, for people otherwise.
+        #[arg(long, value_enum, env = "GROWD_LOG_FORMAT")]
+        log_format: Option<LogFormat>,
+    },
     /// Check the configuration and the pools that it names, and change nothing.
     CheckConfig {
         /// Print a drop-in for growd.service that lets growd write where the pools of the configuration are.
@@ -67,7 +73,7 @@ fn main() -> ExitCode {
 fn execute(arguments: Arguments) -> Result<ExitCode> {
     let config = || Config::load(&arguments.config);
     match arguments.command {
-        Command::Run => run(config()?),
+        Command::Run { log_format } => run(config()?, arguments.config, log_format),
         Command::CheckConfig { drop_in: true } => {
             print!("{}", daemon::drop_in::drop_in(&config()?)?);
             Ok(ExitCode::SUCCESS)
@@ -81,30 +87,33 @@ fn execute(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-fn run(config: Config) -> Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // Colours are for people: the journal takes a line with an escape in it for binary data.
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<ExitCode> {
+    logging::start(log_format).context("cannot log to the journal")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))
         .build()?;
-    runtime.block_on(daemon::run(config))?;
+    runtime.block_on(daemon::run(config, path))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn check_config(config: &Config) -> Result<ExitCode> {
-    let mut problems = config.missing_directories();
-    if problems.is_empty() {
-        for pool in daemon::pools(config, &Arc::default()).iter() {
+    let (_, mut problems) = daemon::access::rules(&config.access);
+    if let Some(files) = config.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref())
+        && let Err(error) = daemon::access::load(files)
+    {
+        problems.push(format!("{error:#}"));
+    }
+    let missing = config.missing_directories();
+    if missing.is_empty() {
+        for pool in PoolMaker::new(Arc::default()).make(&config.pools) {
             match pool.driver.space() {
                 Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
                 Err(error) => problems.push(format!("pool {:?}: {error}", pool.name.as_str())),
             }
         }
     }
+    problems.extend(missing);
     for problem in &problems {
         eprintln!("{problem}");
     }

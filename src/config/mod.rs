@@ -1,5 +1,6 @@
 //! The configuration file: read once at start, checked as a whole, every problem with its line.
 
+mod access;
 mod check;
 mod growapi;
 mod problem;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+pub use access::{Access, Tcp};
 pub use growapi::{ApiConfig, IdentityConfig, KeystoneConfig, NodeConfig, OwnerConfig, TlsConfig};
 pub use problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use read::{At, Report, Section};
@@ -27,6 +29,8 @@ use crate::model::{Bytes, DriverKind, PoolName, ShareId, ThinPool};
 pub struct Config {
     /// Path of the socket.
     pub listen: PathBuf,
+    pub tcp: Option<Tcp>,
+    pub access: Access,
     pub state_dir: PathBuf,
     /// How many jobs may be queued or running.
     pub max_active_jobs: usize,
@@ -128,6 +132,8 @@ impl Config {
     fn from_table(table: &DeTable<'_>, report: &mut Report<'_>) -> Option<Self> {
         let top = Section::new(Place::Top, 0, table, report);
         let listen = top.optional("listen", PathBuf::from("/run/growd/growd.sock"), read::listen, report);
+        let tcp = Tcp::read(&top, report);
+        let access = Access::read(&top, report);
         let state_dir = top.optional("state_dir", PathBuf::from("/var/lib/growd"), read::path, report);
         let max_active_jobs = top.optional("max_active_jobs", 1000, read::count, report);
         let (mut retention_age, mut retention_jobs) = (Some(DEFAULT_AGE), Some(DEFAULT_JOBS));
@@ -148,6 +154,8 @@ impl Config {
         check::check(&pools, &shares, report);
         Some(Self {
             listen: listen?,
+            tcp: tcp?,
+            access: access?,
             state_dir: state_dir?,
             max_active_jobs: max_active_jobs?,
             retention_age: retention_age?,

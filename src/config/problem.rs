@@ -52,6 +52,8 @@ pub enum Problem {
     VolumesMeet { mine: String, theirs: String, group: String, line: usize },
     #[error("{key}: {problem}")]
     Value { key: &'static str, problem: ValueProblem },
+    #[error("insecure: a listener without TLS has no certificate, key or client_ca")]
+    InsecureTls,
     #[error("no [[pool]]: there is nothing to serve")]
     NoPool,
     #[error("pool \"{name}\" is already defined in line {line}")]
@@ -128,6 +130,8 @@ pub enum ValueProblem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Top,
+    Tcp,
+    Access,
     Retention,
     Metrics,
     Pool,
@@ -142,7 +146,11 @@ pub enum Place {
 impl Place {
     pub(super) const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Top => &["listen", "state_dir", "max_active_jobs", "retention", "metrics", "pool", "share"],
+            Self::Top => {
+                &["listen", "tcp", "access", "state_dir", "max_active_jobs", "retention", "metrics", "pool", "share"]
+            }
+            Self::Tcp => &["listen", "certificate", "key", "client_ca", "insecure"],
+            Self::Access => &["readers", "operators", "admins", "reflection"],
             Self::Retention => &["age", "jobs"],
             Self::Metrics => &["listen"],
             Self::Pool => &[
@@ -218,6 +226,8 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Top | Self::Api => "the file",
+            Self::Tcp => "[tcp]",
+            Self::Access => "[access]",
             Self::Retention => "[retention]",
             Self::Metrics => "[metrics]",
             Self::Pool => "[[pool]]",

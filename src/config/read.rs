@@ -119,6 +119,17 @@ impl<'d, 't> Section<'d, 't> {
         value_of(key, self.table.get(key)?, read, report)
     }
 
+    /// The elements of an array, each reported at its own place. Empty when the key is missing.
+    pub fn list<T>(&self, key: &'static str, read: Read<T>, report: &mut Report<'_>) -> Option<Vec<T>> {
+        let Some(value) = self.table.get(key) else { return Some(Vec::new()) };
+        let Some(elements) = value.get_ref().as_array() else {
+            report.add(value.span().start, wrong_type(key, "an array", value.get_ref()));
+            return None;
+        };
+        let read: Vec<_> = elements.iter().map(|element| value_of(key, element, read, report)).collect();
+        read.into_iter().map(|element| element.map(|at| at.value)).collect()
+    }
+
     /// Where the value of a key is, whatever it is.
     pub fn offset_of(&self, key: &str) -> Option<usize> {
         self.table.get(key).map(|value| value.span().start)

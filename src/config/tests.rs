@@ -1,6 +1,7 @@
 //! What the configuration takes, and the exact words in which it refuses the rest.
 
 use super::*;
+use crate::model::{Name, Role, TlsFiles};
 use proptest::prelude::*;
 
 const FILE: &str = "/etc/growd/growd.toml";
@@ -32,6 +33,8 @@ fn has_defaults_for_all_but_the_pools() {
     };
     let expected = Config {
         listen: "/run/growd/growd.sock".into(),
+        tcp: None,
+        access: Access::default(),
         state_dir: "/var/lib/growd".into(),
         max_active_jobs: 1000,
         retention_age: Duration::from_secs(90 * 86_400),
@@ -97,6 +100,8 @@ fn the_packaged_example_shows_every_key_with_its_default() {
     let mut config = Config::parse(&shown, "growd.toml").unwrap();
     // The example of another kind of pool is all in comments, and so are the shares.
     config.pools.truncate(1);
+    // And so is the listener that is off by default.
+    assert!(config.tcp.take().is_some());
     match &mut config.pools[0].backend {
         Backend::ProjectQuota { shares, .. } => shares.clear(),
         other => panic!("{other:?}"),
@@ -109,6 +114,8 @@ fn the_packaged_example_shows_every_key_with_its_default() {
     };
     for (place, tables) in [
         (Place::Top, vec![&table]),
+        (Place::Tcp, vec![table["tcp"].get_ref().as_table().unwrap()]),
+        (Place::Access, vec![table["access"].get_ref().as_table().unwrap()]),
         (Place::Retention, vec![table["retention"].get_ref().as_table().unwrap()]),
         (Place::Pool, all("pool")),
         (Place::Share, all("share")),
@@ -329,5 +336,50 @@ proptest! {
         let text = format!("{header}{key} = {value}\n");
         let error = Config::parse(&text, FILE).map_err(|error| error.to_string());
         prop_assert!(error.err().is_none_or(|text| text.lines().all(|line| line.starts_with(FILE))));
+    }
+}
+
+#[test]
+fn callers_and_their_roles() {
+    let text = format!(
+        "[tcp]\nlisten = \"[::1]:7070\"\ncertificate = \"/a.pem\"\nkey = \"/a.key\"\nclient_ca = \"/ca.pem\"\n\
+         [access]\nreaders = [\"group:wheel\", \"cn:x\"]\nadmins = [\"user:0\"]\nreflection = false\n{POOL}"
+    );
+    let config = Config::parse(&text, FILE).unwrap();
+    let files = TlsFiles { certificate: "/a.pem".into(), key: "/a.key".into(), client_ca: "/ca.pem".into() };
+    assert_eq!(config.tcp, Some(Tcp { address: "[::1]:7070".parse().unwrap(), tls: Some(files) }));
+    let name = |text: &str| text.parse::<Name>().unwrap();
+    let grants = vec![(name("group:wheel"), Role::Reader), (name("cn:x"), Role::Reader), (name("user:0"), Role::Admin)];
+    assert_eq!(config.access, Access { grants, reflection: false });
+
+    let insecure = format!("[tcp]\nlisten = \"127.0.0.1:1\"\ninsecure = true\n{POOL}");
+    let tcp = Config::parse(&insecure, FILE).unwrap().tcp.unwrap();
+    assert_eq!(tcp.tls, None);
+}
+
+#[test]
+fn no_listener_is_without_tls_by_an_oversight() {
+    for (text, problems) in [
+        (
+            "[tcp]\nlisten = \"0.0.0.0:1\"\nkey = \"/a\"\n",
+            vec!["1:1: [tcp] has no \"certificate\"", "1:1: [tcp] has no \"client_ca\""],
+        ),
+        (
+            "[tcp]\nlisten = \"0.0.0.0:1\"\nkey = \"/a\"\ninsecure = true\n",
+            vec!["4:12: insecure: a listener without TLS has no certificate, key or client_ca"],
+        ),
+        (
+            "[tcp]\nlisten = \"localhost:1\"\ninsecure = true\n",
+            vec!["2:10: listen: \"localhost:1\" is not an address and a port, such as 0.0.0.0:7070 or [::]:7070"],
+        ),
+        (
+            "[access]\nreaders = [\"cn:x\", \"root\"]\noperators = \"cn:x\"\n",
+            vec![
+                "2:20: readers: \"root\" is not user:NAME, group:NAME, uri:URI, dns:NAME, cn:NAME or anonymous",
+                "3:13: operators: expected an array, found string",
+            ],
+        ),
+    ] {
+        assert_eq!(refused(&format!("{text}{POOL}")), problems, "{text}");
     }
 }

@@ -61,6 +61,11 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
         };
         add(&format!("pool {}", pool.name), places);
     }
+    if config.tcp.is_some() || config.metrics.is_some() {
+        text.push_str(
+            "# [tcp] and [metrics]\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=\n",
+        );
+    }
     if all.iter().any(|place| HOMES.iter().any(|home| place.starts_with(home))) {
         text.push_str("ProtectHome=no\n");
     }
@@ -171,10 +176,12 @@ mod tests {
     }
 
     #[test]
-    fn shares_below_home_are_seen() {
-        let config = "[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"/home/shares/{share_id}\"\n";
+    fn shares_below_home_are_seen_and_a_port_is_reached() {
+        let config = "[metrics]\n[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"/home/shares/{share_id}\"\n";
         let config = Config::parse(config, "growd.toml").unwrap();
         let text = text(&config, &[], |_| None);
-        assert!(text.ends_with("ReadWritePaths=-/home/shares\nProtectHome=no\n"), "{text}");
+        let expected = "ReadWritePaths=-/home/shares\n# [tcp] and [metrics]\nPrivateNetwork=no\n\
+            RestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=\nProtectHome=no\n";
+        assert!(text.ends_with(expected), "{text}");
     }
 }

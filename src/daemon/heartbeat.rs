@@ -37,7 +37,7 @@ fn status(engine: &Engine) -> String {
     let mut status = if engine.claims.is_closed() {
         format!("draining: {running} jobs running, {queued} stay queued for the next start")
     } else {
-        let pools: Vec<&str> = engine.pools.iter().map(|pool| pool.name.as_str()).collect();
+        let pools: Vec<String> = engine.pools.all().iter().map(|pool| pool.name.to_string()).collect();
         format!("{running} jobs running, {queued} queued, {} kept; pools: {}", engine.store.len(), pools.join(", "))
     };
     if let Some(problem) = &*engine.store.failure().borrow() {

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -51,7 +51,7 @@ pub struct Image {
 
 /// Where the images of all pools of the daemon are, since pools may share a file system.
 #[derive(Default)]
-pub struct Images(Mutex<Vec<Arc<Places>>>);
+pub struct Images(Mutex<Vec<Weak<Places>>>);
 
 /// A share's file at one moment.
 struct Share {
@@ -79,7 +79,12 @@ impl Image {
         images: Arc<Images>,
     ) -> Self {
         let places = Arc::new(Places::new(GROUND, pool, template, places));
-        images.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&places));
+        {
+            // A pool of the same name is this one under an earlier configuration, and must not count twice.
+            let mut all = images.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|other| other.upgrade().is_some_and(|other| other.pool() != places.pool()));
+            all.push(Arc::downgrade(&places));
+        }
         Self { places, images, allow_any_growth, overcommits }
     }
 
@@ -256,7 +261,7 @@ impl Driver for Image {
         let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
         let mut promised = total.saturating_sub(free);
         let all = self.images.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for places in all {
+        for places in all.iter().filter_map(Weak::upgrade) {
             // A pool that is not there has nothing on this file system.
             let Ok(other) = places.open_pool() else { continue };
             if other.device == pool.device {

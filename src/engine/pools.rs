@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -74,21 +74,33 @@ impl Pool {
     }
 }
 
-/// All pools, in the order of the configuration.
-#[derive(Default)]
-pub struct Pools(Vec<Arc<Pool>>);
+/// All pools, in the order of the configuration. Others may take their place at any time; what has begun with a pool
+/// ends with it.
+pub struct Pools(watch::Sender<Vec<Arc<Pool>>>);
 
 impl Pools {
-    pub fn new(pools: Vec<Pool>) -> Self {
-        Self(pools.into_iter().map(Arc::new).collect())
+    pub fn new(pools: Vec<Arc<Pool>>) -> Self {
+        Self(watch::channel(pools).0)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.0.iter()
+    pub fn replace(&self, pools: Vec<Arc<Pool>>) {
+        self.0.send_replace(pools);
     }
 
-    pub fn get(&self, name: &PoolName) -> Option<&Arc<Pool>> {
-        self.0.iter().find(|pool| pool.name == *name)
+    /// The pools as they are now.
+    pub fn all(&self) -> Vec<Arc<Pool>> {
+        self.0.borrow().clone()
+    }
+
+    pub fn get(&self, name: &PoolName) -> Option<Arc<Pool>> {
+        self.0.borrow().iter().find(|pool| pool.name == *name).cloned()
+    }
+
+    /// Waits until the pool of this name is another one, or there is none any more.
+    pub async fn replaced(&self, pool: &Arc<Pool>) {
+        let same = |now: &Arc<Pool>| Arc::ptr_eq(now, pool);
+        // The sender lives as long as this does, so the wait only ends by a change.
+        let _ = self.0.subscribe().wait_for(|pools| !pools.iter().any(same)).await;
     }
 
     /// Asks all pools at once for a share, so that one that hangs does not hide the others.
@@ -101,8 +113,8 @@ impl Pools {
         ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
     ) -> Result<(Arc<Pool>, T), Refusal> {
         let mut answers = JoinSet::new();
-        for pool in &self.0 {
-            let (pool, ask) = (Arc::clone(pool), ask.clone());
+        for pool in self.all() {
+            let ask = ask.clone();
             answers.spawn(async move { (pool.call(ask).await, pool) });
         }
         let mut undecided = None;

@@ -18,19 +18,24 @@ const MOST_STEPS: usize = 8;
 impl Engine {
     pub(super) async fn run(self: Arc<Self>, id: JobId) {
         let Ok(job) = self.job(id) else { return };
-        let Some(pool) = self.pools.get(&job.pool).map(Arc::clone) else {
-            let problem = "it is not in the configuration any more".to_owned();
-            if self.start(id) {
-                self.finish(id, Err(Refusal::NotMounted { pool: job.pool, problem })).await;
-                self.stopped();
-            }
-            return;
-        };
         let Ok(mut changes) = self.watch(id) else { return };
-        let _turn = tokio::select! {
-            turn = pool.turns.acquire() => turn,
-            // A cancelled job gives up its place, or a stuck pool would collect them.
-            _ = changes.wait_for(|job| job.state.is_ended()) => return,
+        let (pool, _turn) = loop {
+            let Some(pool) = self.pools.get(&job.pool) else {
+                let problem = "it is not in the configuration any more".to_owned();
+                if self.start(id) {
+                    self.finish(id, Err(Refusal::NotMounted { pool: job.pool, problem })).await;
+                    self.stopped();
+                }
+                return;
+            };
+            tokio::select! {
+                // Looked at first: a job that has not begun does not begin with a pool that is configured no more.
+                biased;
+                () = self.pools.replaced(&pool) => {}
+                // A cancelled job gives up its place, or a stuck pool would collect them.
+                _ = changes.wait_for(|job| job.state.is_ended()) => return,
+                turn = Arc::clone(&pool.turns).acquire_owned() => break (pool, turn),
+            }
         };
         if !self.start(id) {
             return;

@@ -2,12 +2,14 @@
 //!
 //! Knows nothing of gRPC, sled or the kernel.
 
+mod access;
 mod bytes;
 mod ids;
 mod job;
 mod refusal;
 mod share;
 
+pub use access::{Identity, Name, Role, Roles, TlsFiles};
 pub use bytes::{Bytes, ParseBytesError};
 pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
 pub use job::{Job, JobError, JobState, StepRecord};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Bytes, JobId, JobState, PoolName, RequestId, ShareId};
+use super::{Bytes, JobId, JobState, PoolName, RequestId, Role, ShareId};
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
@@ -33,6 +33,10 @@ reasons! {
     /// Another field of the request is wrong; the field violation names it.
     InvalidRequest = "INVALID_REQUEST",
     SizeNotGreater = "SIZE_NOT_GREATER",
+    /// The caller has no identity.
+    Unauthenticated = "UNAUTHENTICATED",
+    /// The caller has not the role that the call takes.
+    Forbidden = "FORBIDDEN",
     ShareNotFound = "SHARE_NOT_FOUND",
     JobNotFound = "JOB_NOT_FOUND",
     ShareBusy = "SHARE_BUSY",
@@ -102,6 +106,10 @@ pub enum Refusal {
         "Invalid input: New size for extend must be greater than current size (current: {current}, new: {requested})"
     )]
     SizeNotGreater { share: ShareId, current: Bytes, requested: Bytes },
+    #[error("the caller is not known: this call takes the unix socket or a client certificate with a name")]
+    Unauthenticated,
+    #[error("{caller} may not call {rpc}, which takes the role {role}; roles are given in [access] of growd.toml")]
+    Forbidden { caller: String, rpc: String, role: Role },
     #[error("share {share} is in no pool of this node")]
     ShareNotFound { share: ShareId },
     #[error("job {job} is not known; ended jobs are kept for the configured time and number")]
@@ -170,6 +178,8 @@ impl Refusal {
             Self::InvalidSize { .. } => Reason::InvalidSize,
             Self::InvalidRequest { .. } => Reason::InvalidRequest,
             Self::SizeNotGreater { .. } => Reason::SizeNotGreater,
+            Self::Unauthenticated => Reason::Unauthenticated,
+            Self::Forbidden { .. } => Reason::Forbidden,
             Self::ShareNotFound { .. } => Reason::ShareNotFound,
             Self::JobNotFound { .. } => Reason::JobNotFound,
             Self::ShareBusy { .. } => Reason::ShareBusy,
@@ -259,7 +269,9 @@ impl Refusal {
             ],
             Self::QueueFull { active, .. } => vec![("active_jobs", active.to_string())],
             Self::JobNotQueued { job, state } => vec![("job_id", job.to_string()), ("state", state.to_string())],
+            Self::Forbidden { rpc, role, .. } => vec![("rpc", rpc.clone()), ("role", role.to_string())],
             Self::InvalidRequest { .. }
+            | Self::Unauthenticated
             | Self::Draining
             | Self::StoreUnavailable { .. }
             | Self::Unsupported { .. }

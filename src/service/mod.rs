@@ -116,12 +116,7 @@ impl Service {
             job.id = JobId::from_uuid(uuid::Uuid::nil());
             return Ok(job);
         }
-        let job = engine.accept(claim, job, promise).await?;
-        tracing::info!(
-            job = %job.id, share = %job.share, from = %job.size_before, to = %job.requested_size,
-            requested_by = job.requested_by, "accepted an extend"
-        );
-        Ok(job)
+        engine.accept(claim, job, promise).await
     }
 
     fn repeated(&self, request: &ExtendRequest, id: JobId) -> Result<Job, Refusal> {

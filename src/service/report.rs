@@ -54,11 +54,11 @@ impl Service {
         size: usize,
     ) -> Result<(Vec<ShareReport>, Option<ShareId>), Refusal> {
         let pools: Vec<Arc<Pool>> = match pool {
-            None => self.engine.pools.iter().cloned().collect(),
-            Some(name) => vec![Arc::clone(self.engine.pools.get(name).ok_or_else(|| Refusal::InvalidRequest {
+            None => self.engine.pools.all(),
+            Some(name) => vec![self.engine.pools.get(name).ok_or_else(|| Refusal::InvalidRequest {
                 field: "pool",
                 problem: format!("{:?} is not in the configuration", name.as_str()),
-            })?)],
+            })?],
         };
         let mut places: Vec<(ShareId, usize)> = Vec::new();
         let lists = join_all(pools.iter().map(|pool| pool.call(|driver| driver.shares()))).await;
@@ -124,7 +124,7 @@ impl Service {
 
     /// All pools at once; one that does not answer is reported as that.
     pub async fn pools(&self) -> Vec<PoolReport> {
-        join_all(self.engine.pools.iter().map(|pool| self.pool(pool))).await
+        join_all(self.engine.pools.all().iter().map(|pool| self.pool(pool))).await
     }
 
     async fn pool(&self, pool: &Arc<Pool>) -> PoolReport {
@@ -176,7 +176,7 @@ impl Service {
     /// Everything that is wrong with the pools and their shares.
     pub async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = self.stuck();
-        for found in join_all(self.engine.pools.iter().map(|pool| self.diagnose_pool(pool))).await {
+        for found in join_all(self.engine.pools.all().iter().map(|pool| self.diagnose_pool(pool))).await {
             findings.extend(found);
         }
         findings

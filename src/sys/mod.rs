@@ -3,6 +3,7 @@
 //! Each file wraps one interface and keeps its units and its errors; what they mean for a share is the drivers' matter.
 //! Structures of the kernel are laid out as its headers have them, and their sizes are checked when this is compiled.
 
+pub mod accounts;
 pub mod block_device;
 pub mod btrfs;
 pub mod file_system;

@@ -1,14 +1,17 @@
 //! The way to a growd for its clients: an endpoint as text becomes a connected channel.
 //!
-//! `unix:/path` and `unix:///path` name a unix socket, `http://host:port` a TCP port. The channel connects again by
-//! itself when a call finds its connection lost.
+//! `unix:/path` and `unix:///path` name a unix socket, `https://host:port` a TCP port where both sides show certificates,
+//! `http://host:port` one without any protection. The channel connects again by itself when a call finds its connection
+//! lost.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// Where growd listens unless its configuration says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "unix:/run/growd/growd.sock";
@@ -18,10 +21,26 @@ pub const DEFAULT_ENDPOINT: &str = "unix:/run/growd/growd.sock";
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What TLS needs, as PEM files: whom the client believes, and who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The authorities of growd's certificate.
+    pub ca: PathBuf,
+    /// The client's own certificate, with those between it and its authority, and its key.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("{endpoint:?} is not an endpoint: {problem}")]
     Form { endpoint: String, problem: &'static str },
+    #[error("{endpoint} needs an authority, a certificate and its key")]
+    NoCredentials { endpoint: String },
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the certificate, its key or the authority is not usable PEM")]
+    Credentials { source: tonic::transport::Error },
     #[error("cannot connect to {endpoint}")]
     Unreachable { endpoint: String, source: tonic::transport::Error },
 }
@@ -30,6 +49,7 @@ pub enum ConnectError {
 enum Target {
     Unix(PathBuf),
     Http,
+    Https,
 }
 
 fn target(endpoint: &str) -> Result<Target, ConnectError> {
@@ -41,15 +61,27 @@ fn target(endpoint: &str) -> Result<Target, ConnectError> {
             Some(_) => Ok(Target::Unix(PathBuf::from(path))),
         };
     }
-    match endpoint.strip_prefix("http://") {
-        Some("") => Err(form("the host is missing: write http://host:port")),
-        Some(_) => Ok(Target::Http),
-        None => Err(form("write unix:/path or http://host:port")),
+    match endpoint.split_once("://") {
+        Some(("http" | "https", "")) => Err(form("the host is missing: write https://host:port")),
+        Some(("http", _)) => Ok(Target::Http),
+        Some(("https", _)) => Ok(Target::Https),
+        _ => Err(form("write unix:/path or https://host:port")),
     }
 }
 
-/// Connects; fails when nobody answers there now.
+/// As [`connect_as`], for endpoints that need no credentials.
+///
+/// # Errors
+/// [`ConnectError`].
 pub async fn connect(endpoint: &str) -> Result<Channel, ConnectError> {
+    connect_as(endpoint, None).await
+}
+
+/// Connects; fails when nobody answers there now. `https` needs the credentials, the others take no notice of them.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn connect_as(endpoint: &str, credentials: Option<&Credentials>) -> Result<Channel, ConnectError> {
     let unreachable = |source| ConnectError::Unreachable { endpoint: endpoint.to_owned(), source };
     let form = |_| ConnectError::Form { endpoint: endpoint.to_owned(), problem: "it is not a URI" };
     let kept_alive = |to: Endpoint| to.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
@@ -67,7 +99,20 @@ pub async fn connect(endpoint: &str) -> Result<Channel, ConnectError> {
             let to = kept_alive(Endpoint::from_shared(endpoint.to_owned()).map_err(form)?);
             to.connect().await.map_err(unreachable)
         }
+        Target::Https => {
+            let none = || ConnectError::NoCredentials { endpoint: endpoint.to_owned() };
+            let to = Endpoint::from_shared(endpoint.to_owned()).map_err(form)?;
+            let to = to.tls_config(tls(credentials.ok_or_else(none)?)?);
+            let to = kept_alive(to.map_err(|source| ConnectError::Credentials { source })?);
+            to.connect().await.map_err(unreachable)
+        }
     }
+}
+
+fn tls(credentials: &Credentials) -> Result<ClientTlsConfig, ConnectError> {
+    let read = |path: &Path| fs::read(path).map_err(|source| ConnectError::Read { path: path.to_owned(), source });
+    let identity = Identity::from_pem(read(&credentials.certificate)?, read(&credentials.key)?);
+    Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&credentials.ca)?)).identity(identity))
 }
 
 #[cfg(test)]
@@ -81,11 +126,13 @@ mod tests {
         }
         assert_eq!(target(DEFAULT_ENDPOINT).unwrap(), Target::Unix("/run/growd/growd.sock".into()));
         assert_eq!(target("http://[::1]:7070").unwrap(), Target::Http);
+        assert_eq!(target("https://n1.example:7070").unwrap(), Target::Https);
     }
 
     #[test]
     fn what_is_no_endpoint_is_told_apart_from_one_that_does_not_answer() {
-        let forms = ["", "unix:", "unix:growd.sock", "unix:///", "/run/growd.sock", "https://a", "http://", "a:1"];
+        let forms =
+            ["", "unix:", "unix:growd.sock", "unix:///", "/run/growd.sock", "ftp://a", "https://", "http://", "a:1"];
         for text in forms {
             assert!(matches!(target(text), Err(ConnectError::Form { .. })), "{text}");
         }
@@ -97,5 +144,15 @@ mod tests {
         assert_eq!(error.to_string(), "cannot connect to unix:/nowhere/growd.sock");
         let error = connect("http://no host").await.unwrap_err();
         assert!(error.to_string().contains("not a URI"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn without_credentials_no_secure_endpoint_is_called() {
+        let error = connect("https://[::1]:1").await.unwrap_err();
+        assert_eq!(error.to_string(), "https://[::1]:1 needs an authority, a certificate and its key");
+        let missing = PathBuf::from("/nowhere/ca.pem");
+        let credentials = Credentials { ca: missing.clone(), certificate: missing.clone(), key: missing };
+        let error = connect_as("https://[::1]:1", Some(&credentials)).await.unwrap_err();
+        assert_eq!(error.to_string(), "cannot read /nowhere/ca.pem");
     }
 }

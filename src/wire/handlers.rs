@@ -8,13 +8,13 @@ use futures_util::stream::unfold;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt};
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use super::peer::Peer;
 use super::proto::job_service_server::JobService;
 use super::proto::node_service_server::NodeService;
 use super::proto::share_service_server::ShareService;
-use super::{convert, proto, status::status};
+use super::{audit, convert, proto, status::status};
 use crate::model::{Job, PoolName, Refusal};
 use crate::service::{Selection, Service};
 
@@ -62,24 +62,22 @@ fn follow(changes: watch::Receiver<Job>) -> impl Stream<Item = Job> {
     })
 }
 
-fn caller<T>(request: &Request<T>) -> String {
-    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    match peer {
-        Some(peer) => match peer.pid() {
-            Some(pid) => format!("uid={} pid={pid}", peer.uid()),
-            None => format!("uid={}", peer.uid()),
-        },
-        None => "unknown".to_owned(),
-    }
+fn caller<T>(request: &Request<T>) -> Arc<Peer> {
+    request.extensions().get().cloned().unwrap_or_default()
 }
 
 #[tonic::async_trait]
 impl ShareService for Handlers {
     async fn extend_share(&self, request: Request<proto::ExtendShareRequest>) -> Result<Response<proto::Job>, Status> {
-        let service = Arc::clone(self.service().map_err(status)?);
+        let service = self.service().cloned();
         let caller = caller(&request);
-        let request = convert::extend_request(request.get_ref(), caller).map_err(status)?;
-        Self::change(async move { service.extend(request).await }).await
+        let request = request.into_inner();
+        Self::change(async move {
+            let answer = async { service?.extend(convert::extend_request(&request, caller.to_string())?).await }.await;
+            audit::extend(&caller, &request, &answer);
+            answer
+        })
+        .await
     }
 
     async fn get_share(&self, request: Request<proto::GetShareRequest>) -> Result<Response<proto::Share>, Status> {
@@ -155,9 +153,15 @@ impl JobService for Handlers {
     }
 
     async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
-        let service = Arc::clone(self.service().map_err(status)?);
-        let id = convert::job_id(&request.get_ref().job_id).map_err(status)?;
-        Self::change(async move { service.cancel(id).await }).await
+        let service = self.service().cloned();
+        let caller = caller(&request);
+        let request = request.into_inner();
+        Self::change(async move {
+            let answer = async { service?.cancel(convert::job_id(&request.job_id)?).await }.await;
+            audit::cancel(&caller, &request, &answer);
+            answer
+        })
+        .await
     }
 }
 

@@ -1,13 +1,20 @@
 //! gRPC: the contract's generated code, the handlers, and the one table from refusals to status codes.
 
+mod audit;
+mod certificate;
 pub mod client;
 mod convert;
+pub mod gate;
 mod handlers;
 pub mod json;
+mod listeners;
 pub mod metrics;
+mod peer;
 pub mod proto;
 pub mod server;
 mod status;
+pub mod tls;
+mod turned_away;
 
 pub use convert::job as job_message;
 

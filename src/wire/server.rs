@@ -1,37 +1,52 @@
-//! The listener on the unix socket, with health and reflection beside the services.
+//! The server on its listeners, with health and reflection beside the services, and the gate before all of them.
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::net::{TcpListener, UnixListener};
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::gate::{GateLayer, Guard, Rules};
 use super::handlers::Handlers;
-use super::proto;
 use super::proto::job_service_server::JobServiceServer;
 use super::proto::node_service_server::NodeServiceServer;
 use super::proto::share_service_server::ShareServiceServer;
+use super::tls::Tls;
+use super::{listeners, proto};
 use crate::service::Service;
 
 /// The largest request that is read: the longest legal one has less than 2 KiB.
 const MESSAGE_MOST: usize = 64 << 10;
 /// Streams of one connection at once; HTTP/2 itself would allow any number.
 const STREAMS_MOST: u32 = 1024;
-/// Only root and the socket's group may connect.
+/// Only root may connect.
 const SOCKET_MODE: u32 = 0o660;
+/// Everybody on the node may connect: the gate tells them apart.
+const OPEN_SOCKET_MODE: u32 = 0o666;
+/// A caller that is gone without a word is noticed by this, and its streams end.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A bound TCP port; without TLS everybody who reaches it is an anonymous caller.
+pub struct Tcp {
+    pub listener: TcpListener,
+    pub tls: Option<Arc<Tls>>,
+}
 
 /// What the daemon tells the server while it serves.
 #[derive(Clone)]
 pub struct Control {
     service: Arc<OnceLock<Arc<Service>>>,
     health: HealthReporter,
+    guard: Arc<Guard>,
 }
 
 impl Control {
@@ -39,6 +54,11 @@ impl Control {
     pub fn start(&self, service: Arc<Service>) {
         // Called once, by the daemon; a second service would not be taken.
         let _ = self.service.set(service);
+    }
+
+    /// Who may call what from now on, also on connections that are there already.
+    pub fn set_rules(&self, rules: Rules) {
+        *self.guard.rules.write() = rules;
     }
 
     /// What the health service says of growd as a whole and of each of its services.
@@ -54,6 +74,10 @@ impl Control {
 /// Why the server could not be started or went down.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    #[error(
+        "cannot listen on {address}; under systemd, the drop-in of `growd check-config --drop-in` opens the network"
+    )]
+    ListenTcp { address: SocketAddr, source: io::Error },
     #[error("cannot listen on {path}")]
     Listen { path: String, source: io::Error },
     #[error(
@@ -104,31 +128,55 @@ pub fn adopt(held: std::os::unix::net::UnixListener, path: &Path) -> Result<Unix
     held.set_nonblocking(true).and_then(|()| UnixListener::from_std(held)).map_err(failed)
 }
 
+/// Binds a TCP port.
+///
+/// # Errors
+/// [`ServeError::ListenTcp`].
+pub async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::ListenTcp { address, source })
+}
+
+/// Lets everybody on the node connect to the socket, or root only. The gate decides what they may call.
+///
+/// # Errors
+/// Those of chmod(2).
+pub fn open_to_all(socket: &Path, open: bool) -> io::Result<()> {
+    fs::set_permissions(socket, Permissions::from_mode(if open { OPEN_SOCKET_MODE } else { SOCKET_MODE }))
+}
+
 /// Serves until `shutdown`, then lets the requests at hand end. NOT_SERVING until the control says otherwise.
 ///
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(
     listener: UnixListener,
+    tcp: Option<Tcp>,
+    rules: Rules,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(Control, impl Future<Output = Result<(), ServeError>>), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let handlers = Handlers::default();
-    let control = Control { service: Arc::clone(&handlers.service), health };
+    let guard = Arc::new(Guard::default());
+    let control = Control { service: Arc::clone(&handlers.service), health, guard: Arc::clone(&guard) };
+    control.set_rules(rules);
     control.set_serving(false).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let connections = listeners::connections(listener, tcp.map(|tcp| (tcp.listener, tcp.tls)));
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MOST)
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .layer(GateLayer(guard))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(ShareServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
         .add_service(JobServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
         .add_service(NodeServiceServer::new(handlers).max_decoding_message_size(MESSAGE_MOST))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown);
+        .serve_with_incoming_shutdown(connections, shutdown);
     Ok((control, async { Ok(server.await?) }))
 }

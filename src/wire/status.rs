@@ -14,6 +14,8 @@ const fn codes(reason: Reason) -> (Code, u16) {
         Reason::InvalidShareId | Reason::InvalidSize | Reason::InvalidRequest | Reason::SizeNotGreater => {
             (Code::InvalidArgument, 400)
         }
+        Reason::Unauthenticated => (Code::Unauthenticated, 401),
+        Reason::Forbidden => (Code::PermissionDenied, 403),
         Reason::ShareNotFound | Reason::JobNotFound => (Code::NotFound, 404),
         Reason::ShareBusy => (Code::Aborted, 409),
         Reason::RequestIdReused => (Code::AlreadyExists, 409),
@@ -41,18 +43,25 @@ const fn codes(reason: Reason) -> (Code, u16) {
 #[allow(clippy::needless_pass_by_value, reason = "it is the end of a refusal's way, in map_err")]
 pub fn status(refusal: Refusal) -> Status {
     let reason = refusal.reason();
-    let (code, http) = codes(reason);
     let message = refusal.to_string();
-    if code == Code::Internal {
+    if codes(reason).0 == Code::Internal {
         tracing::error!(%reason, message, "internal error");
     } else {
         tracing::info!(%reason, message, "refused");
     }
+    unlogged(&refusal)
+}
+
+/// As [`status`], for refusals that are logged elsewhere.
+pub fn unlogged(refusal: &Refusal) -> Status {
+    let reason = refusal.reason();
+    let (code, http) = codes(reason);
+    let message = refusal.to_string();
     let mut metadata: std::collections::HashMap<String, String> =
         refusal.metadata().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     metadata.insert("http_status".to_owned(), http.to_string());
     let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, metadata);
-    let field = match &refusal {
+    let field = match refusal {
         Refusal::InvalidShareId { .. } => Some("share_id"),
         Refusal::InvalidSize { field, .. } | Refusal::InvalidRequest { field, .. } => Some(*field),
         Refusal::SizeNotGreater { .. } => Some("new_size_bytes"),
@@ -61,7 +70,7 @@ pub fn status(refusal: Refusal) -> Status {
     if let Some(field) = field {
         details.add_bad_request_violation(field, message.as_str());
     }
-    if let Refusal::QueueFull { retry_after, .. } = &refusal {
+    if let Refusal::QueueFull { retry_after, .. } = refusal {
         details.set_retry_info(Some(*retry_after));
     }
     Status::with_error_details(code, message, details)

@@ -59,13 +59,24 @@ impl Daemon {
     pub async fn start_with(dir: &Path, pools: &str, environment: &[(&str, &str)]) -> Self {
         let environment: Vec<_> =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let config = dir.join("growd.toml");
-        let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{pools}", dir.display());
-        std::fs::write(&config, text).unwrap();
+        let config = Self::configure(dir, pools);
         let child = Self::spawn(&config, &environment);
         let daemon = Self { child, dir: dir.to_owned(), environment };
         daemon.ready().await;
         daemon
+    }
+
+    fn configure(dir: &Path, pools: &str) -> PathBuf {
+        let config = dir.join("growd.toml");
+        let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{pools}", dir.display());
+        std::fs::write(&config, text).unwrap();
+        config
+    }
+
+    /// Other pools, and SIGHUP.
+    pub fn reload(&self, pools: &str) {
+        Self::configure(&self.dir, pools);
+        self.signal(nix::sys::signal::Signal::SIGHUP);
     }
 
     fn spawn(config: &Path, environment: &[(String, String)]) -> Child {

@@ -23,6 +23,12 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
         Reason::SizeNotGreater => {
             format!("ask for more than the current size (`growctl share {share}`); a share is never made smaller")
         }
+        Reason::Unauthenticated => {
+            "call over the unix socket, or show a certificate: --cert and --key with an https endpoint".to_owned()
+        }
+        Reason::Forbidden => {
+            format!("ask an admin for the role {} in [access] of growd.toml", get("role", "that it takes"))
+        }
         Reason::ShareNotFound => {
             "`growctl shares` lists the shares of this node; the share may be on another".to_owned()
         }

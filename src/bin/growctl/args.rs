@@ -1,10 +1,11 @@
 //! What can be typed. Ids, sizes and names are checked here, before growd is called.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use growd::model::{Bytes, JobId, JobState, PoolName, ProjectLabel, RequestId, ShareId};
-use growd::wire::client::DEFAULT_ENDPOINT;
+use growd::wire::client::{Credentials, DEFAULT_ENDPOINT};
 
 const AFTER_HELP: &str = "\
 Sizes are binary: 10GiB, 500MiB, 1.5TiB. Results go to stdout, progress and errors to stderr.
@@ -25,9 +26,11 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "growctl", version, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// Where growd listens: unix:/path or http://host:port
+    /// Where growd listens: unix:/path or https://host:port
     #[arg(long, global = true, env = "GROWD_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "ENDPOINT")]
     pub endpoint: String,
+    #[command(flatten)]
+    pub tls: Tls,
     /// Tables for people or one JSON document for programs; errors too
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
     pub output: Output,
@@ -36,6 +39,27 @@ pub struct Cli {
     pub timeout: Duration,
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+/// For https:// endpoints; all three or none.
+#[derive(Debug, Args)]
+pub struct Tls {
+    /// For https: the authority of growd's certificate, a PEM file
+    #[arg(long, global = true, env = "GROWD_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// For https: the own certificate, a PEM file
+    #[arg(long, global = true, env = "GROWD_CERT", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// For https: the key of the own certificate, a PEM file
+    #[arg(long, global = true, env = "GROWD_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// `None` unless all of it was given.
+    pub fn credentials(self) -> Option<Credentials> {
+        Some(Credentials { ca: self.ca?, certificate: self.cert?, key: self.key? })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

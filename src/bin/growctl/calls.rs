@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use growd::model::{JobId, RequestId, ShareId};
-use growd::wire::client;
+use growd::wire::client::{self, Credentials};
 use growd::wire::proto::{self, job_service_client::JobServiceClient, node_service_client::NodeServiceClient};
 use growd::wire::proto::{CancelJobRequest, GetJobRequest, GetShareRequest, WatchJobRequest};
 use growd::wire::proto::{ExtendShareRequest, ListJobsRequest, ListSharesRequest};
@@ -28,8 +28,8 @@ pub struct Calls {
 }
 
 impl Calls {
-    pub async fn connect(endpoint: &str, limit: Duration) -> Result<Self, Failure> {
-        match tokio::time::timeout(limit, client::connect(endpoint)).await {
+    pub async fn connect(endpoint: &str, as_whom: Option<&Credentials>, limit: Duration) -> Result<Self, Failure> {
+        match tokio::time::timeout(limit, client::connect_as(endpoint, as_whom)).await {
             Ok(channel) => Ok(Self { channel: channel?, limit }),
             Err(_) => Err(Failure::timed_out(limit)),
         }

@@ -179,9 +179,19 @@ impl From<ConnectError> for Failure {
                 let next = "give --endpoint or GROWD_ENDPOINT such as unix:/run/growd/growd.sock".to_owned();
                 Self::new(Exit::Usage, "INVALID_ENDPOINT", error.to_string(), next)
             }
+            ConnectError::NoCredentials { .. } | ConnectError::Read { .. } | ConnectError::Credentials { .. } => {
+                let message = match cause() {
+                    cause if cause.is_empty() => error.to_string(),
+                    cause => format!("{error}: {cause}"),
+                };
+                let next = "give --ca, --cert and --key, or GROWD_CA, GROWD_CERT and GROWD_KEY: PEM files".to_owned();
+                Self::new(Exit::Usage, "INVALID_CREDENTIALS", message, next)
+            }
             ConnectError::Unreachable { source, .. } => {
                 let next = match io_error_kind(source) {
-                    Some(io::ErrorKind::PermissionDenied) => "run as root, or as a member of the socket's group",
+                    Some(io::ErrorKind::PermissionDenied) => {
+                        "run as root, or as somebody whom growd's configuration names"
+                    }
                     _ => STATUS_STEP,
                 };
                 Self {

@@ -44,7 +44,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
-        let calls = Calls::connect(&cli.endpoint, cli.timeout).await?;
+        let calls = Calls::connect(&cli.endpoint, cli.tls.credentials().as_ref(), cli.timeout).await?;
         perform(&calls, cli.verb, cli.output).await
     })
 }

@@ -1,0 +1,85 @@
+//! `[tcp]` and `[access]`: where growd is called from, and who may do what.
+
+use std::net::SocketAddr;
+
+use super::problem::{Place, Problem};
+use super::read::{self, At, Report, Section};
+use crate::model::{Identity, Name, Role, TlsFiles};
+
+/// A listener besides the unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    pub address: SocketAddr,
+    /// `None` when callers are neither encrypted nor known.
+    pub tls: Option<TlsFiles>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// In the order of the file.
+    pub grants: Vec<(Name, Role)>,
+    /// Whether the contract can be asked for by server reflection.
+    pub reflection: bool,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self { grants: Vec::new(), reflection: true }
+    }
+}
+
+impl Access {
+    /// `None` when something has been reported.
+    pub(super) fn read(top: &Section<'_, '_>, report: &mut Report<'_>) -> Option<Self> {
+        let Some(section) = top.table("access", Place::Access, report) else { return Some(Self::default()) };
+        let lists = [("readers", Role::Reader), ("operators", Role::Operator), ("admins", Role::Admin)];
+        let lists = lists.map(|(key, role)| section.list(key, read::parsed, report).map(|names| (names, role)));
+        let reflection = section.optional("reflection", true, read::boolean, report);
+        let mut grants = Vec::new();
+        for list in lists {
+            let (names, role) = list?;
+            grants.extend(names.into_iter().map(|name| (name, role)));
+        }
+        Some(Self { grants, reflection: reflection? })
+    }
+
+    /// Whether the unix socket is for others than root.
+    pub fn names_accounts(&self) -> bool {
+        let is_account = |name: &Name| match name {
+            Name::User(_) | Name::Group(_) => true,
+            Name::Known(identity) => matches!(identity, Identity::User(_) | Identity::Group(_)),
+        };
+        self.grants.iter().any(|(name, _)| is_account(name))
+    }
+}
+
+impl Tcp {
+    /// The outer `None` when something has been reported, the inner one when there is no such listener.
+    pub(super) fn read(top: &Section<'_, '_>, report: &mut Report<'_>) -> Option<Option<Self>> {
+        let Some(section) = top.table("tcp", Place::Tcp, report) else { return Some(None) };
+        let address = section.required("listen", read::address, report);
+        let insecure = section.found_or("insecure", false, read::boolean, report);
+        let tls = match insecure {
+            Some(At { value: true, offset }) => {
+                let files = ["certificate", "key", "client_ca"];
+                if files.iter().any(|key| section.offset_of(key).is_some()) {
+                    report.add(offset, Problem::InsecureTls);
+                }
+                None
+            }
+            _ => {
+                let mut file = |key| section.required(key, read::path, report);
+                let (certificate, key, client_ca) = (file("certificate"), file("key"), file("client_ca"));
+                Some((certificate, key, client_ca))
+            }
+        };
+        insecure?;
+        let tls = match tls {
+            Some((certificate, key, client_ca)) => {
+                Some(TlsFiles { certificate: certificate?.value, key: key?.value, client_ca: client_ca?.value })
+            }
+            None => None,
+        };
+        Some(Some(Self { address: address?.value, tls }))
+    }
+}

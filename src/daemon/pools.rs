@@ -1,0 +1,114 @@
+//! From the configuration to pools, each with its driver; again whenever the configuration changes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::config::{Backend, LvmConfig, PoolConfig};
+use crate::driver::Driver;
+use crate::driver::btrfs::Btrfs;
+use crate::driver::flight_recorder::FlightRecorder;
+use crate::driver::image::{Image, Images};
+use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
+use crate::driver::project_quota::{ProjectQuota, Promises};
+use crate::engine::pools::{Pool, TURNS};
+
+/// Makes pools, and keeps what pools of one daemon have in common, also with those that were configured before.
+pub struct PoolMaker {
+    recorder: Arc<FlightRecorder>,
+    promises: Arc<Promises>,
+    images: Arc<Images>,
+    lvm: Option<PathBuf>,
+    /// Those that a pool has, or a job that is still at work in a pool of before. LVM changes one volume of a group at a
+    /// time; whoever waits for that should still be QUEUED.
+    groups: BTreeMap<String, (Weak<VolumeGroup>, Weak<Semaphore>)>,
+    made: Vec<(PoolConfig, Arc<Pool>)>,
+}
+
+impl PoolMaker {
+    pub fn new(recorder: Arc<FlightRecorder>) -> Self {
+        Self {
+            recorder,
+            promises: Arc::default(),
+            images: Arc::default(),
+            lvm: None,
+            groups: BTreeMap::new(),
+            made: Vec::new(),
+        }
+    }
+
+    /// The pools as configured. One whose configuration is what it was stays the same pool.
+    pub fn make(&mut self, configured: &[PoolConfig]) -> Vec<Arc<Pool>> {
+        if self.lvm.is_none() && configured.iter().any(|pool| matches!(pool.backend, Backend::Lvm(_))) {
+            self.lvm = find_lvm();
+            if self.lvm.is_none() {
+                warn!("lvm is not installed: pools of logical volumes are refused as not mounted");
+            }
+        }
+        let made = configured.iter().map(|config| {
+            let same = self.made.iter().find(|(before, _)| before == config).map(|(_, pool)| Arc::clone(pool));
+            (config.clone(), same.unwrap_or_else(|| Arc::new(self.pool(config))))
+        });
+        self.made = made.collect::<Vec<_>>();
+        self.groups.retain(|_, (group, turns)| group.strong_count() + turns.strong_count() > 0);
+        self.made.iter().map(|(_, pool)| Arc::clone(pool)).collect()
+    }
+
+    fn pool(&mut self, config: &PoolConfig) -> Pool {
+        let name = || config.name.clone();
+        let own_turns = || Arc::new(Semaphore::new(TURNS));
+        let (driver, turns): (Arc<dyn Driver>, _) = match &config.backend {
+            Backend::ProjectQuota { path, shares } => {
+                let driver = ProjectQuota::new(name(), path.clone(), shares.clone(), Arc::clone(&self.promises));
+                (Arc::new(driver), own_turns())
+            }
+            Backend::Lvm(lvm) => {
+                let (group, turns) = self.group(lvm);
+                let driver = Lvm {
+                    pool: name(),
+                    group,
+                    template: lvm.volume.clone(),
+                    explicit: lvm.shares.clone(),
+                    thin: lvm.thin_pool.clone(),
+                    allow_any_growth: lvm.allow_any_growth,
+                };
+                (Arc::new(driver), turns)
+            }
+            Backend::Image { path, shares, allow_any_growth } => {
+                let overcommits = config.overcommit > 1.0;
+                let images = Arc::clone(&self.images);
+                let driver = Image::new(name(), path.clone(), shares.clone(), *allow_any_growth, overcommits, images);
+                (Arc::new(driver), own_turns())
+            }
+            Backend::Btrfs { path, shares } => {
+                (Arc::new(Btrfs::new(name(), path.clone(), shares.clone())), own_turns())
+            }
+        };
+        Pool::new(name(), driver, config.reserve, config.overcommit, turns)
+    }
+
+    fn group(&mut self, lvm: &LvmConfig) -> (Arc<VolumeGroup>, Arc<Semaphore>) {
+        let name = &lvm.volume_group;
+        let (group, turns) = self.groups.entry(name.clone()).or_default();
+        let group = match group.upgrade() {
+            Some(known) => known,
+            None => {
+                let new = Arc::new(VolumeGroup::new(name.clone(), self.lvm.clone(), Arc::clone(&self.recorder)));
+                *group = Arc::downgrade(&new);
+                new
+            }
+        };
+        let turns = match turns.upgrade() {
+            Some(known) => known,
+            None => {
+                let new = Arc::new(Semaphore::new(1));
+                *turns = Arc::downgrade(&new);
+                new
+            }
+        };
+        (group, turns)
+    }
+}

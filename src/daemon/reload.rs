@@ -1,0 +1,89 @@
+//! SIGHUP: the configuration is read anew. Pools, shares and access follow it at once, the rest at the next start.
+//!
+//! All or nothing: a configuration with anything wrong in it leaves everything as it was. No job is dropped: what is at
+//! work goes on with the pool that it began with, what is queued begins with the pool of that name by then, and ends
+//! with NOT_MOUNTED when there is none.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tracing::{error, info, warn};
+
+use super::access;
+use super::pools::PoolMaker;
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::sys::systemd;
+use crate::wire::server::{self, Control};
+use crate::wire::tls::Tls;
+
+pub struct Reload {
+    pub path: PathBuf,
+    pub config: Config,
+    /// Whether growd made its unix socket, and so sets the socket's mode.
+    pub own_socket: bool,
+    pub maker: PoolMaker,
+    pub engine: Arc<Engine>,
+    pub control: Control,
+    pub tls: Option<Arc<Tls>>,
+}
+
+impl Reload {
+    /// Follows the file as it is now; what is wrong with it goes into the log.
+    pub fn reload(&mut self) {
+        systemd::reloading();
+        match self.follow() {
+            Ok(()) => info!(pools = self.config.pools.len(), "the configuration was read anew"),
+            Err(error) => {
+                for line in format!("{error:#}").lines() {
+                    error!("configuration: {line}");
+                }
+                error!("the configuration has not been read anew: the earlier one stays");
+            }
+        }
+        systemd::ready();
+    }
+
+    fn follow(&mut self) -> Result<()> {
+        let new = Config::load(&self.path)?;
+        for key in need_a_restart(&self.config, &new) {
+            warn!("{key} has changed in the configuration, which growd follows at its next start");
+        }
+        let files = new.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref());
+        if let (Some(tls), Some(files)) = (&self.tls, files) {
+            tls.replace(files.clone()).context("[tcp] of the configuration")?;
+        }
+        // From here on nothing fails.
+        let (rules, problems) = access::rules(&new.access);
+        for problem in problems.into_iter().chain(new.missing_directories()) {
+            warn!("{problem}");
+        }
+        self.control.set_rules(rules);
+        if self.own_socket
+            && let Err(error) = server::open_to_all(&self.config.listen, new.access.names_accounts())
+        {
+            warn!(%error, socket = %self.config.listen.display(), "the mode of the socket cannot be changed");
+        }
+        self.engine.pools.replace(self.maker.make(&new.pools));
+        // What needs a restart stays as it is, so that the next reload tells of it again.
+        self.config.pools = new.pools;
+        self.config.access = new.access;
+        Ok(())
+    }
+}
+
+fn need_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let listener = |config: &Config| config.tcp.as_ref().map(|tcp| (tcp.address, tcp.tls.is_some()));
+    let retention = |config: &Config| (config.retention_age, config.retention_jobs);
+    [
+        ("listen", old.listen != new.listen),
+        ("[tcp]", listener(old) != listener(new)),
+        ("state_dir", old.state_dir != new.state_dir),
+        ("max_active_jobs", old.max_active_jobs != new.max_active_jobs),
+        ("[retention]", retention(old) != retention(new)),
+    ]
+    .into_iter()
+    .filter_map(|(key, changed)| changed.then_some(key))
+    .collect()
+}

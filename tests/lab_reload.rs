@@ -1,0 +1,94 @@
+//! Jobs while the configuration changes: what is at work ends with its pool, what waits begins with the pool of its name
+//! by then, and none is lost.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, pool, project, share};
+use growd::wire::proto::{Job, JobState, ListPoolsRequest};
+use support::hanging_disk::HangingDisk;
+use support::{Filesystem, PRJQUOTA, lab};
+
+/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
+const TURNS: u32 = 16;
+
+async fn names(clients: &Clients) -> Vec<String> {
+    let pools = clients.node.clone().list_pools(ListPoolsRequest {}).await.unwrap().into_inner().pools;
+    pools.into_iter().map(|pool| pool.name).collect()
+}
+
+/// Fills all turns of a hanging pool, and lets two jobs wait behind them.
+async fn busy(clients: &Clients) -> (Vec<Job>, Vec<Job>) {
+    let mut running = Vec::new();
+    for n in 1..=TURNS {
+        running.push(clients.extend(&share(n), 9 * MIB).await.unwrap());
+    }
+    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    let mut waiting = Vec::new();
+    for n in [TURNS + 1, TURNS + 2] {
+        waiting.push(clients.extend(&share(n), 9 * MIB).await.unwrap());
+    }
+    (running, waiting)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_pool_that_was_taken_out_end_if_they_had_begun_and_fail_if_not() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let other = Filesystem::xfs("ubdb", PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, TURNS + 2, 8 * MIB);
+    let elsewhere = [(share(100), project(100))];
+    other.create_shares(&elsewhere, 8 * MIB);
+    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    let hang = clients.hang(&disk).await;
+    let (running, waiting) = busy(&clients).await;
+
+    daemon.reload(&pool(&other, "").replace("\"home\"", "\"other\""));
+    eventually(|| names(&clients), |names| names == &["other"]).await;
+    for job in &waiting {
+        let failed = clients.end_of(&job.job_id).await;
+        assert_eq!(failed.error.unwrap().reason, "NOT_MOUNTED");
+    }
+    assert_refused(&clients.extend(&share(TURNS + 1), 9 * MIB).await.unwrap_err(), "SHARE_NOT_FOUND");
+    // The new pool is there at once, whatever hangs in the old one.
+    let job = clients.extend(&share(100), 9 * MIB).await.unwrap();
+    assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    assert_eq!(clients.job(&running[0].job_id).await.state(), JobState::Running);
+    drop(hang);
+    for job in &running {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
+    assert_eq!(fs.hard_limit(project(TURNS + 1)), 8 * MIB, "a job that failed changed the size");
+    assert!(daemon.terminate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_wait_begin_with_the_changed_pool_and_those_at_work_end_with_the_old_one() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, TURNS + 2, 8 * MIB);
+    let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    let hang = clients.hang(&disk).await;
+    let (running, waiting) = busy(&clients).await;
+    daemon.reload(&pool(&fs, "reserve = \"32MiB\""));
+    let reserve = async || clients.pool("home").await.reserve_bytes;
+    eventually(reserve, |bytes| *bytes == 32 * MIB).await;
+    for job in &waiting {
+        eventually(|| clients.job(&job.job_id), |job| job.state() == JobState::Running).await;
+    }
+    drop(hang);
+    for job in running.iter().chain(&waiting) {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+}

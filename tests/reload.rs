@@ -1,0 +1,169 @@
+//! SIGHUP and changed certificates: what follows at once, what stays as it was, and that nobody's connection is lost.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod access;
+
+use std::fs;
+
+use access::*;
+use growd::wire::client::{self, Credentials};
+use serde_json::Value;
+use tonic::transport::Channel;
+
+async fn start(config: &str) -> (Growd, Channel) {
+    let growd = Growd::start(tempfile::tempdir().unwrap(), config).await;
+    let channel = client::connect(&growd.socket()).await.unwrap();
+    (growd, channel)
+}
+
+fn messages(growd: &Growd, level: &str) -> Vec<String> {
+    let log = growd.log().into_iter().filter(|line| line["level"] == level);
+    log.map(|line| line["fields"]["message"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_follow_the_configuration() {
+    let (growd, channel) = start(&[pool("a"), pool("b")].concat()).await;
+    assert_eq!(pools(&channel).await, ["a", "b"]);
+    growd.configure(&[pool("c"), pool("b")].concat());
+    assert_eq!(pools(&channel).await, ["a", "b"], "nobody has asked for it yet");
+    assert!(growd.reload().await);
+    assert_eq!(pools(&channel).await, ["c", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_configuration_changes_nothing_and_its_problems_are_told_by_line() {
+    let (growd, channel) = start(&pool("a")).await;
+    growd.configure(&format!("{}resrve = \"1GiB\"\n[access]\nreaders = [\"user:0\", \"root\"]\n", pool("b")));
+    assert!(!growd.reload().await);
+    assert_eq!(pools(&channel).await, ["a"]);
+    let file = growd.dir.path().join("growd.toml");
+    let expected = [
+        "7:1: unknown key \"resrve\" in [[pool]]; did you mean \"reserve\"?",
+        "9:22: readers: \"root\" is not user:NAME, group:NAME, uri:URI, dns:NAME, cn:NAME or anonymous",
+    ];
+    let mut expected = expected.map(|problem| format!("configuration: {}:{problem}", file.display())).to_vec();
+    expected.push("the configuration has not been read anew: the earlier one stays".to_owned());
+    assert_eq!(messages(&growd, "ERROR"), expected);
+
+    fs::remove_file(&file).unwrap();
+    assert!(!growd.reload().await);
+    assert_eq!(pools(&channel).await, ["a"]);
+    growd.configure(&pool("b"));
+    assert!(growd.reload().await);
+    assert_eq!(pools(&channel).await, ["b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_a_restart_is_told_and_the_rest_is_followed() {
+    let (growd, channel) = start(&pool("a")).await;
+    let keys = "max_active_jobs = 7\n[tcp]\nlisten = \"127.0.0.1:{port}\"\ninsecure = true\n[retention]\njobs = 9\n";
+    growd.configure(&[keys, &pool("b")].concat());
+    for times in 1..=2 {
+        assert!(growd.reload().await);
+        let warned = messages(&growd, "WARN");
+        for key in ["[tcp]", "max_active_jobs", "[retention]"] {
+            let line = format!("{key} has changed in the configuration, which growd follows at its next start");
+            assert_eq!(warned.iter().filter(|warning| **warning == line).count(), times, "{warned:#?}");
+        }
+    }
+    assert_eq!(pools(&channel).await, ["b"]);
+    assert!(client::connect(&format!("http://{}", growd.address)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_follow_on_connections_that_are_there_already() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "ours");
+    let (tcp, pool) = (tcp(&authority.node(), &authority), pool("a"));
+    let config = |access: &str| format!("{tcp}[access]\n{access}\n{pool}");
+    let growd = Growd::start(dir, &config("")).await;
+    let channel = client::connect_as(&growd.https(), Some(&authority.client("api"))).await.unwrap();
+    assert_eq!(reason(&extend(&channel).await), "FORBIDDEN");
+    for (access, expected) in [
+        ("operators = [\"cn:api\"]", "NOT_MOUNTED"),
+        ("readers = [\"cn:api\"]", "FORBIDDEN"),
+        ("admins = [\"cn:api\"]", "NOT_MOUNTED"),
+        ("operators = [\"user:no-such-user\"]", "FORBIDDEN"),
+    ] {
+        growd.configure(&config(access));
+        assert!(growd.reload().await);
+        assert_eq!(reason(&extend(&channel).await), expected, "{access}");
+    }
+    let unknown = "[access]: user:no-such-user is not known on this host, and has no role";
+    assert!(messages(&growd, "WARN").iter().any(|warning| warning == unknown));
+}
+
+/// As certificates are renewed: the new file takes the place of the old one in one step.
+fn replace(old: &Credentials, new: &Credentials) {
+    fs::rename(&new.certificate, &old.certificate).unwrap();
+    fs::rename(&new.key, &old.key).unwrap();
+    fs::rename(&new.ca, &old.ca).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_certificates_hold_for_new_connections_and_break_no_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (Authority::new(dir.path(), "old"), Authority::new(dir.path(), "new"));
+    let config = format!("{}[access]\nreaders = [\"cn:api\"]\n{}", tcp(&old.node(), &old), pool("a"));
+    // The files of the old authority are about to become those of the new one; the clients keep copies.
+    let keep = |credentials: Credentials, name: &str| {
+        let ca = dir.path().join(name);
+        fs::copy(&credentials.ca, &ca).unwrap();
+        Credentials { ca, ..credentials }
+    };
+    let (old_client, new_client) = (keep(old.client("api"), "old.pem"), keep(new.client("api"), "new.pem"));
+    let node_files = Credentials {
+        ca: old.ca(),
+        certificate: dir.path().join("old/node.pem"),
+        key: dir.path().join("old/node.key"),
+    };
+    let growd = Growd::start(dir, &config).await;
+    let channel = client::connect_as(&growd.https(), Some(&old_client)).await.unwrap();
+    node(&channel).await.unwrap();
+    assert!(growd.node(&new_client).await.is_err());
+
+    // Half of a change, and rubbish: the earlier ones stay.
+    let intact = fs::read(&node_files.key).unwrap();
+    for bad in ["rubbish", ""] {
+        fs::write(&node_files.key, bad).unwrap();
+        assert_eq!(growd.node(&old_client).await, Ok(()));
+    }
+    let kept =
+        |line: &Value| line["fields"]["message"].as_str().is_some_and(|text| text.contains("the earlier ones stay"));
+    let line = growd.until_logged(kept).await;
+    assert!(line["fields"]["error"].as_str().unwrap().contains("node.key"), "{line}");
+    fs::write(&node_files.key, intact).unwrap();
+    assert_eq!(growd.node(&old_client).await, Ok(()));
+
+    replace(&node_files, &new.node());
+    assert_eq!(growd.node(&new_client).await, Ok(()));
+    let refused = growd.node(&Credentials { ca: new_client.ca.clone(), ..old_client }).await.unwrap_err();
+    assert!(refused.contains("UnknownCA"), "{refused}");
+    node(&channel).await.expect("the connection of before is broken");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_files_are_taken_at_a_reload_unless_they_are_bad() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (Authority::new(dir.path(), "old"), Authority::new(dir.path(), "new"));
+    let rest = format!("[access]\nreaders = [\"cn:api\"]\n{}", pool("a"));
+    let growd = Growd::start(dir, &format!("{}{rest}", tcp(&old.node(), &old))).await;
+    let bad = Credentials { key: "/nowhere/node.key".into(), ..new.node() };
+    growd.configure(&format!("{}{rest}{}", tcp(&bad, &new), pool("b")));
+    assert!(!growd.reload().await);
+    let channel = client::connect(&growd.socket()).await.unwrap();
+    assert_eq!(pools(&channel).await, ["a"], "half of a bad configuration was followed");
+    let told = messages(&growd, "ERROR");
+    assert!(
+        told[0].starts_with("configuration: [tcp] of the configuration: cannot read /nowhere/node.key"),
+        "{told:?}"
+    );
+    assert_eq!(growd.node(&old.client("api")).await, Ok(()));
+
+    growd.configure(&format!("{}{rest}", tcp(&new.node(), &new)));
+    assert!(growd.reload().await);
+    assert_eq!(growd.node(&new.client("api")).await, Ok(()));
+    assert!(growd.node(&old.client("api")).await.is_err());
+}
