@@ -262,6 +262,29 @@ fn the_configuration_is_read_again_and_a_refused_one_changes_nothing() {
 }
 
 #[test]
+fn metrics_count_by_routes_and_not_by_what_clients_make_up() {
+    let cluster = Cluster::new(1);
+    cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
+    let metrics = "[metrics]\nlisten = \"127.0.0.1:9431\"\n";
+    let front = Front::start(cluster.dir.path(), &format!("{metrics}{NOBODY}{}", cluster.config()));
+    (0..2).for_each(|_| drop(front.share(&share(1))));
+    front.extend(&share(9), 3).refused(404);
+    front.ask("BREW", "/coffee", &[], &[]).refused(404);
+    let scraped = front.ask_at("127.0.0.1:9431".parse().unwrap(), "/metrics");
+    for sample in [
+        "growapi_requests_total{method=\"GET\",route=\"/v2/{project_id}/shares/{share_id}\",status=\"200\"} 2",
+        "growapi_requests_total{method=\"POST\",route=\"/v2/{project_id}/shares/{share_id}/action\",status=\"404\"} 1",
+        "growapi_requests_total{method=\"other\",route=\"other\",status=\"404\"} 1",
+        "growapi_request_duration_seconds_count{method=\"GET\",route=\"/v2/{project_id}/shares/{share_id}\"} 2",
+        "growapi_node_up{node=\"n00\"} 1",
+        "growapi_known_shares 1",
+    ] {
+        assert!(scraped.body.lines().any(|line| line == sample), "{sample}: {}", scraped.body);
+    }
+    front.get("/metrics").refused(404);
+}
+
+#[test]
 fn what_is_no_http_is_not_answered_as_if_it_were() {
     let (_cluster, front) = one_node();
     let mut stream = front.connect();

@@ -20,6 +20,8 @@ pub struct ApiConfig {
     pub public_url: Option<String>,
     pub node_timeout: Duration,
     pub request_timeout: Duration,
+    /// Where metrics are served; nowhere unless configured.
+    pub metrics: Option<SocketAddr>,
     /// At least one, in the order of their names.
     pub nodes: Vec<NodeConfig>,
     pub tls: Option<TlsConfig>,
@@ -76,6 +78,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The port of the share API.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8786);
 
+/// Only for this machine: what is scraped names nodes and counts.
+const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9421);
+
 impl ApiConfig {
     /// # Errors
     /// The file cannot be read, or [`ApiConfig::parse`] refuses it.
@@ -96,6 +101,8 @@ impl ApiConfig {
         let public_url = top.found("public_url", read::http_url, report).map(|at| at.value);
         let node_timeout = top.optional("node_timeout", PATIENCE, read::duration, report);
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
+        let metrics = top.table("metrics", Place::Metrics, report);
+        let metrics = metrics.map(|section| section.optional("listen", METRICS, read::address, report));
         let tls = top.table("tls", Place::Tls, report).map(|section| read_tls(&section, report));
         let nodes = top.tables("node", Place::Node, report)?;
         if nodes.is_empty() {
@@ -117,6 +124,10 @@ impl ApiConfig {
             public_url,
             node_timeout: node_timeout?,
             request_timeout: request_timeout?,
+            metrics: match metrics {
+                Some(address) => Some(address?),
+                None => None,
+            },
             nodes: nodes.into_values().map(|node| node.value).collect(),
             tls: match tls {
                 Some(tls) => Some(tls?),
@@ -268,6 +279,7 @@ mod tests {
             .collect();
         let all = uncommented.replace("kind = \"none\"", "kind = \"keystone\"").replace("token_file =", "#");
         let all = ApiConfig::parse(&all, FILE).unwrap();
+        assert_eq!(all.metrics, Some(METRICS));
         assert_eq!((all.listen, all.node_timeout, all.request_timeout), (LISTEN, PATIENCE, PATIENCE));
         let IdentityConfig::Keystone(keystone) = all.identity else { panic!("{:?}", all.identity) };
         assert_eq!((keystone.cache, keystone.project.as_str()), (CACHE_MOST, "service"));

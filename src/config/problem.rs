@@ -167,9 +167,17 @@ impl Place {
                 "allow_any_growth",
             ],
             Self::Share => &["id", "pool", "path", "volume"],
-            Self::Api => {
-                &["listen", "public_url", "node_timeout", "request_timeout", "node", "tls", "identity", "owner"]
-            }
+            Self::Api => &[
+                "listen",
+                "public_url",
+                "node_timeout",
+                "request_timeout",
+                "metrics",
+                "node",
+                "tls",
+                "identity",
+                "owner",
+            ],
             Self::Node => &["name", "endpoint"],
             Self::Tls => &["certificate", "key", "ca"],
             Self::Identity => &[

@@ -68,26 +68,18 @@ impl Front {
         Answer::read(self.send(method, path, headers, body))
     }
 
+    /// The same at another address of growapi's.
+    pub fn ask_at(&self, address: SocketAddr, path: &str) -> Answer {
+        Answer::read(send(address, "GET", path, &[], &[]))
+    }
+
     /// Sends a request and leaves its answer to whoever wants it.
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        if !body.is_empty() || method == "POST" {
-            head += &format!("Content-Length: {}\r\n", body.len());
-        }
-        let mut stream = self.connect();
-        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-        // A server that refuses a long body may close before it has read all of it.
-        let _ = stream.write_all(body);
-        stream
+        send(self.address, method, path, headers, body)
     }
 
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        connect(self.address)
     }
 
     pub fn get(&self, path: &str) -> Answer {
@@ -117,6 +109,27 @@ impl Drop for Front {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    if !body.is_empty() || method == "POST" {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    let mut stream = connect(address);
+    stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+    // A server that refuses a long body may close before it has read all of it.
+    let _ = stream.write_all(body);
+    stream
 }
 
 fn configure(dir: &Path, config: &str) {

@@ -6,6 +6,7 @@ mod api;
 mod caller;
 mod identity;
 mod listing;
+mod metrics;
 mod microversion;
 mod nodes;
 mod owners;
@@ -18,6 +19,7 @@ mod view;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -29,6 +31,7 @@ use tracing::{error, info};
 
 use api::{Api, Current};
 use identity::Identity;
+use metrics::Metrics;
 
 /// Short ones can be guessed, and their hashes be turned back.
 const TOKEN_LEAST: usize = 32;
@@ -98,6 +101,17 @@ async fn serve_until_told(path: &Path, config: ApiConfig) -> Result<()> {
     let current = Current::new(Api::new(&config, None)?);
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let metrics = Arc::new(Metrics::new()?);
+    if let Some(address) = config.metrics {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("cannot listen on {address} for metrics"))?;
+        let (metrics, current) = (Arc::clone(&metrics), current.clone());
+        tokio::spawn(async move {
+            if let Err(error) = metrics::serve(listener, metrics, current).await {
+                error!("no more metrics are served: {error:#}");
+            }
+        });
+    }
     info!(address = %listener.local_addr()?, nodes = config.nodes.len(), "growapi is ready");
     let stop = async {
         loop {
@@ -108,7 +122,7 @@ async fn serve_until_told(path: &Path, config: ApiConfig) -> Result<()> {
             }
         }
     };
-    serve::serve(listener, routes::router(current.clone()), config.request_timeout, stop).await;
+    serve::serve(listener, routes::router(current.clone(), metrics), config.request_timeout, stop).await;
     Ok(())
 }
 

@@ -1,11 +1,12 @@
 //! The calls: parse, ask the nodes, answer.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{MatchedPath, Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -20,6 +21,7 @@ use crate::api::{Api, Current};
 use crate::caller::{Caller, REQUEST_ID, Traced, base_url};
 use crate::identity::Role;
 use crate::listing::{self, Query};
+use crate::metrics::Metrics;
 use crate::microversion::{self, Microversion};
 use crate::refusal::{Refusal, json_response};
 use crate::view::{Details, summary};
@@ -44,7 +46,7 @@ pub const ROUTES: [(&str, &str); 9] = [
     ("post", "/v2/{project_id}/shares/{share_id}/action"),
 ];
 
-pub fn router(current: Current) -> Router {
+pub fn router(current: Current, metrics: Arc<Metrics>) -> Router {
     let [root, v2, v2_slash, openapi, shares, detail, share, exports, action] = ROUTES.map(|(_, path)| path);
     Router::new()
         .route(root, get(versions))
@@ -58,16 +60,17 @@ pub fn router(current: Current) -> Router {
         .route(action, post(act))
         .method_not_allowed_fallback(wrong_method)
         .fallback(no_such_path)
-        .layer(middleware::from_fn(around))
+        .layer(middleware::from_fn_with_state(metrics, around))
         .with_state(current)
 }
 
-/// Gives every request its id, and every answer that and the version; tells the log.
-async fn around(mut request: Request, next: Next) -> Response {
+/// Gives every request its id, and every answer that and the version; counts it and tells the log.
+async fn around(State(metrics): State<Arc<Metrics>>, mut request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let traced = Traced::of(request.headers());
     let version = Microversion::asked(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
     request.extensions_mut().insert(traced);
     let mut response = next.run(request).await;
     if let Ok(id) = HeaderValue::try_from(format!("req-{}", traced.id)) {
@@ -76,9 +79,19 @@ async fn around(mut request: Request, next: Next) -> Response {
     if let Ok(version) = version {
         version.echo(response.headers_mut());
     }
-    let (status, milliseconds) = (response.status().as_u16(), begin.elapsed().as_millis());
+    let took = begin.elapsed();
+    metrics.answered(known(&method), &route, response.status(), took);
+    let (status, milliseconds) = (response.status().as_u16(), took.as_millis());
     tracing::info!(request = %traced.id, %method, path, status, milliseconds, "answered");
     response
+}
+
+/// A method that clients may make up is one of few in the metrics.
+fn known(method: &Method) -> &str {
+    match method.as_str() {
+        name @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => name,
+        _ => "other",
+    }
 }
 
 async fn versions(State(current): State<Current>, headers: HeaderMap) -> Response {
@@ -151,7 +164,7 @@ async fn list_page(
     let page = listing::page(nodes, owners, &project, &query).await?;
     let last = page.shares.last().map(|(_, share)| share.share_id.clone());
 
-    let view = |(node, share): (std::sync::Arc<crate::nodes::Node>, growd::wire::proto::Share)| {
+    let view = |(node, share): (Arc<crate::nodes::Node>, growd::wire::proto::Share)| {
         let project = &project;
         async move {
             if !detailed {

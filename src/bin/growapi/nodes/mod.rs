@@ -69,6 +69,10 @@ impl Nodes {
         self.nodes.iter()
     }
 
+    pub fn places_known(&self) -> usize {
+        self.places.lock().len()
+    }
+
     /// The share as its node tells it.
     ///
     /// # Errors

@@ -1,0 +1,88 @@
+//! Metrics in Prometheus' text format, on a listener of their own: clients of the API do not see them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use tokio::net::TcpListener;
+
+use crate::api::Current;
+
+/// Seconds, from an answer without a node to one after several attempts.
+const TIMES: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
+
+/// What is counted as it happens, and what is looked up when somebody asks.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    node_up: IntGaugeVec,
+    places: IntGauge,
+}
+
+impl Metrics {
+    /// # Errors
+    /// Never, as long as the names below are well formed and differ.
+    pub fn new() -> Result<Self> {
+        let requests = Opts::new("growapi_requests_total", "Requests that were answered.");
+        let seconds =
+            HistogramOpts::new("growapi_request_duration_seconds", "Time from a request's head to its answer.");
+        let up = Opts::new("growapi_node_up", "1 when the node answered when it was last asked.");
+        let metrics = Self {
+            registry: Registry::new(),
+            requests: IntCounterVec::new(requests, &["method", "route", "status"])?,
+            seconds: HistogramVec::new(seconds.buckets(TIMES.to_vec()), &["method", "route"])?,
+            node_up: IntGaugeVec::new(up, &["node"])?,
+            places: IntGauge::new("growapi_known_shares", "Shares of which it is known which node has them.")?,
+        };
+        metrics.registry.register(Box::new(metrics.requests.clone()))?;
+        metrics.registry.register(Box::new(metrics.seconds.clone()))?;
+        metrics.registry.register(Box::new(metrics.node_up.clone()))?;
+        metrics.registry.register(Box::new(metrics.places.clone()))?;
+        Ok(metrics)
+    }
+
+    /// `route` is one of ours, not what the client made up: each makes series of its own.
+    pub fn answered(&self, method: &str, route: &str, status: StatusCode, took: Duration) {
+        self.requests.with_label_values(&[method, route, status.as_str()]).inc();
+        self.seconds.with_label_values(&[method, route]).observe(took.as_secs_f64());
+    }
+
+    fn render(&self, current: &Current) -> Result<Vec<u8>> {
+        let api = current.get();
+        // Nodes that are gone since the configuration was read again.
+        self.node_up.reset();
+        for node in api.nodes.iter() {
+            self.node_up.with_label_values(&[&node.name]).set((!node.is_down()).into());
+        }
+        self.places.set(i64::try_from(api.nodes.places_known())?);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Serves `/metrics` until the listener fails.
+///
+/// # Errors
+/// Those of the listener.
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, current: Current) -> Result<()> {
+    let router = Router::new().route("/metrics", get(scrape)).with_state((metrics, current));
+    axum::serve(listener, router).await.context("the listener for metrics failed")
+}
+
+async fn scrape(State((metrics, current)): State<(Arc<Metrics>, Current)>) -> Response {
+    match metrics.render(&current) {
+        Ok(text) => ([(CONTENT_TYPE, TextEncoder::new().format_type().to_owned())], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
