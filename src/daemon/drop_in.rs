@@ -1,4 +1,4 @@
-//! Where the unit must let growd write: a drop-in for growd.service, made from the configuration.
+//! What the unit must let growd do beyond what every growd does: a drop-in for growd.service, made from the configuration.
 //!
 //! The unit makes the whole file system read-only for growd (`ProtectSystem=strict`), and to set a quota or to grow a
 //! file system is to write to its mount, in the eyes of the kernel. What is mounted while growd runs is writable until
@@ -30,10 +30,9 @@ pub fn drop_in(config: &Config) -> std::io::Result<String> {
 }
 
 fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Option<PathBuf>) -> String {
-    let mut text =
-        "# Made by `growd check-config --drop-in`: where the pools of the configuration need growd to write.\n\
+    let mut text = "# Made by `growd check-config --drop-in`: what growd needs of its unit by the configuration.\n\
         [Service]\n"
-            .to_owned();
+        .to_owned();
     let mut all = BTreeSet::new();
     let mut add = |what: &str, places: BTreeSet<PathBuf>| {
         for place in places.into_iter().filter(|place| all.insert(place.clone())) {
@@ -60,6 +59,14 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
             Backend::Lvm(lvm) => folders(mounts.iter().filter(|mount| is_volume_of(&mount.source, lvm))),
         };
         add(&format!("pool {}", pool.name), places);
+    }
+    if let Some(address) = config.metrics {
+        // The unit has no network at all.
+        let callers = if address.ip().is_loopback() { "localhost" } else { "any" };
+        let _ = writeln!(
+            text,
+            "# metrics\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressAllow={callers}"
+        );
     }
     if all.iter().any(|place| HOMES.iter().any(|home| place.starts_with(home))) {
         text.push_str("ProtectHome=no\n");
@@ -159,7 +166,7 @@ mod tests {
             mount("/dev/loop8", "/iso/a"),
         ];
         let backing = |source: &Path| (source == Path::new("/dev/loop7")).then(|| PathBuf::from("/srv/images/x.img"));
-        let expected = "# Made by `growd check-config --drop-in`: where the pools of the configuration need growd to write.\n\
+        let expected = "# Made by `growd check-config --drop-in`: what growd needs of its unit by the configuration.\n\
             [Service]\n\
             # state_dir\nReadWritePaths=-/data/growd\n\
             # pool home\nReadWritePaths=\"-/srv/my 100%%\"\n\
@@ -168,6 +175,21 @@ mod tests {
             # pool images\nReadWritePaths=-/images\n\
             # pool images\nReadWritePaths=-/srv/images\n";
         assert_eq!(text(&config, &mounts, backing), expected);
+    }
+
+    #[test]
+    fn whoever_reads_metrics_needs_a_network() {
+        let pool = "[[pool]]\nname = \"a\"\ndriver = \"btrfs\"\npath = \"/a/{share_id}\"\n";
+        for (table, expected) in [("", false), ("[metrics]\n", true), ("[metrics]\nlisten = \"[::]:9420\"\n", true)] {
+            let config = Config::parse(&format!("{table}{pool}"), "growd.toml").unwrap();
+            let text = text(&config, &[], |_| None);
+            assert_eq!(
+                text.contains("PrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\n"),
+                expected,
+                "{text}"
+            );
+            assert_eq!(text.contains("IPAddressAllow=any"), table.contains("::"), "{text}");
+        }
     }
 
     #[test]
