@@ -1,4 +1,4 @@
-//! Where the unit must let growd write: a drop-in for growd.service, made from the configuration.
+//! What the unit must let growd do beyond what every growd does: a drop-in for growd.service, made from the configuration.
 //!
 //! The unit makes the whole file system read-only for growd (`ProtectSystem=strict`), and to set a quota or to grow a
 //! file system is to write to its mount, in the eyes of the kernel. What is mounted while growd runs is writable until
@@ -30,10 +30,9 @@ pub fn drop_in(config: &Config) -> std::io::Result<String> {
 }
 
 fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Option<PathBuf>) -> String {
-    let mut text =
-        "# Made by `growd check-config --drop-in`: where the pools of the configuration need growd to write.\n\
+    let mut text = "# Made by `growd check-config --drop-in`: what growd needs of its unit by the configuration.\n\
         [Service]\n"
-            .to_owned();
+        .to_owned();
     let mut all = BTreeSet::new();
     let mut add = |what: &str, places: BTreeSet<PathBuf>| {
         for place in places.into_iter().filter(|place| all.insert(place.clone())) {
@@ -61,9 +60,14 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
         };
         add(&format!("pool {}", pool.name), places);
     }
-    if config.tcp.is_some() || config.metrics.is_some() {
-        text.push_str(
-            "# [tcp] and [metrics]\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=\n",
+    let ports = [config.metrics, config.tcp.as_ref().map(|tcp| tcp.address)];
+    let mut ports = ports.into_iter().flatten().peekable();
+    if ports.peek().is_some() {
+        // The unit has no network at all.
+        let callers = if ports.all(|port| port.ip().is_loopback()) { "localhost" } else { "any" };
+        let _ = writeln!(
+            text,
+            "# [tcp], [metrics]\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressAllow={callers}"
         );
     }
     if all.iter().any(|place| HOMES.iter().any(|home| place.starts_with(home))) {
@@ -164,7 +168,7 @@ mod tests {
             mount("/dev/loop8", "/iso/a"),
         ];
         let backing = |source: &Path| (source == Path::new("/dev/loop7")).then(|| PathBuf::from("/srv/images/x.img"));
-        let expected = "# Made by `growd check-config --drop-in`: where the pools of the configuration need growd to write.\n\
+        let expected = "# Made by `growd check-config --drop-in`: what growd needs of its unit by the configuration.\n\
             [Service]\n\
             # state_dir\nReadWritePaths=-/data/growd\n\
             # pool home\nReadWritePaths=\"-/srv/my 100%%\"\n\
@@ -176,12 +180,26 @@ mod tests {
     }
 
     #[test]
-    fn shares_below_home_are_seen_and_a_port_is_reached() {
-        let config = "[metrics]\n[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"/home/shares/{share_id}\"\n";
+    fn a_port_needs_a_network() {
+        let pool = "[[pool]]\nname = \"a\"\ndriver = \"btrfs\"\npath = \"/a/{share_id}\"\n";
+        let tcp = "[tcp]\nlisten = \"[::]:7070\"\ninsecure = true\n";
+        for (table, expected) in [("", false), ("[metrics]\n", true), (tcp, true)] {
+            let config = Config::parse(&format!("{table}{pool}"), "growd.toml").unwrap();
+            let text = text(&config, &[], |_| None);
+            assert_eq!(
+                text.contains("PrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\n"),
+                expected,
+                "{text}"
+            );
+            assert_eq!(text.contains("IPAddressAllow=any"), table.contains("::"), "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_below_home_are_seen() {
+        let config = "[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"/home/shares/{share_id}\"\n";
         let config = Config::parse(config, "growd.toml").unwrap();
         let text = text(&config, &[], |_| None);
-        let expected = "ReadWritePaths=-/home/shares\n# [tcp] and [metrics]\nPrivateNetwork=no\n\
-            RestrictAddressFamilies=AF_INET AF_INET6\nIPAddressDeny=\nProtectHome=no\n";
-        assert!(text.ends_with(expected), "{text}");
+        assert!(text.ends_with("ReadWritePaths=-/home/shares\nProtectHome=no\n"), "{text}");
     }
 }
