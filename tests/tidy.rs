@@ -22,7 +22,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("daemon", ALL),
     ("bin/growd", ALL),
     ("bin/growctl", &["wire::proto", "wire::client", "wire::json", "model", "pages"]),
-    ("bin/growapi", &["wire::proto", "wire::client", "wire::page_behind", "config", "model", "pages"]),
+    ("bin/growapi", &["wire::proto", "wire::client", "wire::page_behind", "config", "logging", "model", "pages"]),
 ];
 const ALL: &[&str] =
     &["config", "daemon", "driver", "engine", "logging", "meters", "model", "pages", "service", "store", "sys", "wire"];

@@ -109,6 +109,15 @@ pub async fn connect_as(endpoint: &str, credentials: Option<&Credentials>) -> Re
     }
 }
 
+/// Whether the files are there and fit for TLS.
+///
+/// # Errors
+/// [`ConnectError::Read`], [`ConnectError::Credentials`].
+pub fn check(credentials: &Credentials) -> Result<(), ConnectError> {
+    let to = Endpoint::from_static("https://growd").tls_config(tls(credentials)?);
+    to.map(drop).map_err(|source| ConnectError::Credentials { source })
+}
+
 fn tls(credentials: &Credentials) -> Result<ClientTlsConfig, ConnectError> {
     let read = |path: &Path| fs::read(path).map_err(|source| ConnectError::Read { path: path.to_owned(), source });
     let identity = Identity::from_pem(read(&credentials.certificate)?, read(&credentials.key)?);

@@ -9,7 +9,7 @@ use growd::config::ApiConfig;
 use parking_lot::RwLock;
 
 use crate::identity::Identity;
-use crate::nodes::Nodes;
+use crate::nodes::{self, Nodes};
 use crate::owners::Owners;
 
 pub struct Api {
@@ -25,12 +25,13 @@ impl Api {
     /// # Errors
     /// A file that the configuration names cannot be read or is wrong.
     pub fn new(config: &ApiConfig, before: Option<&Self>) -> Result<Self> {
+        let credentials = nodes::credentials(config)?;
         Ok(Self {
             public_url: config.public_url.clone(),
             request_timeout: config.request_timeout,
             identity: Identity::new(&config.identity)?,
             owners: Owners::new(&config.owners),
-            nodes: Nodes::new(&config.nodes, config.node_timeout, before.map(|before| &before.nodes)),
+            nodes: Nodes::new(config, credentials.as_ref(), before.map(|before| &before.nodes)),
         })
     }
 }

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::ApiConfig;
+use growd::logging::{self, LogFormat};
 use growd::pages;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +53,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until SIGTERM; SIGHUP reads the configuration again. The log level is RUST_LOG, by default info.
-    Run,
+    Run {
+        /// How to log; by default to the journal when stderr is the journal, for people otherwise.
+        #[arg(long, value_enum, env = "GROWAPI_LOG_FORMAT")]
+        log_format: Option<LogFormat>,
+    },
     /// Check the configuration and the files that it names.
     CheckConfig,
     /// Read a token from stdin and print its hash for the token file.
@@ -65,7 +70,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
-        Command::Run => run(&arguments.config),
+        Command::Run { log_format } => run(&arguments.config, log_format),
         Command::CheckConfig => check_config(&arguments.config),
         Command::HashToken => hash_token(),
         Command::Pages { directory } => {
@@ -82,15 +87,15 @@ fn main() -> ExitCode {
 }
 
 fn check_config(path: &Path) -> Result<()> {
-    Identity::new(&ApiConfig::load(path)?.identity)?;
+    let config = ApiConfig::load(path)?;
+    nodes::credentials(&config)?;
+    Identity::new(&config.identity)?;
     Ok(())
 }
 
-fn run(path: &Path) -> Result<()> {
+fn run(path: &Path, log_format: Option<LogFormat>) -> Result<()> {
     let config = ApiConfig::load(path)?;
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    logging::start(log_format).context("cannot log to the journal")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve_until_told(path, config))
 }

@@ -9,11 +9,11 @@ mod node;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use growd::config::NodeConfig;
+use growd::config::{ApiConfig, NodeConfig};
 use growd::model::ShareId;
+use growd::wire::client::{self, ConnectError, Credentials};
 use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -41,10 +41,23 @@ pub struct Nodes {
     searching: Semaphore,
 }
 
+/// What growapi shows to nodes behind https.
+///
+/// # Errors
+/// The files cannot be read or are not fit for it.
+pub fn credentials(config: &ApiConfig) -> Result<Option<Credentials>, ConnectError> {
+    let Some(tls) = &config.tls else { return Ok(None) };
+    let (ca, certificate, key) = (tls.ca.clone(), tls.certificate.clone(), tls.key.clone());
+    let credentials = Credentials { ca, certificate, key };
+    client::check(&credentials)?;
+    Ok(Some(credentials))
+}
+
 impl Nodes {
     /// Nodes that are the same as before keep their connections, and what is known of their shares stays known. Those
     /// behind https connect anew, since their certificates may be others.
-    pub fn new(configured: &[NodeConfig], timeout: Duration, before: Option<&Self>) -> Self {
+    pub fn new(config: &ApiConfig, credentials: Option<&Credentials>, before: Option<&Self>) -> Self {
+        let timeout = config.node_timeout;
         let old = |config: &NodeConfig| {
             let same = |node: &&Arc<Node>| {
                 let plain = !node.endpoint.starts_with("https:");
@@ -53,9 +66,10 @@ impl Nodes {
             before.and_then(|before| before.nodes.iter().find(same))
         };
         let mut nodes = Vec::new();
-        for config in configured {
+        for config in &config.nodes {
             nodes.push(old(config).cloned().unwrap_or_else(|| {
-                let node = Arc::new(Node::new(config.name.clone(), config.endpoint.clone(), timeout));
+                let node =
+                    Arc::new(Node::new(config.name.clone(), config.endpoint.clone(), credentials.cloned(), timeout));
                 tokio::spawn(watch_health(Arc::downgrade(&node)));
                 node
             }));

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use growd::model::ShareId;
+use growd::wire::client::{self, Credentials};
+use growd::wire::page_behind;
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListSharesRequest};
 use growd::wire::proto::{ListSharesResponse, Share};
-use growd::wire::{client, page_behind};
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -29,6 +30,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Node {
     pub name: String,
     pub endpoint: String,
+    /// For https.
+    credentials: Option<Credentials>,
     /// For a call with all its attempts.
     timeout: Duration,
     channel: OnceCell<Channel>,
@@ -36,8 +39,8 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(name: String, endpoint: String, timeout: Duration) -> Self {
-        Self { name, endpoint, timeout, channel: OnceCell::new(), down: AtomicBool::new(false) }
+    pub fn new(name: String, endpoint: String, credentials: Option<Credentials>, timeout: Duration) -> Self {
+        Self { name, endpoint, credentials, timeout, channel: OnceCell::new(), down: AtomicBool::new(false) }
     }
 
     pub const fn timeout(&self) -> Duration {
@@ -125,7 +128,8 @@ impl Node {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         // Connects again by itself from then on.
-        let channel = self.channel.get_or_try_init(|| client::connect(&self.endpoint)).await?;
+        let channel =
+            self.channel.get_or_try_init(|| client::connect_as(&self.endpoint, self.credentials.as_ref())).await?;
         Ok(ask(channel.clone()).await?.into_inner())
     }
 
