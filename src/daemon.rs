@@ -112,7 +112,11 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload.reload(),
+            _ = hangup.recv() => {
+                systemd::reloading();
+                reload.reload();
+                systemd::ready();
+            }
             changed = failure.changed() => if changed.is_err() { break },
         }
     }

@@ -88,7 +88,8 @@ fn an_image_pool_may_grow_file_systems_as_far_as_it_likes() {
 #[test]
 fn the_packaged_example_is_valid() {
     let config = Config::parse(include_str!("../../systemd/growd.toml"), "growd.toml").unwrap();
-    let bare = format!("{POOL}reserve = \"10GiB\"\n");
+    // The package makes the group and gives it the socket.
+    let bare = format!("{POOL}reserve = \"10GiB\"\n[access]\noperators = [\"group:growd\"]\n");
     assert_eq!(config, Config::parse(&bare, FILE).unwrap(), "the example shows the defaults");
 }
 
@@ -100,8 +101,8 @@ fn the_packaged_example_shows_every_key_with_its_default() {
     let mut config = Config::parse(&shown, "growd.toml").unwrap();
     // The example of another kind of pool is all in comments, and so are the shares.
     config.pools.truncate(1);
-    // And so is the listener that is off by default.
-    assert!(config.tcp.take().is_some());
+    // And so are the listeners that are off by default.
+    assert!(config.tcp.take().is_some() && config.metrics.take().is_some());
     match &mut config.pools[0].backend {
         Backend::ProjectQuota { shares, .. } => shares.clear(),
         other => panic!("{other:?}"),
@@ -370,7 +371,7 @@ fn no_listener_is_without_tls_by_an_oversight() {
         ),
         (
             "[tcp]\nlisten = \"localhost:1\"\ninsecure = true\n",
-            vec!["2:10: listen: \"localhost:1\" is not an address and a port, such as 0.0.0.0:7070 or [::]:7070"],
+            vec!["2:10: listen: \"localhost:1\" is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420"],
         ),
         (
             "[access]\nreaders = [\"cn:x\", \"root\"]\noperators = \"cn:x\"\n",
