@@ -14,7 +14,6 @@ use super::access;
 use super::pools::PoolMaker;
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::sys::systemd;
 use crate::wire::server::{self, Control};
 use crate::wire::tls::Tls;
 
@@ -32,7 +31,6 @@ pub struct Reload {
 impl Reload {
     /// Follows the file as it is now; what is wrong with it goes into the log.
     pub fn reload(&mut self) {
-        systemd::reloading();
         match self.follow() {
             Ok(()) => info!(pools = self.config.pools.len(), "the configuration was read anew"),
             Err(error) => {
@@ -42,7 +40,6 @@ impl Reload {
                 error!("the configuration has not been read anew: the earlier one stays");
             }
         }
-        systemd::ready();
     }
 
     fn follow(&mut self) -> Result<()> {
