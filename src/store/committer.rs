@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::files::Files;
+use super::files::{Files, Identity, write_over};
 use super::{Retention, Shared, StoreError, open, record};
 use crate::model::{Job, JobId};
 
@@ -44,12 +44,17 @@ pub enum Work {
     },
 }
 
+const REPLACED: &str = "its database was removed or replaced while growd was running. When the state directory is put \
+    back, growd goes on; without it, growd has an empty history after a restart";
+
 /// Jobs that wait to be written, and who waits for it.
 type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
 
 pub struct Committer {
     pub shared: Arc<Shared>,
     pub files: Files,
+    /// The file that was opened.
+    pub identity: Identity,
     pub retention: Retention,
     /// The thread that writes the mark, until the store is closed: no group waits for the flushes of the mark.
     pub marking: Option<(SyncSender<u64>, JoinHandle<()>)>,
@@ -143,8 +148,18 @@ impl Committer {
         }
         // The one flush of the group; answered by fdatasync, see `sys::sync_file_range`.
         db.flush().map_err(|error| error.to_string())?;
+        // A file without a name takes writes and flushes as any other.
+        self.check_identity()?;
         self.durable = self.commit;
         Ok(())
+    }
+
+    fn check_identity(&self) -> Result<(), String> {
+        match self.files.identity() {
+            Ok(now) if now == self.identity => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+            _ => Err(REPLACED.to_owned()),
+        }
     }
 
     fn tick(&mut self) {
@@ -213,6 +228,11 @@ impl Committer {
 
     /// Opens the database again after a failed write, as soon as the disk takes writes.
     fn reopen(&mut self) {
+        // Opened by name, it would be another database than the index tells of.
+        if let Err(problem) = self.check_identity() {
+            info!(problem, "the job store cannot be opened again");
+            return;
+        }
         if let Err(error) = probe(&self.files) {
             info!(%error, "the job store's disk still takes no writes");
             return;
@@ -221,7 +241,11 @@ impl Committer {
         let shared = Arc::clone(&self.shared);
         let mut slot = shared.db.write();
         *slot = None;
-        match open::database(&self.files.jobs()).and_then(|db| self.settle(&db).map(|()| db)) {
+        let reopened = write_over(&self.files.jobs())
+            .map_err(|error| error.to_string())
+            .and_then(|()| open::database(&self.files.jobs()))
+            .and_then(|db| self.settle(&db).map(|()| db));
+        match reopened {
             Ok(db) => {
                 *slot = Some(db);
                 drop(slot);

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::open::OpenError;
@@ -18,6 +19,13 @@ pub struct Files {
 /// Held by the one process that may use the store.
 pub struct Lock {
     _file: File,
+}
+
+/// A file, whatever its name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
 }
 
 impl Files {
@@ -35,6 +43,15 @@ impl Files {
 
     pub fn mark(&self) -> PathBuf {
         self.dir.join("jobs.mark")
+    }
+
+    /// Which file the database is in now: one that was removed takes writes and keeps none of them.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn identity(&self) -> io::Result<Identity> {
+        let file = fs::metadata(self.jobs().join("db"))?;
+        Ok(Identity { device: file.dev(), inode: file.ino() })
     }
 
     pub fn looked_at(&self) -> PathBuf {
@@ -118,6 +135,32 @@ pub fn remove_tree(path: &Path) -> Result<(), OpenError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(OpenError::io("cannot remove", path, error)),
         _ => Ok(()),
     }
+}
+
+/// Writes every file of a directory tree over with what it reads as, durably.
+///
+/// When a write-back fails, the kernel tells of it once and then takes the page in memory for clean (fsync(2), "EIO"):
+/// the file reads right until that memory is given up, and no later fsync brings it to the disk. Writing it again does.
+pub fn write_over(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            write_over(&entry.path())?;
+            continue;
+        }
+        let file = OpenOptions::new().read(true).write(true).open(entry.path())?;
+        let (mut chunk, mut at) = (vec![0; 1 << 20], 0);
+        loop {
+            let length = file.read_at(&mut chunk, at)?;
+            if length == 0 {
+                break;
+            }
+            file.write_all_at(&chunk[..length], at)?;
+            at += length as u64;
+        }
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Copies a directory tree. Not durable: the copy is for this process alone.

@@ -80,7 +80,14 @@ impl Claimed {
     /// # Errors
     /// [`OpenError::InUse`] when another process has it; [`OpenError::Io`].
     pub fn of(dir: &Path) -> Result<Self, OpenError> {
-        std::fs::create_dir_all(dir).map_err(|source| OpenError::io("cannot create", dir, source))?;
+        // Looked at first: on a file system that answers with EIO, creating says "File exists".
+        match std::fs::metadata(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(dir).map_err(|source| OpenError::io("cannot create", dir, source))?;
+            }
+            Err(source) => return Err(OpenError::io("cannot read", dir, source)),
+            Ok(_) => {}
+        }
         let files = Files::new(dir);
         let lock = files.lock()?;
         Ok(Self { files, lock })

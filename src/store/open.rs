@@ -116,6 +116,7 @@ fn open_above(
         marking: Some(
             start_marking(&files).map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?,
         ),
+        identity: files.identity().map_err(|source| OpenError::io("cannot find", &files.jobs(), source))?,
         files,
         retention,
         commit: scan.commit,
