@@ -6,7 +6,7 @@
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
 PACKAGES := user-mode-linux xfsprogs lvm2 thin-provisioning-tools e2fsprogs btrfs-progs kmod quota iproute2 strace \
-	util-linux systemd prometheus gcc libc6-dev ca-certificates curl
+	util-linux systemd prometheus gcc libc6-dev ca-certificates curl python3-venv
 CARGO ?= cargo
 
 help: ## list the targets
@@ -53,6 +53,7 @@ test: deps ## check format and lints, then run every test, those named lab_* on 
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) test --no-run
 	$(CARGO) test --lib --bins
+	tests/venv
 	tests/run-all
 
 test-node: PACKAGES += dpkg-dev debootstrap
