@@ -4,16 +4,16 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A program of the environment, in an empty environment of the other kind: no setting of whoever runs the test counts.
+/// A program of the environment, with variables of its own: no setting of whoever runs the test counts.
 /// Makes it when it is missing, which a lab node, without a network, cannot.
 pub fn program(name: &str) -> Command {
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("venv");
     if std::env::var_os("GROWD_LAB").is_none() {
-        let status = Command::new(Path::new(REPOSITORY).join("tests/venv")).stdout(std::io::stderr()).status().unwrap();
+        let status = Command::new(Path::new(REPOSITORY).join("tests/venv")).stdout(Stdio::null()).status().unwrap();
         assert!(status.success(), "tests/venv fails; it says why above");
     }
     let wanted = std::fs::read(file("requirements.txt")).unwrap();
