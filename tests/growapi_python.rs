@@ -21,7 +21,7 @@ use seed::Random;
 use serde_json::Value;
 use simulated::{Cluster, GIB, share};
 
-/// Keystone of PyPI, with sqlite and fernet tokens. It ends when its input does.
+/// Keystone from its Python package, with sqlite and fernet tokens. It ends when its input does.
 struct Keystone {
     child: Child,
     input: Option<ChildStdin>,
