@@ -63,11 +63,7 @@ async fn counts_follow_what_happened() {
     clients.extend(&share(9), MIB).await.unwrap_err();
     clients.extend(&share(3), 1 << 60).await.unwrap_err();
 
-    eventually(
-        || async { samples(9421).contains_key("growd_looked_at_timestamp_seconds{what=\"findings\"}") },
-        |is| *is,
-    )
-    .await;
+    eventually(|| async { samples(9421).contains_key("growd_findings_looked_at_timestamp_seconds") }, |is| *is).await;
     let samples = samples(9421);
     let documented = documented();
     for name in samples.keys() {

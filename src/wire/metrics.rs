@@ -17,7 +17,7 @@ use prometheus::{Encoder, Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry
 use tokio::net::TcpListener;
 
 use crate::meters::Meters;
-use crate::model::{PoolReport, Reason};
+use crate::model::{PoolName, PoolReport, Reason};
 use crate::service::Service;
 
 const POOLS_EVERY: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ struct Metrics {
     draining: IntGauge,
     pools: PoolGauges,
     findings: IntGaugeVec,
-    looked_at: IntGaugeVec,
+    findings_looked_at: IntGauge,
     /// One scrape at a time: the gauges are set and read.
     scrape: Mutex<()>,
 }
@@ -47,6 +47,7 @@ struct PoolGauges {
     bytes: Vec<(IntGaugeVec, OfPool)>,
     shares: IntGaugeVec,
     thin: GaugeVec,
+    looked_at: IntGaugeVec,
 }
 
 /// Serves `/metrics` until the listener fails.
@@ -101,13 +102,13 @@ impl Metrics {
                     let thin = GaugeVec::new(Opts::new("growd_thin_pool_used_ratio", help), &["pool", "of"])?;
                     registered(&registry, thin)?
                 },
+                looked_at: pool("growd_pool_looked_at_timestamp_seconds", "When the pool last answered.")?,
             },
             findings: gauges(&registry, "growd_findings", "What growctl doctor finds.", &["pool", "kind"])?,
-            looked_at: gauges(
+            findings_looked_at: gauge(
                 &registry,
-                "growd_looked_at_timestamp_seconds",
-                "When pools and findings were last looked at.",
-                &["what"],
+                "growd_findings_looked_at_timestamp_seconds",
+                "When findings were last looked for.",
             )?,
             scrape: Mutex::default(),
             service,
@@ -132,12 +133,16 @@ impl Metrics {
     }
 
     async fn look_at_pools(self: Arc<Self>) {
+        let mut answered = BTreeMap::new();
         loop {
             let pools = self.service.pools().await;
-            for pool in &pools {
-                self.pools.set(pool);
+            for pool in pools.iter().filter(|pool| is_readable(pool)) {
+                answered.insert(pool.pool.clone(), now());
             }
-            self.looked_at("pools");
+            {
+                let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+                self.pools.set(&pools, &answered);
+            }
             tokio::time::sleep(POOLS_EVERY).await;
         }
     }
@@ -156,35 +161,48 @@ impl Metrics {
                     self.findings.with_label_values(&[pool.as_str(), kind.as_str()]).set(count);
                 }
             }
-            self.looked_at("findings");
+            self.findings_looked_at.set(now());
             tokio::time::sleep(FINDINGS_EVERY).await;
         }
     }
+}
 
-    fn looked_at(&self, what: &str) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.looked_at.with_label_values(&[what]).set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-    }
+/// Seconds since 1970.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// A pool that could not be read has no sizes.
+fn is_readable(pool: &PoolReport) -> bool {
+    pool.total.get() > 0
 }
 
 impl PoolGauges {
-    fn set(&self, pool: &PoolReport) {
-        let labels = [pool.pool.as_str(), pool.driver.as_str()];
-        // A pool that could not be read has no sizes; old ones would be a lie, and zeros an alarm of another kind.
-        if pool.total.get() == 0 {
-            for (gauge, _) in &self.bytes {
-                // It may have had none before.
-                let _ = gauge.remove_label_values(&labels);
+    /// Figures of the pools as they are now. Of one that could not be read there are none, for old ones would be a lie,
+    /// and zeros an alarm of another kind; only when it last `answered` stays.
+    fn set(&self, pools: &[PoolReport], answered: &BTreeMap<PoolName, i64>) {
+        self.bytes.iter().for_each(|(gauge, _)| gauge.reset());
+        self.thin.reset();
+        for gauge in [&self.shares, &self.looked_at] {
+            gauge.reset();
+        }
+        for pool in pools {
+            let labels = [pool.pool.as_str(), pool.driver.as_str()];
+            if let Some(time) = answered.get(&pool.pool) {
+                self.looked_at.with_label_values(&labels).set(*time);
             }
-            return;
-        }
-        for (gauge, of) in &self.bytes {
-            gauge.with_label_values(&labels).set(i64::try_from(of(pool)).unwrap_or(i64::MAX));
-        }
-        self.shares.with_label_values(&labels).set(number(pool.shares));
-        if let Some(thin) = pool.thin {
-            for (of, percent) in [("data", thin.data_percent), ("metadata", thin.metadata_percent)] {
-                self.thin.with_label_values(&[pool.pool.as_str(), of]).set(percent / 100.0);
+            if !is_readable(pool) {
+                continue;
+            }
+            for (gauge, of) in &self.bytes {
+                gauge.with_label_values(&labels).set(i64::try_from(of(pool)).unwrap_or(i64::MAX));
+            }
+            self.shares.with_label_values(&labels).set(number(pool.shares));
+            if let Some(thin) = pool.thin {
+                for (of, percent) in [("data", thin.data_percent), ("metadata", thin.metadata_percent)] {
+                    self.thin.with_label_values(&[pool.pool.as_str(), of]).set(percent / 100.0);
+                }
             }
         }
     }
