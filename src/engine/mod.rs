@@ -201,8 +201,9 @@ impl Engine {
 
     /// How many jobs are queued and how many are running.
     pub fn active(&self) -> (usize, usize) {
-        let running = *self.running.borrow();
-        (self.live.lock().len().saturating_sub(running), running)
+        let live = self.live.lock();
+        let running = live.values().filter(|live| live.job.borrow().state == JobState::Running).count();
+        (live.len() - running, running)
     }
 
     /// Takes each lock that a request takes, and gives what [`Engine::active`] gives. Does not return while one of them is
