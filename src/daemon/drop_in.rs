@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Backend, Config, LvmConfig};
+use crate::driver::lvm::doubled;
 use crate::driver::path_template::PathTemplate;
 use crate::model::ShareId;
 use crate::sys::mountinfo::{self, Mount};
@@ -92,7 +93,7 @@ fn folders<'a>(mounts: impl Iterator<Item = &'a Mount>) -> BTreeSet<PathBuf> {
 
 /// `/dev/mapper/vg0-share--ID`: a hyphen in a name is written twice, one between two names once.
 fn is_volume_of(source: &Path, lvm: &LvmConfig) -> bool {
-    let group = format!("/dev/mapper/{}-", lvm.volume_group.replace('-', "--"));
+    let group = format!("/dev/mapper/{}-", doubled(&lvm.volume_group));
     let Some(volume) = source.to_str().and_then(|source| source.strip_prefix(&group)) else { return false };
     let volume = volume.replace("--", "-");
     lvm.volume.share_of(&volume).is_some() || lvm.shares.iter().any(|(_, name)| *name == volume)

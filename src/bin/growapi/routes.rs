@@ -24,11 +24,10 @@ use crate::listing::{self, Query};
 use crate::metrics::Metrics;
 use crate::microversion::{self, Microversion};
 use crate::refusal::{Refusal, json_response};
-use crate::view::{Details, summary};
+use crate::view::{Details, GIB_SHIFT, summary};
 
 /// The longest body that is read: that of the share API.
 const BODY_MOST: usize = 114_688;
-const GIB_SHIFT: u32 = 30;
 /// Jobs that one page of details asks for at once.
 const JOBS_AT_ONCE: usize = 16;
 const OPENAPI: &str = include_str!("openapi.json");

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::nodes::{Failure, Node};
 
-const GIB_SHIFT: u32 = 30;
+/// Sizes of the share API are GiB, those of growd bytes.
+pub const GIB_SHIFT: u32 = 30;
 
 /// What is told of a share.
 #[derive(Debug, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use nix::sys::stat::stat;
 
 pub use self::group::{VolumeGroup, find_lvm};
 use self::report::Row;
+pub use self::volume::doubled;
 use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;

@@ -91,9 +91,13 @@ impl Volume {
     }
 }
 
-/// The volume's node in `/dev/mapper`, where a hyphen in a name is written twice and one between two names once.
+/// A name as it is part of another in `/dev/mapper`: a hyphen in it is written twice.
+pub fn doubled(name: &str) -> String {
+    name.replace('-', "--")
+}
+
+/// The volume's node in `/dev/mapper`, where the hyphen between two names is written once.
 pub fn node(group: &str, volume: &str) -> PathBuf {
-    let doubled = |name: &str| name.replace('-', "--");
     PathBuf::from(format!("/dev/mapper/{}-{}", doubled(group), doubled(volume)))
 }
 

@@ -9,10 +9,10 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::refusal::Refusal;
+use crate::view::GIB_SHIFT;
 
 /// Seconds that clients are asked to wait for a node that is restarting or was cut off.
 const RETRY_AFTER: u64 = 5;
-const GIB_SHIFT: u32 = 30;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
