@@ -51,10 +51,12 @@ deb: build ## make the Debian package in target/debian (needs cargo-deb)
 test: deps ## check format and lints, then run every test, those named lab_* on a lab node
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features otlp -- -D warnings
 	$(CARGO) test --no-run
 	$(CARGO) test --lib --bins
 	tests/venv
 	tests/run-all
+	$(CARGO) test --features otlp --test lab_tracing
 
 test-node: PACKAGES += dpkg-dev debootstrap
 test-node: deps ## install the package on a booted Debian and check the service there (as root; needs cargo-deb)

@@ -13,6 +13,7 @@ const TIMES: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 
 pub struct Meters {
     ended: IntCounterVec,
     refused: IntCounterVec,
+    turned_away: IntCounterVec,
     queue_wait: Histogram,
     steps: HistogramVec,
     commit_jobs: Histogram,
@@ -33,6 +34,10 @@ impl Meters {
                 Opts::new("growd_extends_refused_total", "Requests to extend a share that were not accepted."),
                 &["reason"],
             )?,
+            turned_away: IntCounterVec::new(
+                Opts::new("growd_callers_turned_away_total", "Calls and handshakes of callers who may not."),
+                &["reason"],
+            )?,
             queue_wait: Histogram::with_opts(times("growd_job_queue_wait_seconds", "From QUEUED to RUNNING."))?,
             steps: HistogramVec::new(
                 times("growd_step_duration_seconds", "Time that the steps of jobs took."),
@@ -49,10 +54,11 @@ impl Meters {
         })
     }
 
-    pub fn collectors(&self) -> [Box<dyn Collector>; 6] {
+    pub fn collectors(&self) -> [Box<dyn Collector>; 7] {
         [
             Box::new(self.ended.clone()),
             Box::new(self.refused.clone()),
+            Box::new(self.turned_away.clone()),
             Box::new(self.queue_wait.clone()),
             Box::new(self.steps.clone()),
             Box::new(self.commit_jobs.clone()),
@@ -67,6 +73,11 @@ impl Meters {
 
     pub fn refused(&self, reason: Reason) {
         self.refused.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// `reason` as in the answer, or why there is none.
+    pub fn turned_away(&self, reason: &str) {
+        self.turned_away.with_label_values(&[reason]).inc();
     }
 
     /// A job that goes from QUEUED to RUNNING. Nothing when the clock was set back meanwhile.

@@ -1,7 +1,7 @@
 //! The rules by which an extend is let in: pure, over what was asked and what the kernel said.
 
 use crate::driver::Space;
-use crate::model::{Bytes, Job, ProjectLabel, Refusal, RequestId, ShareId};
+use crate::model::{Bytes, Job, ProjectLabel, Refusal, RequestId, ShareId, TraceParent};
 
 /// A request to extend a share, well formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct ExtendRequest {
     pub validate_only: bool,
     /// Who asks, as the transport tells.
     pub requested_by: String,
+    /// What the job will follow.
+    pub trace: Option<TraceParent>,
 }
 
 /// Whether the size that was asked for is one to grow to.
@@ -69,6 +71,7 @@ mod tests {
             project: ProjectLabel::default(),
             validate_only: false,
             requested_by: String::new(),
+            trace: None,
         }
     }
 

@@ -60,6 +60,9 @@ struct JobRecord {
     started_at: Option<u64>,
     #[prost(uint64, optional, tag = "18")]
     finished_at: Option<u64>,
+    /// As in the header of the request; empty for none.
+    #[prost(string, tag = "20")]
+    trace: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -137,6 +140,7 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         created_at: nanos(job.created_at),
         started_at: job.started_at.map(nanos),
         finished_at: job.finished_at.map(nanos),
+        trace: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     };
     seal(&key(job.id), commit, &record.encode_to_vec())
 }
@@ -176,6 +180,10 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         request_id: match record.request_id {
             Some(bytes) => Some(RequestId::from_uuid(uuid(&bytes, "request id")?)),
             None => None,
+        },
+        trace: match record.trace.as_str() {
+            "" => None,
+            trace => Some(trace.parse().map_err(|_| RecordError::Field("trace"))?),
         },
         created_at: time(record.created_at),
         started_at: record.started_at.map(time),
@@ -255,6 +263,7 @@ fn time(nanos: u64) -> SystemTime {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::model::TraceParent;
     use proptest::prelude::*;
 
     /// A job with something in every field.
@@ -285,6 +294,7 @@ pub mod tests {
             requested_by: "uid=0 pid=1".to_owned(),
             project: "demo".parse().unwrap(),
             request_id: Some(RequestId::from_uuid(Uuid::from_u128(9))),
+            trace: Some(TraceParent { trace_id: 1, span_id: 2, flags: 1 }),
             created_at: time(1_700_000_000_123_456_789),
             started_at: Some(time(4)),
             finished_at: None,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::proto;
 use crate::model::{
     Bytes, CommandRecord, Finding, Job, JobId, JobState, PoolReport, ProjectLabel, Refusal, ShareId, ShareReport,
-    ShareStatus,
+    ShareStatus, TraceParent,
 };
 use crate::service::NodeReport;
 use crate::service::admission::ExtendRequest;
@@ -14,7 +14,11 @@ use crate::service::admission::ExtendRequest;
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MOST: usize = 1000;
 
-pub fn extend_request(message: &proto::ExtendShareRequest, requested_by: String) -> Result<ExtendRequest, Refusal> {
+pub fn extend_request(
+    message: &proto::ExtendShareRequest,
+    requested_by: String,
+    trace: Option<TraceParent>,
+) -> Result<ExtendRequest, Refusal> {
     let request_id = message.request_id.as_deref().map(str::parse).transpose();
     Ok(ExtendRequest {
         share: share_id(&message.share_id)?,
@@ -24,6 +28,7 @@ pub fn extend_request(message: &proto::ExtendShareRequest, requested_by: String)
         project: project(&message.project_id)?,
         validate_only: message.validate_only,
         requested_by,
+        trace,
     })
 }
 
@@ -134,6 +139,7 @@ pub fn job(job: &Job) -> proto::Job {
         requested_by: job.requested_by.clone(),
         project_id: job.project.as_str().to_owned(),
         request_id: job.request_id.map(|id| id.to_string()).unwrap_or_default(),
+        traceparent: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
         created_at: time(job.created_at),
         started_at: job.started_at.and_then(time),
         finished_at: job.finished_at.and_then(time),
@@ -238,7 +244,7 @@ mod tests {
             ..Default::default()
         };
         let reason = |message: &proto::ExtendShareRequest| {
-            extend_request(message, String::new()).map(|_| ()).map_err(|refusal| refusal.reason())
+            extend_request(message, String::new(), None).map(|_| ()).map_err(|refusal| refusal.reason())
         };
         assert_eq!(reason(&good), Ok(()));
         for share_id in ["", "../..", "x"] {

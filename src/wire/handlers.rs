@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use super::peer::Peer;
 use super::proto::job_service_server::JobService;
@@ -35,7 +36,7 @@ impl Handlers {
     where
         F: Future<Output = Result<Job, Refusal>> + Send + 'static,
     {
-        match tokio::spawn(change).await {
+        match tokio::spawn(change.in_current_span()).await {
             Ok(answer) => answer.map(|job| Response::new(convert::job(&job))).map_err(status),
             Err(error) => Err(status(Refusal::Internal { problem: error.to_string() })),
         }
@@ -70,10 +71,14 @@ fn caller<T>(request: &Request<T>) -> Arc<Peer> {
 impl ShareService for Handlers {
     async fn extend_share(&self, request: Request<proto::ExtendShareRequest>) -> Result<Response<proto::Job>, Status> {
         let service = self.service().cloned();
-        let caller = caller(&request);
+        let (caller, trace) = (caller(&request), request.extensions().get().copied());
         let request = request.into_inner();
         Self::change(async move {
-            let answer = async { service?.extend(convert::extend_request(&request, caller.to_string())?).await }.await;
+            let answer = async {
+                let request = convert::extend_request(&request, caller.to_string(), trace)?;
+                service?.extend(request).await
+            };
+            let answer = answer.await;
             audit::extend(&caller, &request, &answer);
             answer
         })

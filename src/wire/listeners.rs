@@ -21,6 +21,7 @@ use tracing::warn;
 use super::peer::Peer;
 use super::tls::Tls;
 use super::turned_away::TurnedAway;
+use crate::meters::Meters;
 
 /// Handshakes at once, and how long each may take: whoever connects and says nothing must not keep the others out.
 const HANDSHAKES_MOST: usize = 256;
@@ -48,12 +49,13 @@ impl Connected for Connection {
 pub fn connections(
     unix: UnixListener,
     tcp: Option<(TcpListener, Option<Arc<Tls>>)>,
+    meters: Arc<Meters>,
 ) -> ReceiverStream<io::Result<Connection>> {
     // One is enough: the kernel's own queue holds those that wait.
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(accept_unix(unix, sender.clone()));
     match tcp {
-        Some((listener, Some(tls))) => drop(tokio::spawn(accept_tls(listener, tls, sender))),
+        Some((listener, Some(tls))) => drop(tokio::spawn(accept_tls(listener, tls, sender, meters))),
         Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, sender))),
         None => {}
     }
@@ -102,19 +104,25 @@ async fn accept_plain(listener: TcpListener, sender: Sender) {
     }
 }
 
-async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, sender: Sender) {
+async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, sender: Sender, meters: Arc<Meters>) {
     let places = Arc::new(Semaphore::new(HANDSHAKES_MOST));
-    let (failures, bad_handshakes) = (TurnedAway::default(), Arc::new(TurnedAway::default()));
+    let (failures, bad_handshakes) = (TurnedAway::default(), TurnedAway::default());
+    let turn_away = Arc::new(move |address: SocketAddr, error: &str| {
+        meters.turned_away("HANDSHAKE");
+        if let Some(count) = bad_handshakes.count() {
+            warn!(target: "audit", who = %address, error, turned_away = %count, "turned away: the TLS handshake failed");
+        }
+    });
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let Some((stream, address)) = accepted(&sender, &failures, |cx| listener.poll_accept(cx)).await else { return };
-        let (tls, sender, bad_handshakes) = (Arc::clone(&tls), sender.clone(), Arc::clone(&bad_handshakes));
+        let (tls, sender, turn_away) = (Arc::clone(&tls), sender.clone(), Arc::clone(&turn_away));
         tokio::spawn(async move {
             match timeout(HANDSHAKE_LIMIT, shake_hands(&tls, stream, address)).await {
                 Ok(Ok(connection)) => {
                     let _ = sender.send(Ok(connection)).await;
                 }
-                Ok(Err(error)) => turn_away(&bad_handshakes, address, &error.to_string()),
-                Err(_) => turn_away(&bad_handshakes, address, "it took too long"),
+                Ok(Err(error)) => turn_away(address, &error.to_string()),
+                Err(_) => turn_away(address, "it took too long"),
             }
             drop(place);
         });
@@ -126,12 +134,6 @@ async fn shake_hands(tls: &Tls, stream: TcpStream, address: SocketAddr) -> io::R
     let stream = TlsAcceptor::from(tls.current()).accept(stream).await?;
     let peer = Arc::new(Peer::of_tls(&stream, address));
     Ok(Connection { io: Box::pin(stream), peer })
-}
-
-fn turn_away(failures: &TurnedAway, address: SocketAddr, error: &str) {
-    if let Some(count) = failures.count() {
-        warn!(target: "audit", who = %address, error, turned_away = %count, "turned away: the TLS handshake failed");
-    }
 }
 
 impl AsyncRead for Connection {

@@ -21,6 +21,7 @@ use super::proto::node_service_server::NodeServiceServer;
 use super::proto::share_service_server::ShareServiceServer;
 use super::tls::Tls;
 use super::{listeners, proto};
+use crate::meters::Meters;
 use crate::service::Service;
 
 /// The largest request that is read: the longest legal one has less than 2 KiB.
@@ -152,20 +153,20 @@ pub async fn serve(
     listener: UnixListener,
     tcp: Option<Tcp>,
     rules: Rules,
+    meters: Arc<Meters>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(Control, impl Future<Output = Result<(), ServeError>>), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let handlers = Handlers::default();
-    let guard = Arc::new(Guard::default());
+    let guard = Arc::new(Guard::new(rules, Arc::clone(&meters)));
     let control = Control { service: Arc::clone(&handlers.service), health, guard: Arc::clone(&guard) };
-    control.set_rules(rules);
     control.set_serving(false).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let connections = listeners::connections(listener, tcp.map(|tcp| (tcp.listener, tcp.tls)));
+    let connections = listeners::connections(listener, tcp.map(|tcp| (tcp.listener, tcp.tls)), meters);
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MOST)
         .http2_keepalive_interval(Some(PING_INTERVAL))
