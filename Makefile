@@ -37,18 +37,19 @@ build: deps ## build the daemon and its tools, optimized, into target/release
 	$(CARGO) build --release --bins
 
 # The programs of the package; each writes its own man pages and completions.
-PROGRAMS := growd growctl growapi
-CARGO_DEB = $(CARGO) deb --version >/dev/null 2>&1 || { \
-	echo "cargo-deb is missing. Type: cargo install --locked cargo-deb" >&2; exit 1; }
+export PROGRAMS := growd growctl growapi
+CARGO_DEB = $(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deb
 
 deb: PACKAGES += dpkg-dev
-deb: build ## make the Debian package in target/debian (needs cargo-deb)
+deb: build ## make the Debian package in target/debian, with cargo-deb
 	@$(CARGO_DEB)
 	rm -rf target/pages
 	for program in $(PROGRAMS); do target/release/$$program pages target/pages || exit 1; done
 	$(CARGO) deb --no-build
 
-test: deps ## check format and lints, then run every test, those named lab_* on a lab node
+test: PACKAGES += dpkg-dev debootstrap
+test: deps ## check format and lints, then run every test, those named lab_* on a lab node (as root, for the booted node)
+	@$(CARGO_DEB)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --features otlp -- -D warnings
@@ -59,10 +60,10 @@ test: deps ## check format and lints, then run every test, those named lab_* on 
 	$(CARGO) test --features otlp --test lab_tracing
 
 test-node: PACKAGES += dpkg-dev debootstrap
-test-node: deps ## install the package on a booted Debian and check the service there (as root; needs cargo-deb)
+test-node: deps ## of these tests only that of the booted node: install the package on a Debian and check the service there
 	@$(CARGO_DEB)
 	$(CARGO) build --bins
-	PROGRAMS="$(PROGRAMS)" tests/node/run
+	tests/node/run
 
 bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); tables in target/bench
 	$(CARGO) bench
