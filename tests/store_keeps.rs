@@ -42,7 +42,7 @@ async fn old_jobs_go_active_jobs_stay_and_request_ids_are_free_again() {
     let active = [job(JobState::Queued), job(JobState::Running)];
     home.store(&[&old[..], &active].concat()).await;
 
-    let retention = Retention { age: 2 * TICK, jobs: 1000 };
+    let retention = Retention { age: TICK * 3 / 2, jobs: 1000 };
     let (store, unfinished) = Store::open(&home.state(), retention).unwrap();
     assert_eq!(unfinished.len(), 2);
     until("what is old is gone", || store.len() == 2).await;
@@ -85,7 +85,7 @@ async fn no_job_goes_by_what_a_clock_says() {
 async fn the_time_before_a_restart_counts() {
     let home = Home::new();
     home.store(&[job(JobState::Succeeded)]).await;
-    let retention = Retention { age: 2 * TICK, jobs: 1000 };
+    let retention = Retention { age: TICK * 3 / 2, jobs: 1000 };
     // Each run is shorter than the age.
     for runs in 1.. {
         let (store, _) = Store::open(&home.state(), retention).unwrap();
