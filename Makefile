@@ -70,9 +70,11 @@ bench: deps ## measure growd against its baselines, on a lab node and here (some
 
 # What tries random cases takes their number and their seed from here; without a seed it chooses and prints one.
 ROUNDS ?= 20
-torture: deps ## kill, crash, cut the power and damage stores ROUNDS times, with SEED the same again
-	@for test in lab_kill power_cut_load lab_crash_points store_damage; do \
-		GROWD_ROUNDS=$(ROUNDS) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
+# Seconds of the test that goes on for a time.
+SOAK ?= 60
+torture: deps ## kill, crash, cut the power, damage stores and overload ROUNDS times, with SEED the same again
+	@for test in lab_kill power_cut_load lab_crash_points store_damage lab_overload lab_soak; do \
+		GROWD_ROUNDS=$(ROUNDS) GROWD_SOAK_SECONDS=$(SOAK) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
 			$(CARGO) test --test $$test -- --nocapture || exit 1; \
 	done
 

@@ -22,8 +22,8 @@ use crate::logging::Log;
 use crate::meters::Meters;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
-use crate::sys::systemd;
-use crate::wire::{metrics, server};
+use crate::sys::{open_files, systemd};
+use crate::wire::{limits, metrics, server};
 use pools::PoolMaker;
 use reload::Reload;
 
@@ -75,7 +75,13 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let meters = Arc::new(Meters::new()?);
-    let (control, server) = server::serve(listener, tcp, rules, Arc::clone(&meters), shutdown).await?;
+    let listeners = 1 + u64::from(tcp.is_some());
+    let files = open_files::raise(limits::files(listeners)).context("cannot raise the limit of open files")?;
+    let connections = limits::connections(files, listeners);
+    if connections < limits::CONNECTIONS_MOST {
+        info!(files, connections, "the limit of open files allows each listener fewer connections than there may be");
+    }
+    let (control, server) = server::serve(listener, tcp, rules, connections, Arc::clone(&meters), shutdown).await?;
     let server = tokio::spawn(server);
 
     systemd::status("opening the job store");

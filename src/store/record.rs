@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prost::Message;
 use uuid::Uuid;
 
+use super::calendar::{Calendar, Note};
 use crate::model::{
     Bytes, DriverKind, Job, JobError, JobId, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
@@ -18,7 +19,8 @@ const CHECKSUM: usize = 4;
 
 /// Keys of jobs: this, then the big-endian UUIDv7, so that keys sort by the time of acceptance.
 pub const JOB_PREFIX: u8 = b'j';
-/// Key of the record that carries the commit number when the job that had the highest one is no longer kept.
+/// Key of the record that carries the commit number when the job that had the highest one is no longer kept, and the
+/// calendar.
 pub const MARK_KEY: &[u8] = b"m";
 
 #[derive(Clone, PartialEq, Message)]
@@ -85,6 +87,24 @@ struct ErrorOnDisk {
     message: String,
     #[prost(bool, tag = "3")]
     retryable: bool,
+}
+
+/// What the first version did not write: its records read as an empty calendar, from which every job is new.
+#[derive(Clone, PartialEq, Message)]
+struct CalendarOnDisk {
+    /// Nanoseconds, as those of the notes.
+    #[prost(uint64, tag = "1")]
+    open: u64,
+    #[prost(message, repeated, tag = "2")]
+    notes: Vec<NoteOnDisk>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NoteOnDisk {
+    #[prost(uint64, tag = "1")]
+    at: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    newest: Vec<u8>,
 }
 
 /// Why a record cannot be used.
@@ -192,15 +212,26 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     Ok((job, commit))
 }
 
-/// A record that carries a commit number and nothing else, for [`MARK_KEY`].
-pub fn encode_mark(commit: u64) -> Vec<u8> {
-    seal(MARK_KEY, commit, &[])
+/// A record that carries a commit number and the calendar, for [`MARK_KEY`].
+pub fn encode_mark(commit: u64, calendar: &Calendar) -> Vec<u8> {
+    let note = |note: &Note| NoteOnDisk { at: whole_nanos(note.at), newest: note.newest.as_uuid().as_bytes().to_vec() };
+    let calendar =
+        CalendarOnDisk { open: whole_nanos(calendar.open), notes: calendar.notes.iter().map(note).collect() };
+    seal(MARK_KEY, commit, &calendar.encode_to_vec())
 }
 
 /// # Errors
 /// When the record is not what [`encode_mark`] wrote.
-pub fn decode_mark(value: &[u8]) -> Result<u64, RecordError> {
-    unseal(MARK_KEY, value).map(|(commit, _)| commit)
+pub fn decode_mark(value: &[u8]) -> Result<(u64, Calendar), RecordError> {
+    let (commit, payload) = unseal(MARK_KEY, value)?;
+    let invalid = RecordError::Field("calendar");
+    let calendar = CalendarOnDisk::decode(payload).map_err(|_| invalid.clone())?;
+    let mut notes = Vec::new();
+    for note in calendar.notes {
+        let newest = Uuid::from_slice(&note.newest).map_err(|_| invalid.clone())?;
+        notes.push(Note { at: Duration::from_nanos(note.at), newest: JobId::from_uuid(newest) });
+    }
+    Ok((commit, Calendar { open: Duration::from_nanos(calendar.open), notes }))
 }
 
 fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
@@ -252,8 +283,11 @@ fn step_from_disk(step: StepOnDisk) -> StepRecord {
 }
 
 fn nanos(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    whole_nanos(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn whole_nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn time(nanos: u64) -> SystemTime {
@@ -307,7 +341,10 @@ pub mod tests {
             let job = any_job(42, state);
             assert_eq!(decode(&key(job.id), &encode(&job, 77)), Ok((job, 77)));
         }
-        assert_eq!(decode_mark(&encode_mark(5)), Ok(5));
+        let note = |at, newest| Note { at: Duration::from_secs(at), newest: JobId::from_uuid(Uuid::from_u128(newest)) };
+        let calendar = Calendar { open: Duration::from_secs(9), notes: vec![note(1, 2), note(3, 4)] };
+        assert_eq!(decode_mark(&encode_mark(5, &calendar)), Ok((5, calendar)));
+        assert_eq!(decode_mark(&seal(MARK_KEY, 5, &[])), Ok((5, Calendar::default())), "of the first version");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod convert;
 pub mod gate;
 mod handlers;
 pub mod json;
+pub mod limits;
 mod listeners;
 pub mod metrics;
 mod peer;

@@ -102,6 +102,10 @@ impl Daemon {
         Clients::when_ready(&self.endpoint()).await
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
