@@ -195,7 +195,8 @@ pub fn decode_mark(value: &[u8]) -> Result<u64, RecordError> {
     unseal(MARK_KEY, value).map(|(commit, _)| commit)
 }
 
-fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
+/// A payload with all that goes around it.
+pub fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CHECKSUM);
     value.push(FORMAT);
     value.extend_from_slice(&commit.to_be_bytes());

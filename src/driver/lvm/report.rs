@@ -19,7 +19,7 @@ pub fn rows(printed: &str) -> Vec<Row> {
 }
 
 /// Characters that are kept of what is for people: the end, where lvm says why it gave up.
-const MOST_WORDS: usize = 1000;
+pub const MOST_WORDS: usize = 1000;
 
 /// What else was printed: warnings and errors, as one line for people. It goes into job records and messages, so it is
 /// short and has nothing that a terminal would obey.
