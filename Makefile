@@ -1,7 +1,7 @@
 # Every target works from a fresh clone; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build deb test test-node torture bench demo audit clean
+.PHONY: help deps build deb test test-node torture fuzz bench demo audit clean
 
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
@@ -76,6 +76,20 @@ torture: deps ## kill, crash, cut the power, damage stores and overload ROUNDS t
 	@for test in lab_kill power_cut_load lab_crash_points store_damage lab_overload lab_soak; do \
 		GROWD_ROUNDS=$(ROUNDS) GROWD_SOAK_SECONDS=$(SOAK) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
 			$(CARGO) test --test $$test -- --nocapture || exit 1; \
+	done
+
+# Inputs that reach new code are kept in fuzz/corpus, those that fail in fuzz/artifacts. One that failed becomes a seed, so
+# that `make test` tries it again.
+SECONDS ?= 60
+fuzz: deps ## look for inputs that break a parser, SECONDS for each (needs a nightly toolchain and cargo-fuzz)
+	@$(CARGO) +nightly --version >/dev/null 2>&1 || { \
+		echo "The fuzzer needs a nightly toolchain. Type: rustup toolchain install nightly --profile minimal" >&2; exit 1; }
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || { \
+		echo "cargo-fuzz is missing. Type: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	@for door in $(notdir $(wildcard fuzz/seeds/*)); do \
+		mkdir -p fuzz/corpus/$$door; \
+		$(CARGO) +nightly fuzz run --sanitizer none --target-dir target/fuzz $$door fuzz/corpus/$$door fuzz/seeds/$$door -- \
+			-max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -verbosity=0 -print_final_stats=1 || exit 1; \
 	done
 
 demo: build ## show the daemon at work on a lab node

@@ -66,7 +66,7 @@ impl Engine {
         let mut live = self.live.lock();
         let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
         let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
-        let at_work = job.steps.last().is_some_and(|step| step.finished_at.is_none());
+        let at_work = state::step_at_work(&job).is_some();
         if let Some(begun) = live.step_begun.take() {
             self.meters.step_ended(&job, begun.elapsed());
         }

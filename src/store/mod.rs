@@ -10,7 +10,7 @@ mod files;
 mod index;
 pub mod offline;
 mod open;
-mod record;
+pub(crate) mod record;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

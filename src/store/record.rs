@@ -234,7 +234,8 @@ pub fn decode_mark(value: &[u8]) -> Result<(u64, Calendar), RecordError> {
     Ok((commit, Calendar { open: Duration::from_nanos(calendar.open), notes }))
 }
 
-fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
+/// A payload with all that goes around it.
+pub fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CHECKSUM);
     value.push(FORMAT);
     value.extend_from_slice(&commit.to_be_bytes());
@@ -356,7 +357,63 @@ pub mod tests {
         assert_eq!(decode(&key, &body), Err(RecordError::Newer(2)));
     }
 
+    fn any_time() -> impl Strategy<Value = SystemTime> {
+        any::<u64>().prop_map(time)
+    }
+
+    fn any_step() -> impl Strategy<Value = StepRecord> {
+        (any::<String>(), any_time(), prop::option::of(any_time()), any::<String>())
+            .prop_map(|(name, started_at, finished_at, detail)| StepRecord { name, started_at, finished_at, detail })
+    }
+
+    fn arbitrary_job() -> impl Strategy<Value = Job> {
+        let ids = (any::<u128>(), any::<u128>(), prop::option::of(any::<u128>()));
+        let names = ("[a-zA-Z0-9][-_a-zA-Z0-9]{0,62}", "\\PC{0,255}", any::<String>());
+        let sizes = (any::<u64>(), any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>());
+        let kinds = (prop::sample::select(&DriverKind::ALL[..]), prop::sample::select(&JobState::ALL[..]));
+        let error = prop::option::of((any::<String>(), any::<String>(), any::<bool>()));
+        let times = (any_time(), prop::option::of(any_time()), prop::option::of(any_time()));
+        let history = (prop::collection::vec(any_step(), 0..5), error, any::<u32>(), any::<u64>());
+        (ids, names, sizes, kinds, times, history).prop_map(|(ids, names, sizes, (driver, state), times, history)| {
+            let (steps, error, attempt, revision) = history;
+            Job {
+                id: JobId::from_uuid(Uuid::from_u128(ids.0)),
+                share: ShareId::from_uuid(Uuid::from_u128(ids.1)),
+                request_id: ids.2.map(|id| RequestId::from_uuid(Uuid::from_u128(id))),
+                pool: names.0.parse().unwrap(),
+                project: names.1.parse().unwrap(),
+                requested_by: names.2,
+                driver,
+                state,
+                size_before: Bytes::new(sizes.0),
+                requested_size: Bytes::new(sizes.1),
+                expected_size: sizes.2.map(Bytes::new),
+                size_after: sizes.3.map(Bytes::new),
+                steps,
+                error: error.map(|(reason, message, retryable)| JobError { reason, message, retryable }),
+                attempt,
+                revision,
+                created_at: times.0,
+                started_at: times.1,
+                finished_at: times.2,
+            }
+        })
+    }
+
     proptest! {
+        #[test]
+        fn what_is_written_reads_back(job in arbitrary_job(), commit: u64) {
+            prop_assert_eq!(decode(&key(job.id), &encode(&job, commit)), Ok((job, commit)));
+            prop_assert_eq!(decode_mark(&encode_mark(commit)), Ok(commit));
+        }
+
+        #[test]
+        fn keys_sort_as_their_ids(one: u128, other: u128) {
+            let [one, other] = [one, other].map(|id| JobId::from_uuid(Uuid::from_u128(id)));
+            prop_assert_eq!(key(one).cmp(&key(other)), one.cmp(&other));
+            prop_assert_eq!(job_of_key(&key(one)), Ok(one));
+        }
+
         #[test]
         fn no_flipped_bit_and_no_other_key_is_taken(bit in 0..8_usize, at in 0..400_usize, other in 0..u128::MAX) {
             let job = any_job(42, JobState::Failed);

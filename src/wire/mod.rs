@@ -3,7 +3,7 @@
 mod audit;
 mod certificate;
 pub mod client;
-mod convert;
+pub(crate) mod convert;
 pub mod gate;
 mod handlers;
 pub mod json;
@@ -13,7 +13,7 @@ pub mod metrics;
 mod peer;
 pub mod proto;
 pub mod server;
-mod status;
+pub(crate) mod status;
 pub mod tls;
 mod turned_away;
 
