@@ -108,7 +108,9 @@ pub fn record(data: &[u8]) {
     read_record(key, value);
     let Some((id, payload)) = data.split_first_chunk::<16>() else { return };
     let key = record::key(JobId::from_uuid(Uuid::from_bytes(*id)));
-    read_record(&key, &record::seal(&key, 7, payload));
+    for format in [record::EXTEND, record::SHRINK] {
+        read_record(&key, &record::seal(format, &key, 7, payload));
+    }
 }
 
 fn read_record(key: &[u8], value: &[u8]) {
@@ -130,7 +132,8 @@ pub fn proto(data: &[u8]) {
     match method % 4 {
         0 => {
             let Ok(message) = proto::ExtendShareRequest::decode(message) else { return };
-            match convert::extend_request(&message, "fuzz".to_owned()) {
+            let message = convert::Asked::from(message);
+            match convert::size_request(&message, "fuzz".to_owned(), None) {
                 Ok(request) => {
                     assert!(request.new_size > Bytes::ZERO && request.new_size <= Bytes::MAX_FILE);
                     assert_eq!(request.share.to_string(), message.share_id.to_lowercase());
@@ -206,7 +209,9 @@ mod tests {
     use std::fs;
 
     /// Each has a folder of seeds and a program of its own name in `fuzz/`.
-    const DOORS: [(&str, fn(&[u8])); 7] = [
+    type Door = fn(&[u8]);
+
+    const DOORS: [(&str, Door); 7] = [
         ("config", super::config),
         ("lvm_report", super::lvm_report),
         ("mountinfo", super::mountinfo),
