@@ -18,7 +18,6 @@ mod power_cut;
 mod seed;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -53,6 +52,7 @@ fn what_was_acknowledged_survives_power_cuts_under_load() {
     let rounds = rounds(4);
     let mut random = Random::from_environment();
     let disks = Disks::blank();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut acknowledged = BTreeMap::<String, Acknowledged>::new();
     let mut unfinished = 0;
     for round in 0..=rounds {
@@ -61,7 +61,7 @@ fn what_was_acknowledged_survives_power_cuts_under_load() {
             .map(|(id, job)| format!("{id} {} {} {}", job.share, job.requested, job.succeeded))
             .collect();
         // An environment has too little room for the jobs of many rounds.
-        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("power-cut-jobs");
+        let file = folder.path().join("jobs");
         std::fs::write(&file, jobs.join("\n")).unwrap();
         let moment = random.below(usize::try_from(LOAD).unwrap()).to_string();
         let environment = [
