@@ -87,7 +87,7 @@ impl Node {
     async fn new(dir: &Path) -> Self {
         let (xfs, ext4) = (Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA));
         for n in 1..=SHARES {
-            let fs = if n % 2 == 0 { &xfs } else { &ext4 };
+            let fs = if n.is_multiple_of(2) { &xfs } else { &ext4 };
             fs.create_share(&share(n), project(n), MIB);
         }
         let mut node = Self { xfs, ext4, dir: dir.to_owned(), left: Vec::new() };
@@ -118,7 +118,7 @@ impl Node {
     }
 
     fn fs(&self, n: u32) -> &Filesystem {
-        if n % 2 == 0 { &self.xfs } else { &self.ext4 }
+        if n.is_multiple_of(2) { &self.xfs } else { &self.ext4 }
     }
 
     fn limit(&self, n: u32) -> u64 {
@@ -252,6 +252,7 @@ async fn killed_at_each_moment_of_a_life_nothing_is_lost() {
             *killed.entry(call).or_insert(0) += 1;
         }
         resumed += node.check(&told, &when).await;
+        println!("round {round}, {when}: nothing lost");
     }
     let kills: usize = killed.values().sum();
     println!("{kills} kills, {resumed} times an accepted job was unfinished; nothing was lost: {killed:?}");
