@@ -73,7 +73,7 @@ ROUNDS ?= 20
 # Seconds of the test that goes on for a time.
 SOAK ?= 60
 torture: deps ## kill, crash, cut the power, damage stores and overload ROUNDS times, with SEED the same again
-	@for test in lab_kill power_cut_load lab_crash_points store_damage lab_overload lab_soak; do \
+	@for test in lab_kill lab_kill_points power_cut_load lab_crash_points store_damage lab_overload lab_soak; do \
 		GROWD_ROUNDS=$(ROUNDS) GROWD_SOAK_SECONDS=$(SOAK) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
 			$(CARGO) test --test $$test -- --nocapture || exit 1; \
 	done

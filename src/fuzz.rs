@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
+use std::time::Duration;
 
 use nix::sys::stat::{major, minor};
 use prost::Message;
@@ -104,12 +105,20 @@ pub fn mountinfo(data: &[u8]) {
 /// guesses a checksum.
 pub fn record(data: &[u8]) {
     let _ = record::decode_mark(data);
+    read_mark(&record::seal(record::MARK_KEY, 7, data));
     let Some((key, value)) = data.split_at_checked(17) else { return };
     read_record(key, value);
     let Some((id, payload)) = data.split_first_chunk::<16>() else { return };
     let key = record::key(JobId::from_uuid(Uuid::from_bytes(*id)));
-    for format in [record::EXTEND, record::SHRINK] {
-        read_record(&key, &record::seal(format, &key, 7, payload));
+    read_record(&key, &record::seal(&key, 7, payload));
+}
+
+fn read_mark(value: &[u8]) {
+    let Ok((commit, mut calendar)) = record::decode_mark(value) else { return };
+    assert_eq!(record::decode_mark(&record::encode_mark(commit, &calendar)), Ok((commit, calendar.clone())));
+    let age = Duration::from_secs(3600);
+    for passed in [Duration::ZERO, age, Duration::MAX] {
+        calendar.advance(passed, calendar.kept_for(age), age);
     }
 }
 
@@ -132,8 +141,7 @@ pub fn proto(data: &[u8]) {
     match method % 4 {
         0 => {
             let Ok(message) = proto::ExtendShareRequest::decode(message) else { return };
-            let message = convert::Asked::from(message);
-            match convert::size_request(&message, "fuzz".to_owned(), None) {
+            match convert::extend_request(&message, "fuzz".to_owned(), None) {
                 Ok(request) => {
                     assert!(request.new_size > Bytes::ZERO && request.new_size <= Bytes::MAX_FILE);
                     assert_eq!(request.share.to_string(), message.share_id.to_lowercase());
@@ -209,9 +217,8 @@ mod tests {
     use std::fs;
 
     /// Each has a folder of seeds and a program of its own name in `fuzz/`.
-    type Door = fn(&[u8]);
-
-    const DOORS: [(&str, Door); 7] = [
+    type Door = (&'static str, fn(&[u8]));
+    const DOORS: [Door; 7] = [
         ("config", super::config),
         ("lvm_report", super::lvm_report),
         ("mountinfo", super::mountinfo),

@@ -12,11 +12,10 @@ mod daemon;
 #[path = "support/seed.rs"]
 mod seed;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use daemon::{Clients, Daemon, MIB, create_shares, pool, project, request, share};
-use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
+use growd::wire::proto::{ExtendShareRequest, Job, JobState};
 use seed::{Random, rounds};
 use support::{Filesystem, lab};
 use tokio::task::JoinSet;
@@ -44,20 +43,6 @@ fn load(clients: &Clients, round: u64) -> JoinSet<Option<Job>> {
         load.spawn(async move { clients.ask(asked(round, n)).await.ok() });
     }
     load
-}
-
-/// Every job that growd knows, by its id.
-async fn all_jobs(clients: &Clients) -> BTreeMap<String, Job> {
-    let mut all = BTreeMap::new();
-    let mut page = ListJobsRequest { page_size: 1000, ..Default::default() };
-    loop {
-        let answer = clients.list_jobs(page.clone()).await;
-        all.extend(answer.jobs.into_iter().map(|job| (job.job_id.clone(), job)));
-        page.page_token = answer.next_page_token;
-        if page.page_token.is_empty() {
-            return all;
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +102,7 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
     }
 
     let clients = daemon.clients().await;
-    let all = all_jobs(&clients).await;
+    let all = clients.all_jobs().await;
     for job in &acknowledged {
         let now = all.get(&job.job_id).unwrap_or_else(|| panic!("lost: {job:?}"));
         assert_same(job, now);

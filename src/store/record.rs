@@ -366,6 +366,23 @@ pub mod tests {
             .prop_map(|(name, started_at, finished_at, detail)| StepRecord { name, started_at, finished_at, detail })
     }
 
+    fn any_trace() -> impl Strategy<Value = TraceParent> {
+        (1..=u128::MAX, 1..=u64::MAX, any::<u8>()).prop_map(|(trace_id, span_id, flags)| TraceParent {
+            trace_id,
+            span_id,
+            flags,
+        })
+    }
+
+    fn any_calendar() -> impl Strategy<Value = Calendar> {
+        let note = (any::<u64>(), any::<u128>()).prop_map(|(at, newest)| Note {
+            at: Duration::from_nanos(at),
+            newest: JobId::from_uuid(Uuid::from_u128(newest)),
+        });
+        (any::<u64>(), prop::collection::vec(note, 0..5))
+            .prop_map(|(open, notes)| Calendar { open: Duration::from_nanos(open), notes })
+    }
+
     fn arbitrary_job() -> impl Strategy<Value = Job> {
         let ids = (any::<u128>(), any::<u128>(), prop::option::of(any::<u128>()));
         let names = ("[a-zA-Z0-9][-_a-zA-Z0-9]{0,62}", "\\PC{0,255}", any::<String>());
@@ -373,9 +390,10 @@ pub mod tests {
         let kinds = (prop::sample::select(&DriverKind::ALL[..]), prop::sample::select(&JobState::ALL[..]));
         let error = prop::option::of((any::<String>(), any::<String>(), any::<bool>()));
         let times = (any_time(), prop::option::of(any_time()), prop::option::of(any_time()));
-        let history = (prop::collection::vec(any_step(), 0..5), error, any::<u32>(), any::<u64>());
+        let history =
+            (prop::collection::vec(any_step(), 0..5), error, any::<u32>(), any::<u64>(), prop::option::of(any_trace()));
         (ids, names, sizes, kinds, times, history).prop_map(|(ids, names, sizes, (driver, state), times, history)| {
-            let (steps, error, attempt, revision) = history;
+            let (steps, error, attempt, revision, trace) = history;
             Job {
                 id: JobId::from_uuid(Uuid::from_u128(ids.0)),
                 share: ShareId::from_uuid(Uuid::from_u128(ids.1)),
@@ -385,6 +403,7 @@ pub mod tests {
                 requested_by: names.2,
                 driver,
                 state,
+                trace,
                 size_before: Bytes::new(sizes.0),
                 requested_size: Bytes::new(sizes.1),
                 expected_size: sizes.2.map(Bytes::new),
@@ -402,9 +421,9 @@ pub mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(job in arbitrary_job(), commit: u64) {
+        fn what_is_written_reads_back(job in arbitrary_job(), commit: u64, calendar in any_calendar()) {
             prop_assert_eq!(decode(&key(job.id), &encode(&job, commit)), Ok((job, commit)));
-            prop_assert_eq!(decode_mark(&encode_mark(commit)), Ok(commit));
+            prop_assert_eq!(decode_mark(&encode_mark(commit, &calendar)), Ok((commit, calendar)));
         }
 
         #[test]

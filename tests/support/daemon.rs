@@ -3,6 +3,7 @@
 // Every test binary compiles its own copy of this module and uses a part of it.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -234,6 +235,20 @@ impl Clients {
 
     pub async fn list_jobs(&self, request: ListJobsRequest) -> ListJobsResponse {
         self.jobs.clone().list_jobs(request).await.unwrap().into_inner()
+    }
+
+    /// Every job that growd knows, by its id.
+    pub async fn all_jobs(&self) -> BTreeMap<String, Job> {
+        let mut all = BTreeMap::new();
+        let mut page = ListJobsRequest { page_size: 1000, ..Default::default() };
+        loop {
+            let answer = self.list_jobs(page.clone()).await;
+            all.extend(answer.jobs.into_iter().map(|job| (job.job_id.clone(), job)));
+            page.page_token = answer.next_page_token;
+            if page.page_token.is_empty() {
+                return all;
+            }
+        }
     }
 
     /// The pool of a name, with what is wrong with it.

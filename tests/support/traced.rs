@@ -53,8 +53,11 @@ pub fn start(program: &Path, arguments: &[&str], calls: &'static [Call], nth: Op
         ptrace::interrupt(pid).unwrap();
         child.stdin.take().unwrap().write_all(b"go\n").unwrap();
         tell_pid.send(pid).unwrap();
+        let end = follow(pid, calls, nth);
+        // It has ended and was waited for, which this child does not know.
+        let _ = child.wait();
         // The test may be over.
-        let _ = tell_end.send(follow(pid, calls, nth));
+        let _ = tell_end.send(end);
     });
     Traced { pid: pid.recv().unwrap(), end }
 }
