@@ -5,14 +5,15 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts};
 
-use crate::model::{Job, Reason};
+use crate::model::{Job, JobKind, Reason};
 
 /// Seconds, from a system call to a command that is stuck.
 const TIMES: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0];
 
 pub struct Meters {
     ended: IntCounterVec,
-    refused: IntCounterVec,
+    extends_refused: IntCounterVec,
+    shrinks_refused: IntCounterVec,
     queue_wait: Histogram,
     steps: HistogramVec,
     commit_jobs: Histogram,
@@ -27,10 +28,14 @@ impl Meters {
         Ok(Self {
             ended: IntCounterVec::new(
                 Opts::new("growd_jobs_ended_total", "Jobs that have ended since growd was started."),
-                &["driver", "state", "reason"],
+                &["kind", "driver", "state", "reason"],
             )?,
-            refused: IntCounterVec::new(
+            extends_refused: IntCounterVec::new(
                 Opts::new("growd_extends_refused_total", "Requests to extend a share that were not accepted."),
+                &["reason"],
+            )?,
+            shrinks_refused: IntCounterVec::new(
+                Opts::new("growd_shrinks_refused_total", "Requests to shrink a share that were not accepted."),
                 &["reason"],
             )?,
             queue_wait: Histogram::with_opts(times("growd_job_queue_wait_seconds", "From QUEUED to RUNNING."))?,
@@ -49,10 +54,11 @@ impl Meters {
         })
     }
 
-    pub fn collectors(&self) -> [Box<dyn Collector>; 6] {
+    pub fn collectors(&self) -> [Box<dyn Collector>; 7] {
         [
             Box::new(self.ended.clone()),
-            Box::new(self.refused.clone()),
+            Box::new(self.extends_refused.clone()),
+            Box::new(self.shrinks_refused.clone()),
             Box::new(self.queue_wait.clone()),
             Box::new(self.steps.clone()),
             Box::new(self.commit_jobs.clone()),
@@ -62,11 +68,16 @@ impl Meters {
 
     pub fn ended(&self, job: &Job) {
         let reason = job.error.as_ref().map_or("", |error| error.reason.as_str());
-        self.ended.with_label_values(&[job.driver.as_str(), job.state.as_str(), reason]).inc();
+        let labels = [job.kind.as_str(), job.driver.as_str(), job.state.as_str(), reason];
+        self.ended.with_label_values(&labels).inc();
     }
 
-    pub fn refused(&self, reason: Reason) {
-        self.refused.with_label_values(&[reason.as_str()]).inc();
+    pub fn refused(&self, kind: JobKind, reason: Reason) {
+        let refused = match kind {
+            JobKind::Extend => &self.extends_refused,
+            JobKind::Shrink => &self.shrinks_refused,
+        };
+        refused.with_label_values(&[reason.as_str()]).inc();
     }
 
     /// A job that goes from QUEUED to RUNNING. Nothing when the clock was set back meanwhile.

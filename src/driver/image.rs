@@ -173,7 +173,7 @@ impl Image {
         if after < wanted {
             return Err(internal(format!("{} has {after} where {wanted} was set", looped.node.display())));
         }
-        Ok(Outcome::Grown { from: before, to: after })
+        Ok(Outcome::Changed { from: before, to: after })
     }
 
     /// Whether a file has all its blocks, and shall have them when it is larger.
@@ -279,7 +279,7 @@ impl Driver for Image {
                 Some((_, device)) => device.grow_filesystem(to),
                 None => Err(self.places.not_mounted().into()),
             },
-            Step::SetLimit { .. } => Err(step.unknown_to(self.kind())),
+            Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 

@@ -10,7 +10,7 @@ use super::state::{self, Event};
 use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
-use crate::model::{Bytes, Job, JobId, JobState, Refusal};
+use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
@@ -82,7 +82,7 @@ impl Engine {
     async fn work(self: &Arc<Self>, pool: &Pool, id: JobId) {
         let (engine, driver) = (Arc::clone(self), Arc::clone(&pool.driver));
         let work = tokio::task::spawn_blocking(move || {
-            if let Some(result) = engine.grow(&*driver, id).transpose() {
+            if let Some(result) = engine.carry_out(&*driver, id).transpose() {
                 Handle::current().block_on(engine.finish(id, result));
             }
         });
@@ -93,14 +93,40 @@ impl Engine {
     }
 
     /// The size that was reached; `None` when growd drains between two steps.
-    fn grow(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
+    fn carry_out(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
         let job = self.job(id)?;
-        let share = job.share;
+        match job.kind {
+            JobKind::Extend => self.grow(driver, &job),
+            JobKind::Shrink => self.lower(driver, &job).map(Some),
+        }
+    }
+
+    /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts
+    /// blocks, so what the step has read back is what can be had.
+    fn lower(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
+        let step = Step::LowerLimit { from: job.size_before, to: job.requested_size };
+        let (Outcome::Changed { to: reached, .. } | Outcome::AlreadyThere { size: reached }) =
+            self.take(driver, job, step)?;
+        let size = self.verify(driver, job)?;
+        if size > reached {
+            let problem = format!("share {} has {size} where {reached} was read before", job.share);
+            return Err(Refusal::Internal { problem });
+        }
+        Ok(size)
+    }
+
+    fn grow(&self, driver: &dyn Driver, job: &Job) -> Result<Option<Bytes>, Refusal> {
+        let (id, share) = (job.id, job.share);
         // What could be wrong with the share was looked at before it was accepted, and is by the step that would suffer.
         let mut sizes = driver.measure(share).map_err(DriverError::into_refusal)?;
         for taken in 0..MOST_STEPS {
             let Some(step) = plan::next_step(job.requested_size, sizes) else {
-                return self.verify(driver, &job).map(Some);
+                let size = self.verify(driver, job)?;
+                if size < job.requested_size {
+                    let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
+                    return Err(Refusal::Internal { problem });
+                }
+                return Ok(Some(size));
             };
             if taken > 0 {
                 if self.claims.is_closed() {
@@ -111,13 +137,10 @@ impl Engine {
                     warn!(job = %id, %error, "a step's record must wait for the next commit");
                 }
             }
-            self.change(id, Event::BeginStep { name: step.name() });
-            let outcome = driver.apply(share, step).map_err(DriverError::into_refusal)?;
-            info!(job = %id, %share, step = step.name(), %outcome, "step done");
-            self.change(id, Event::EndStep { detail: outcome.to_string() });
+            let outcome = self.take(driver, job, step)?;
             sizes = match (step, outcome) {
                 // A limit has been read back.
-                (Step::SetLimit { .. }, Outcome::Grown { to: limit, .. } | Outcome::AlreadyThere { size: limit }) => {
+                (Step::SetLimit { .. }, Outcome::Changed { to: limit, .. } | Outcome::AlreadyThere { size: limit }) => {
                     Sizes::Limit(limit)
                 }
                 _ => driver.measure(share).map_err(DriverError::into_refusal)?,
@@ -127,16 +150,20 @@ impl Engine {
         Err(Refusal::Internal { problem })
     }
 
+    fn take(&self, driver: &dyn Driver, job: &Job, step: Step) -> Result<Outcome, Refusal> {
+        self.change(job.id, Event::BeginStep { name: step.name() });
+        let outcome = driver.apply(job.share, step).map_err(DriverError::into_refusal)?;
+        info!(job = %job.id, share = %job.share, step = step.name(), %outcome, "step done");
+        self.change(job.id, Event::EndStep { detail: outcome.to_string() });
+        Ok(outcome)
+    }
+
     /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
     /// SUCCEEDED with a limit that is the old one again would be a lie.
     fn verify(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
         let share = job.share;
         self.change(job.id, Event::BeginStep { name: "verify" });
         let size = driver.verify(share).map_err(DriverError::into_refusal)?;
-        if size < job.requested_size {
-            let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
-            return Err(Refusal::Internal { problem });
-        }
         self.change(job.id, Event::EndStep { detail: format!("read back {size}") });
         Ok(size)
     }

@@ -33,6 +33,11 @@ impl DriverKind {
             Self::Btrfs => "btrfs",
         }
     }
+
+    /// Whether a share's size is a limit, which can be lowered, and not that of a device or a file.
+    pub const fn is_quota(self) -> bool {
+        matches!(self, Self::ProjectQuota | Self::Btrfs)
+    }
 }
 
 impl fmt::Display for DriverKind {
@@ -55,6 +60,8 @@ pub enum ShareStatus {
     Available,
     Extending,
     ExtendingError,
+    Shrinking,
+    ShrinkingError,
 }
 
 /// A share as the kernel reports it, with what the jobs say of it.

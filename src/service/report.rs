@@ -10,7 +10,7 @@ use super::{Service, admission};
 use crate::driver::{DriverError, Observed, Problem};
 use crate::engine::pools::Pool;
 use crate::model::{
-    Bytes, CommandRecord, Finding, Job, JobState, PoolName, PoolReport, Reason, Refusal, ShareId, ShareReport,
+    Bytes, CommandRecord, Finding, Job, JobKind, JobState, PoolName, PoolReport, Reason, Refusal, ShareId, ShareReport,
     ShareStatus,
 };
 
@@ -113,11 +113,16 @@ impl Service {
     fn jobs_of(&self, share: ShareId) -> Jobs {
         let active = self.engine.claims.active(share);
         let last = self.engine.store.newest_of(share);
-        let failed = self.engine.last_job(share).is_some_and(|job| job.state == JobState::Failed);
-        let status = match (active, failed) {
+        let job = match active {
+            Some(id) => self.engine.job(id).ok(),
+            None => self.engine.last_job(share).filter(|job| job.state == JobState::Failed),
+        };
+        let status = match (active, job.map(|job| job.kind)) {
+            (Some(_), Some(JobKind::Shrink)) => ShareStatus::Shrinking,
             (Some(_), _) => ShareStatus::Extending,
-            (None, true) => ShareStatus::ExtendingError,
-            (None, false) => ShareStatus::Available,
+            (None, Some(JobKind::Shrink)) => ShareStatus::ShrinkingError,
+            (None, Some(JobKind::Extend)) => ShareStatus::ExtendingError,
+            (None, None) => ShareStatus::Available,
         };
         Jobs { status, active, last }
     }

@@ -9,10 +9,13 @@ use prost::Message;
 use uuid::Uuid;
 
 use crate::model::{
-    Bytes, DriverKind, Job, JobError, JobId, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
+    Bytes, DriverKind, Job, JobError, JobId, JobKind, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
 
-const FORMAT: u8 = 1;
+/// Format of the records of extends. Those of shrinks have one of their own: a growd that knows no shrinks would take an
+/// unfinished one for an extend that is done, and refuses the store instead.
+const EXTEND: u8 = 1;
+const SHRINK: u8 = 2;
 const HEADER: usize = 1 + 8;
 const CHECKSUM: usize = 4;
 
@@ -87,7 +90,7 @@ struct ErrorOnDisk {
 /// Why a record cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    #[error("it is of format {0}, and this growd knows only format {FORMAT}: it was written by a newer growd")]
+    #[error("it is of format {0}, and this growd knows only formats up to {SHRINK}: it was written by a newer growd")]
     Newer(u8),
     #[error("its checksum does not match")]
     Checksum,
@@ -138,7 +141,11 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         started_at: job.started_at.map(nanos),
         finished_at: job.finished_at.map(nanos),
     };
-    seal(&key(job.id), commit, &record.encode_to_vec())
+    let format = match job.kind {
+        JobKind::Extend => EXTEND,
+        JobKind::Shrink => SHRINK,
+    };
+    seal(format, &key(job.id), commit, &record.encode_to_vec())
 }
 
 /// The job and the commit number of a record.
@@ -147,11 +154,13 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
 /// When the record is not exactly what [`encode`] wrote under this key.
 pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (commit, payload) = unseal(key, value)?;
+    let (format, commit, payload) = unseal(key, value)?;
+    let kind = if format == SHRINK { JobKind::Shrink } else { JobKind::Extend };
     let record = JobRecord::decode(payload).map_err(|_| RecordError::Field("payload"))?;
     let uuid = |bytes: &[u8], field| Uuid::from_slice(bytes).map_err(|_| RecordError::Field(field));
     let job = Job {
         id,
+        kind,
         share: ShareId::from_uuid(uuid(&record.share, "share")?),
         pool: record.pool.parse::<PoolName>().map_err(|_| RecordError::Field("pool"))?,
         driver: DriverKind::ALL
@@ -186,18 +195,18 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
 
 /// A record that carries a commit number and nothing else, for [`MARK_KEY`].
 pub fn encode_mark(commit: u64) -> Vec<u8> {
-    seal(MARK_KEY, commit, &[])
+    seal(EXTEND, MARK_KEY, commit, &[])
 }
 
 /// # Errors
 /// When the record is not what [`encode_mark`] wrote.
 pub fn decode_mark(value: &[u8]) -> Result<u64, RecordError> {
-    unseal(MARK_KEY, value).map(|(commit, _)| commit)
+    unseal(MARK_KEY, value).map(|(_, commit, _)| commit)
 }
 
-fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
+fn seal(format: u8, key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CHECKSUM);
-    value.push(FORMAT);
+    value.push(format);
     value.extend_from_slice(&commit.to_be_bytes());
     value.extend_from_slice(payload);
     let checksum = checksum(key, &value);
@@ -205,17 +214,18 @@ fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     value
 }
 
-fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u64, &'a [u8]), RecordError> {
+/// The format, the commit number and the payload.
+fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u8, u64, &'a [u8]), RecordError> {
     let (body, found) = value.split_last_chunk::<CHECKSUM>().ok_or(RecordError::Checksum)?;
     if checksum(key, body) != *found {
         return Err(RecordError::Checksum);
     }
     let (format, rest) = body.split_first().ok_or(RecordError::Checksum)?;
-    if *format != FORMAT {
+    if !(EXTEND..=SHRINK).contains(format) {
         return Err(RecordError::Newer(*format));
     }
     let (commit, payload) = rest.split_first_chunk::<8>().ok_or(RecordError::Field("commit number"))?;
-    Ok((u64::from_be_bytes(*commit), payload))
+    Ok((*format, u64::from_be_bytes(*commit), payload))
 }
 
 fn checksum(key: &[u8], body: &[u8]) -> [u8; CHECKSUM] {
@@ -261,6 +271,7 @@ pub mod tests {
     pub fn any_job(id: u128, state: JobState) -> Job {
         Job {
             id: JobId::from_uuid(Uuid::from_u128(id)),
+            kind: JobKind::Extend,
             share: ShareId::from_uuid(Uuid::from_u128(7)),
             pool: "home".parse().unwrap(),
             driver: DriverKind::ProjectQuota,
@@ -295,7 +306,9 @@ pub mod tests {
     fn every_field_comes_back() {
         for state in JobState::ALL {
             let job = any_job(42, state);
-            assert_eq!(decode(&key(job.id), &encode(&job, 77)), Ok((job, 77)));
+            assert_eq!(decode(&key(job.id), &encode(&job, 77)), Ok((job.clone(), 77)));
+            let shrink = Job { kind: JobKind::Shrink, ..job };
+            assert_eq!(decode(&key(shrink.id), &encode(&shrink, 77)), Ok((shrink, 77)));
         }
         assert_eq!(decode_mark(&encode_mark(5)), Ok(5));
     }
@@ -303,10 +316,27 @@ pub mod tests {
     #[test]
     fn a_newer_format_is_named_as_such() {
         let key = key(JobId::from_uuid(Uuid::from_u128(1)));
-        let mut body = vec![2_u8, 0, 0];
+        let mut body = vec![3_u8, 0, 0];
         let sum = checksum(&key, &body);
         body.extend_from_slice(&sum);
-        assert_eq!(decode(&key, &body), Err(RecordError::Newer(2)));
+        assert_eq!(decode(&key, &body), Err(RecordError::Newer(3)));
+    }
+
+    /// [`any_job`] as growd wrote it before there were shrinks.
+    const OLD_RECORD: &str = "\
+        0100000000000000020a10000000000000000000000000000000071204686f6d651a0d70726f6a6563742d71756f746122064641\
+        494c45442880808080043080808080083880808080044080808080084a1d0a097365745f6c696d697410051806220c3147694220\
+        2d3e2032476942521f0a08494e5445524e414c121172656164206261636b206e6f7468696e671801580260036a0b7569643d3020\
+        7069643d31720464656d6f7a10000000000000000000000000000000098001959a97ece39fe7cb17880104a7f1f017\
+        ";
+
+    #[test]
+    fn a_record_of_before_there_were_kinds_is_an_extend() {
+        let byte = |at| u8::from_str_radix(&OLD_RECORD[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..OLD_RECORD.len()).step_by(2).map(byte).collect();
+        let job = any_job(42, JobState::Failed);
+        assert_eq!(decode(&key(job.id), &bytes), Ok((job.clone(), 2)));
+        assert_eq!(encode(&job, 2), bytes, "and an extend is still written so");
     }
 
     proptest! {

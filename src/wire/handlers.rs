@@ -30,6 +30,18 @@ impl Handlers {
         self.service.get().ok_or_else(starting)
     }
 
+    async fn resize<T: Into<convert::Asked>>(&self, request: Request<T>) -> Result<Response<proto::Job>, Status> {
+        let service = self.service().cloned();
+        let caller = caller(&request);
+        let request = request.into_inner().into();
+        Self::change(async move {
+            let answer = async { service?.resize(convert::size_request(&request, caller.to_string())?).await }.await;
+            audit::resize(&caller, &request, &answer);
+            answer
+        })
+        .await
+    }
+
     /// Runs a change to its end in a task of its own: a caller that goes away drops only its answer.
     async fn change<F>(change: F) -> Result<Response<proto::Job>, Status>
     where
@@ -69,15 +81,11 @@ fn caller<T>(request: &Request<T>) -> Arc<Peer> {
 #[tonic::async_trait]
 impl ShareService for Handlers {
     async fn extend_share(&self, request: Request<proto::ExtendShareRequest>) -> Result<Response<proto::Job>, Status> {
-        let service = self.service().cloned();
-        let caller = caller(&request);
-        let request = request.into_inner();
-        Self::change(async move {
-            let answer = async { service?.extend(convert::extend_request(&request, caller.to_string())?).await }.await;
-            audit::extend(&caller, &request, &answer);
-            answer
-        })
-        .await
+        self.resize(request).await
+    }
+
+    async fn shrink_share(&self, request: Request<proto::ShrinkShareRequest>) -> Result<Response<proto::Job>, Status> {
+        self.resize(request).await
     }
 
     async fn get_share(&self, request: Request<proto::GetShareRequest>) -> Result<Response<proto::Share>, Status> {

@@ -45,7 +45,9 @@ pub enum Mood {
 pub struct State {
     pub shares: BTreeMap<String, Share>,
     pub jobs: BTreeMap<String, Job>,
+    /// Requests of both kinds that were received.
     pub extends: Vec<ExtendShareRequest>,
+    pub shrinks: Vec<ShrinkShareRequest>,
     /// Calls of ShareService.
     pub calls: usize,
     pub mood: Mood,
@@ -99,14 +101,11 @@ fn unknown_share() -> Status {
     refusal(Code::NotFound, "SHARE_NOT_FOUND", 404, &[])
 }
 
-#[tonic::async_trait]
-impl ShareService for Simulated {
-    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
-        let request = request.into_inner();
+impl Simulated {
+    async fn resize(&self, kind: JobKind, request: ExtendShareRequest) -> Result<Response<Job>, Status> {
         let mood = self.mood().await?;
         let silent = matches!(mood, Mood::SilentAfterExtend);
         let answer = self.with(|state| {
-            state.extends.push(request.clone());
             if let Mood::Refusing(status) = mood {
                 return Err(status);
             }
@@ -116,12 +115,19 @@ impl ShareService for Simulated {
                 return Ok(job.clone());
             }
             let current = share.size_bytes.unwrap();
-            if share.status() == ShareStatus::Extending {
+            if matches!(share.status(), ShareStatus::Extending | ShareStatus::Shrinking) {
                 return Err(refusal(Code::Aborted, "SHARE_BUSY", 409, &[]));
             }
-            if request.new_size_bytes <= current {
+            let wrong = match kind {
+                JobKind::Shrink => (request.new_size_bytes >= current).then_some("SIZE_NOT_SMALLER"),
+                _ => (request.new_size_bytes <= current).then_some("SIZE_NOT_GREATER"),
+            };
+            if let Some(wrong) = wrong {
                 let current = ("current_size_bytes", current.to_string());
-                return Err(refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", 400, &[current]));
+                return Err(refusal(Code::InvalidArgument, wrong, 400, &[current]));
+            }
+            if kind == JobKind::Shrink && share.used_bytes() > request.new_size_bytes {
+                return Err(refusal(Code::FailedPrecondition, "WOULD_LOSE_DATA", 409, &[]));
             }
             let job = Job {
                 job_id: uuid::Uuid::new_v4().to_string(),
@@ -130,10 +136,12 @@ impl ShareService for Simulated {
                 size_before_bytes: current,
                 requested_size_bytes: request.new_size_bytes,
                 state: JobState::Running.into(),
+                kind: kind.into(),
                 request_id,
                 ..Job::default()
             };
-            share.set_status(ShareStatus::Extending);
+            let shrinks = kind == JobKind::Shrink;
+            share.set_status(if shrinks { ShareStatus::Shrinking } else { ShareStatus::Extending });
             share.active_job_id.clone_from(&job.job_id);
             share.last_job_id.clone_from(&job.job_id);
             // Half of the work is visible before all of it is done.
@@ -146,6 +154,27 @@ impl ShareService for Simulated {
             std::future::pending::<()>().await;
         }
         answer.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl ShareService for Simulated {
+    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        self.with(|state| state.extends.push(request.clone()));
+        self.resize(JobKind::Extend, request).await
+    }
+
+    async fn shrink_share(&self, request: Request<ShrinkShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        self.with(|state| state.shrinks.push(request.clone()));
+        let request = ExtendShareRequest {
+            share_id: request.share_id,
+            new_size_bytes: request.new_size_bytes,
+            request_id: request.request_id,
+            ..ExtendShareRequest::default()
+        };
+        self.resize(JobKind::Shrink, request).await
     }
 
     async fn get_share(&self, request: Request<GetShareRequest>) -> Result<Response<Share>, Status> {

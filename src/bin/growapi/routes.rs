@@ -11,12 +11,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
-use growd::model::ShareId;
+use growd::model::{Bytes as Size, JobKind, ShareId};
 use growd::wire::proto::ExtendShareRequest;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
-use crate::action::{Action, Kind};
+use crate::action::Action;
 use crate::api::{Api, Current};
 use crate::caller::{Caller, REQUEST_ID, Traced, base_url};
 use crate::identity::Role;
@@ -204,24 +204,22 @@ async fn act(caller: Caller, path: Of<(String, String)>, request: Request) -> Re
     caller.role(Role::Member)?;
     let unknown = || Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found.");
     let id: ShareId = share.parse().map_err(|_| unknown())?;
-    match action.kind {
-        Kind::Extend => extend(&caller, &project, id, size).await,
-        Kind::Shrink => {
-            let found = find(&caller, &project, &share).await;
-            found.map_err(|refusal| if refusal.status == StatusCode::NOT_FOUND { unknown() } else { refusal })?;
-            Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "Shares cannot be made smaller here."))
-        }
-    }
+    resize(&caller, &project, id, action.kind, size).await
 }
 
 /// Accepted means that the job is on the node's disk.
-async fn extend(caller: &Caller, project: &str, id: ShareId, size: u64) -> Result<Response, Refusal> {
+async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size: u64) -> Result<Response, Refusal> {
     let failed = |failure: crate::nodes::Failure| failure.into_refusal(Some(size));
     let nodes = &caller.api.nodes;
     let mut request = ExtendShareRequest {
         share_id: id.to_string(),
-        // growd does not take zero. No share is smaller than a byte, so one byte is refused just as surely.
-        new_size_bytes: (size << GIB_SHIFT).max(1),
+        new_size_bytes: match (size, kind) {
+            // growd does not take zero. No share is smaller than a byte or larger than the largest size, so these are
+            // refused just as surely.
+            (0, JobKind::Extend) => 1,
+            (0, JobKind::Shrink) => Size::MAX_FILE.get(),
+            (size, _) => size << GIB_SHIFT,
+        },
         request_id: Some(caller.traced.id.to_string()),
         project_id: project.to_owned(),
         ..ExtendShareRequest::default()
@@ -232,15 +230,16 @@ async fn extend(caller: &Caller, project: &str, id: ShareId, size: u64) -> Resul
         if !caller.sees(project, &place.node.name, &place.pool) {
             return Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."));
         }
-        let mut answer = nodes.extend(id, &place, request.clone()).await;
+        let mut answer = nodes.resize(kind, id, &place, request.clone()).await;
         if caller.traced.chosen_by_caller && matches!(&answer, Err(failure) if failure.has_reason("REQUEST_ID_REUSED"))
         {
             // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job.
             request.request_id = Some(Traced::fresh().to_string());
-            answer = nodes.extend(id, &place, request.clone()).await;
+            answer = nodes.resize(kind, id, &place, request.clone()).await;
         }
         if let Some(job) = answer.map_err(failed)? {
-            tracing::info!(request = %caller.traced.id, share = %id, node = place.node.name, job = job.job_id, "extending");
+            let (request, node) = (caller.traced.id, &place.node.name);
+            tracing::info!(%request, share = %id, node, job = job.job_id, %kind, "accepted");
             return Ok(StatusCode::ACCEPTED.into_response());
         }
     }

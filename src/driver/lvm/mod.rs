@@ -152,7 +152,7 @@ impl Lvm {
         let words = self.group.change(&self.pool, &command)?;
         let after = self.look_at(&name)?.size;
         if after >= wanted {
-            return Ok(Outcome::Grown { from: before, to: after });
+            return Ok(Outcome::Changed { from: before, to: after });
         }
         let Share { volume, observed, .. } = self.find(share)?;
         observed.extendable()?;
@@ -262,7 +262,7 @@ impl Driver for Lvm {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
             Step::GrowFilesystem { to } => self.look_at(&self.name_of(share))?.grow_filesystem(to),
-            Step::SetLimit { .. } => Err(step.unknown_to(self.kind())),
+            Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 

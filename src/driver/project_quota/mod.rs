@@ -1,10 +1,11 @@
 //! Directories with a project quota, on XFS or ext4: a share's size is the hard limit of its project.
 //!
 //! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
-//! Nothing here lowers a limit.
+//! Nothing but [`lower`] lowers a limit.
 
 mod census;
 mod findings;
+mod lower;
 mod promises;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -46,6 +47,13 @@ struct Share {
     directory: OwnedFd,
     observed: Observed,
     quota: Option<quotactl::ProjectQuota>,
+}
+
+impl Share {
+    fn just_turned_off(&self) -> Refusal {
+        let (location, problem) = (self.observed.location.clone(), "it was just turned off".to_owned());
+        Refusal::QuotaNotEnforced { location, problem }
+    }
 }
 
 impl ProjectQuota {
@@ -117,8 +125,7 @@ impl ProjectQuota {
         let found = self.find(&pool, share)?;
         found.observed.extendable()?;
         let location = &found.observed.location;
-        let off = || Refusal::QuotaNotEnforced { location: location.clone(), problem: "it was just turned off".into() };
-        let old = found.quota.ok_or_else(off)?;
+        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
         if old.hard >= to {
             return Ok(Outcome::AlreadyThere { size: old.hard });
         }
@@ -126,29 +133,34 @@ impl ProjectQuota {
         // A soft limit that was no limit of its own must not become one.
         let soft = if old.soft == old.hard { hard } else { old.soft };
         let begun = Instant::now();
-        match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
-            Ok(()) => {}
-            Err(QuotaError::Off) => return Err(off().into()),
-            Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
-                let free = file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free);
-                let (pool, asked) = (self.places.pool().clone(), hard.saturating_sub(old.hard));
-                return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
-            }
-            Err(QuotaError::System(Errno::ERANGE)) => {
-                let what = format!("a limit of {hard} on {}", found.observed.filesystem);
-                return Err(Refusal::Unsupported { what }.into());
-            }
-            Err(QuotaError::System(errno)) => return Err(system("set the quota of", location)(errno)),
-        }
+        self.write_limits(&pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(pool.device, hard.saturating_sub(old.hard), begun);
-        let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(off)?;
+        let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(|| found.just_turned_off())?;
         if new.hard < to {
             let (location, new) = (location.display(), new.hard);
             let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
             return Err(Refusal::Internal { problem }.into());
         }
-        Ok(Outcome::Grown { from: old.hard, to: new.hard })
+        Ok(Outcome::Changed { from: old.hard, to: new.hard })
+    }
+
+    fn write_limits(&self, pool: &Pool, found: &Share, hard: Bytes, soft: Bytes) -> Result<(), DriverError> {
+        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
+        match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
+            Ok(()) => Ok(()),
+            Err(QuotaError::Off) => Err(found.just_turned_off().into()),
+            Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
+                let free = file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free);
+                let (pool, asked) = (self.places.pool().clone(), hard.saturating_sub(old.hard));
+                Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into())
+            }
+            Err(QuotaError::System(Errno::ERANGE)) => {
+                let what = format!("a limit of {hard} on {}", found.observed.filesystem);
+                Err(Refusal::Unsupported { what }.into())
+            }
+            Err(QuotaError::System(errno)) => Err(system("set the quota of", &found.observed.location)(errno)),
+        }
     }
 }
 
@@ -194,6 +206,7 @@ impl Driver for ProjectQuota {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::SetLimit { to } => self.set_limit(share, to),
+            Step::LowerLimit { from, to } => self.lower_limit(share, from, to),
             Step::GrowVolume { .. } | Step::GrowFilesystem { .. } => Err(step.unknown_to(self.kind())),
         }
     }

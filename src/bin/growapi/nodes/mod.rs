@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt};
 use growd::config::{ApiConfig, NodeConfig};
-use growd::model::ShareId;
+use growd::model::{JobKind, ShareId};
 use growd::wire::client::{self, ConnectError, Credentials};
 use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
 use parking_lot::Mutex;
@@ -114,17 +114,18 @@ impl Nodes {
         }
     }
 
-    /// Asks the node for an extend; `None` when the share is no longer there, and where it is has to be found again.
+    /// Asks the node for an extend or a shrink; `None` when the share is no longer there, and where it is has to be found again.
     ///
     /// # Errors
     /// Every other [`Failure`].
-    pub async fn extend(
+    pub async fn resize(
         &self,
+        kind: JobKind,
         id: ShareId,
         place: &Place,
         request: ExtendShareRequest,
     ) -> Result<Option<Job>, Failure> {
-        match place.node.extend(request).await {
+        match place.node.resize(kind, request).await {
             Ok(job) => {
                 self.places.lock().insert(id, Place { node: Arc::clone(&place.node), pool: job.pool.clone() });
                 Ok(Some(job))
