@@ -10,11 +10,10 @@ mod daemon;
 #[path = "support/volumes.rs"]
 mod volumes;
 
-use std::path::Path;
 use std::time::Duration;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, metadata, pool, project, request, share};
-use daemon::{eventually, shrink_request};
+use daemon::{btrfs_pool, eventually, shrink_request};
 use growd::wire::proto::{ExtendShareRequest, Job, JobKind, JobState, ShareStatus, ShrinkShareRequest};
 use support::btrfs::Btrfs;
 use support::hanging_disk::HangingDisk;
@@ -79,10 +78,6 @@ async fn an_xfs_share_shrinks_for_real() {
 async fn an_ext4_share_shrinks_for_real() {
     lab::require();
     shrinks_for_real(Filesystem::ext4("ubdb", PRJQUOTA)).await;
-}
-
-fn btrfs_pool(fs: &Btrfs) -> String {
-    format!("[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"{}/{{share_id}}\"\n", fs.path().display())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,16 +194,17 @@ async fn one_job_at_a_time_and_space_comes_back_with_its_end() {
     let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, 20, 16 * MIB);
-    fs.set_limits(project(1), 0, GIB);
+    let (big, of_big) = (share(19), project(19));
+    fs.set_limits(of_big, 0, GIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
     let available = clients.pool("home").await.available_bytes;
 
     let hang = clients.hang(&disk).await;
-    let job = clients.shrink(&share(1), GIB / 2).await.unwrap();
-    eventually(async || fs.hard_limit(project(1)), |limit| *limit == GIB / 2).await;
-    assert_eq!(clients.share(&share(1)).await.status(), ShareStatus::Shrinking);
-    for refusal in [clients.extend(&share(1), 2 * GIB).await, clients.shrink(&share(1), GIB / 4).await] {
+    let job = clients.shrink(&big, GIB / 2).await.unwrap();
+    eventually(async || fs.hard_limit(of_big), |limit| *limit == GIB / 2).await;
+    assert_eq!(clients.share(&big).await.status(), ShareStatus::Shrinking);
+    for refusal in [clients.extend(&big, 2 * GIB).await, clients.shrink(&big, GIB / 4).await] {
         let refusal = refusal.unwrap_err();
         assert_refused(&refusal, "SHARE_BUSY");
         assert_eq!(metadata(&refusal, "job_id"), job.job_id);
@@ -294,84 +290,4 @@ async fn a_writer_that_is_faster_keeps_its_data_and_the_old_limit() {
     lab::require();
     races(Filesystem::xfs("ubda", PRJQUOTA)).await;
     races(Filesystem::ext4("ubdb", PRJQUOTA)).await;
-}
-
-/// SIGKILL at every call by which a limit is lowered: it is the old one or the new one, and the job ends after the start.
-async fn killed_at_every_call(dir: &Path, pool: &str, calls: &[&str], limit: impl Fn() -> u64) {
-    let mut daemon = Daemon::start(dir, pool).await;
-    let (mut killed, mut resumed) = (0, 0);
-    for call in calls {
-        for nth in 1.. {
-            let clients = daemon.clients().await;
-            let (before, size) = (limit(), limit() - 8 * MIB);
-            let request_id = Some(uuid::Uuid::now_v7().to_string());
-            let request = ShrinkShareRequest { request_id, ..shrink_request(&share(1), size) };
-            let injected = daemon.inject(&format!("{call}:signal=KILL:when={nth}")).await;
-            let answer = clients.ask_to_shrink(request.clone()).await;
-            let ended = match &answer {
-                Ok(job) => clients.end_or_death(&job.job_id).await.is_some(),
-                Err(_) => false,
-            };
-            assert!(ended || daemon.was_killed(), "{call} {nth}: {answer:?}");
-            drop(injected);
-            assert!(limit() == before || limit() == size, "{call} {nth}: {}", limit());
-            if !ended {
-                killed += 1;
-                daemon.start_again().await;
-                let clients = daemon.clients().await;
-                let job = clients.ask_to_shrink(request).await.unwrap();
-                let job = clients.end_of(&job.job_id).await;
-                assert_eq!((job.state(), job.size_after_bytes()), (JobState::Succeeded, size), "{call} {nth}: {job:?}");
-                assert_eq!(job.kind(), JobKind::Shrink);
-                resumed += u32::from(answer.is_ok() && job.attempt == 2);
-            }
-            assert_eq!(limit(), size, "{call} {nth}");
-            if ended {
-                break;
-            }
-        }
-    }
-    println!("growd was killed {killed} times, {resumed} of them in the middle of an accepted job");
-    assert!(resumed > 0, "{killed}, {resumed}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_at_every_call_a_shrink_ends_after_the_restart() {
-    lab::require();
-    for fs in [Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA)] {
-        let dir = tempfile::tempdir().unwrap();
-        fs.create_share(&share(1), project(1), GIB);
-        let calls = ["quotactl_fd", "utimensat", "fsync", "fdatasync"];
-        killed_at_every_call(dir.path(), &pool(&fs, ""), &calls, || fs.hard_limit(project(1))).await;
-    }
-    let fs = Btrfs::new("ubdc");
-    let dir = tempfile::tempdir().unwrap();
-    let path = fs.create_share(&share(1), GIB);
-    killed_at_every_call(dir.path(), &btrfs_pool(&fs), &["ioctl", "fdatasync"], || fs.limit(&path).unwrap()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_crash_left_below_what_is_in_use_gets_its_old_limit_back() {
-    lab::require();
-    for fs in [Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA)] {
-        let dir = tempfile::tempdir().unwrap();
-        let place = fs.create_share(&share(1), project(1), 16 * MIB);
-        let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
-        let clients = daemon.clients().await;
-        let slow = daemon.inject("utimensat:delay_enter=60s").await;
-        let job = clients.shrink(&share(1), 8 * MIB).await.unwrap();
-        eventually(async || fs.hard_limit(project(1)), |limit| *limit == 8 * MIB).await;
-        // As if the writer had come between growd's last look and the new limit, and growd had died before the next.
-        daemon.signal(nix::sys::signal::Signal::SIGKILL);
-        assert!(daemon.was_killed());
-        drop(slow);
-        fs.set_limits(project(1), 0, 16 * MIB);
-        assert_eq!(fill(&place.join("data"), 12 * MIB).unwrap(), 12 * MIB);
-        fs.set_limits(project(1), 0, 8 * MIB);
-        daemon.start_again().await;
-        let clients = daemon.clients().await;
-        let job = clients.end_of(&job.job_id).await;
-        assert_eq!(job.error.as_ref().map(|error| error.reason.as_str()), Some("WOULD_LOSE_DATA"), "{job:?}");
-        assert_eq!((job.kind(), job.attempt, fs.hard_limit(project(1))), (JobKind::Shrink, 2, 16 * MIB));
-    }
 }

@@ -13,10 +13,10 @@ use nix::unistd::syncfs;
 use uuid::Uuid;
 
 use super::path_template::PathTemplate;
-use super::places::{Ground, Places, Pool};
+use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::shell::quoted;
 use super::{Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Sizes, Space, SpaceId, Step, system};
-use crate::model::{Bytes, DriverKind, PoolName, Reason, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
 use crate::sys::file_system;
 use crate::sys::open_beneath::DIRECTORY;
@@ -70,15 +70,14 @@ impl Btrfs {
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
         let pool = self.places.open_pool()?;
-        let location = self.places.path_of(share);
-        let directory = self.places.open_share(&pool, share)?;
+        let Opened { fd: directory, path: location, project } = self.places.open_share(&pool, share)?;
         let fd = directory.as_fd();
         if !btrfs::is_btrfs(fd).map_err(system("find the file system of", &location))? {
             let what = format!("a share on a file system other than btrfs ({})", location.display());
             return Err(Refusal::Unsupported { what }.into());
         }
         let subvolume = btrfs::subvolume(fd).map_err(system("find the subvolume of", &location))?;
-        let subvolume = subvolume.ok_or_else(|| self.places.unsupported(share, "a directory that is no subvolume"))?;
+        let subvolume = subvolume.ok_or_else(|| unsupported(share, &location, "a directory that is no subvolume"))?;
         let id = QgroupId::of_subvolume(subvolume);
         let read = || -> Result<_, Errno> {
             let (state, qgroup) = (btrfs::quota_state(fd)?, btrfs::qgroup(fd, id)?);
@@ -95,7 +94,7 @@ impl Btrfs {
         let qgroup = qgroup.filter(|_| state.on);
         let sizes = qgroup.and_then(|qgroup| qgroup.limits.referenced).map(Sizes::Limit);
         let used = qgroup.map(|qgroup| qgroup.used.referenced);
-        let observed = Observed { location, filesystem: FILESYSTEM, sizes, used, problems };
+        let observed = Observed { location, project, filesystem: FILESYSTEM, sizes, used, problems };
         Ok(Share { directory, id, observed })
     }
 
@@ -206,6 +205,10 @@ impl Driver for Btrfs {
 
     fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
         Ok(self.list(&self.places.open_pool()?)?.into_iter().collect())
+    }
+
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
+        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::model::{Bytes, DriverKind, Reason, Refusal, ShareId, ThinUse};
+use crate::model::{Bytes, DriverKind, ProjectLabel, Reason, Refusal, ShareId, ThinUse};
 
 /// The backend of one pool.
 pub trait Driver: Send + Sync {
@@ -33,6 +33,12 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// [`Refusal::NotMounted`] when the pool is not there.
     fn shares(&self) -> Result<Vec<ShareId>, DriverError>;
+
+    /// As [`Driver::shares`], those whose places say this project; with an empty one those whose places say none.
+    ///
+    /// # Errors
+    /// As [`Driver::shares`].
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError>;
 
     /// What the kernel says of a share now, with everything that is wrong with it.
     ///
@@ -84,6 +90,8 @@ pub trait Driver: Send + Sync {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
     pub location: PathBuf,
+    /// The project that the place says; empty where it says none.
+    pub project: ProjectLabel,
     /// Type of the file system: `xfs`, `ext4`, `btrfs`; empty for a volume without one.
     pub filesystem: &'static str,
     /// `None` when nothing bounds it or the kernel cannot tell; `problems` says why.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use super::{Bytes, JobId, PoolName, Reason, ShareId};
+use super::{Bytes, JobId, PoolName, ProjectLabel, Reason, ShareId};
 
 /// How the shares of a pool are bounded and grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -71,6 +71,8 @@ pub struct ShareReport {
     pub pool: PoolName,
     pub driver: DriverKind,
     pub location: PathBuf,
+    /// The project that its place says; empty where it says none.
+    pub project: ProjectLabel,
     /// Empty when the share could not be read.
     pub filesystem: String,
     pub size: Option<Bytes>,

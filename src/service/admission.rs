@@ -17,6 +17,16 @@ pub struct SizeRequest {
     pub requested_by: String,
 }
 
+/// Whether the share is one of the project that is asked for, where its place says whose it is.
+///
+/// # Errors
+/// SHARE_NOT_FOUND: to whoever asks for another project it is not there.
+pub fn check_project(request: &SizeRequest, of_place: &ProjectLabel) -> Result<(), Refusal> {
+    let other =
+        [&request.project, of_place].iter().all(|label| !label.as_str().is_empty()) && request.project != *of_place;
+    if other { Err(Refusal::ShareNotFound { share: request.share }) } else { Ok(()) }
+}
+
 /// Whether the size that was asked for is one to change to.
 ///
 /// # Errors
@@ -99,6 +109,19 @@ mod tests {
             text,
             "Invalid input: New size for extend must be greater than current size (current: 2GiB, new: 1GiB)"
         );
+    }
+
+    #[test]
+    fn a_share_of_another_project_is_not_there() {
+        let label = |text: &str| text.parse::<ProjectLabel>().unwrap();
+        let checked = |asked, of_place| {
+            let request = SizeRequest { project: label(asked), ..request(JobKind::Extend, Bytes::gib(1), None) };
+            check_project(&request, &label(of_place)).map_err(|refusal| refusal.reason())
+        };
+        for (asked, of_place) in [("", ""), ("p", ""), ("", "p"), ("p", "p")] {
+            assert_eq!(checked(asked, of_place), Ok(()), "{asked} {of_place}");
+        }
+        assert_eq!(checked("q", "p"), Err(Reason::ShareNotFound));
     }
 
     #[test]

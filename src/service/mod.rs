@@ -84,6 +84,7 @@ impl Service {
             }
         };
         let (pool, (moment, assessment)) = engine.pools.find(share, ask).await?;
+        admission::check_project(&request, &assessment.observed.project)?;
         let current = assessment.observed.extendable()?.usable();
         admission::check_size(&request, current)?;
         let space = assessment.space;

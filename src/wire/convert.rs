@@ -117,6 +117,11 @@ fn filter_sum(filter: &str) -> String {
     format!("{:08x}", crc32fast::hash(filter.as_bytes()))
 }
 
+/// What the page tokens of a list of shares belong to. No pool's name has a slash.
+pub fn shares_filter(pool: &str, project: Option<&str>) -> String {
+    project.map_or_else(|| pool.to_owned(), |project| format!("{pool}/{project}"))
+}
+
 /// `None` for all states.
 pub fn state_filter(state: i32) -> Result<Option<JobState>, Refusal> {
     Ok(match proto::JobState::try_from(state) {
@@ -200,6 +205,7 @@ pub fn share(report: ShareReport) -> proto::Share {
         active_job_id: id(report.active_job),
         last_job_id: id(report.last_job),
         findings: report.findings.into_iter().map(finding).collect(),
+        project_id: report.project.as_str().to_owned(),
     }
 }
 

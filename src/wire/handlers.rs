@@ -99,18 +99,21 @@ impl ShareService for Handlers {
         request: Request<proto::ListSharesRequest>,
     ) -> Result<Response<proto::ListSharesResponse>, Status> {
         let request = request.into_inner();
+        let filter = convert::shares_filter(&request.pool, request.project_id.as_deref());
         let answer = async {
+            let project = request.project_id.as_deref().map(convert::project).transpose()?;
             let pool = match request.pool.as_str() {
                 "" => None,
                 name => Some(name.parse::<PoolName>().map_err(|error| convert::invalid("pool", &error))?),
             };
-            let after = convert::page_after(&request.page_token, &request.pool)?;
-            self.service()?.shares(pool.as_ref(), after, convert::page_size(request.page_size)).await
+            let after = convert::page_after(&request.page_token, &filter)?;
+            let size = convert::page_size(request.page_size);
+            self.service()?.shares(pool.as_ref(), project.as_ref(), after, size).await
         };
         let (shares, next) = answer.await.map_err(status)?;
         Ok(Response::new(proto::ListSharesResponse {
             shares: shares.into_iter().map(convert::share).collect(),
-            next_page_token: convert::page_token(next, &request.pool),
+            next_page_token: convert::page_token(next, &filter),
         }))
     }
 }

@@ -73,6 +73,12 @@ impl Simulated {
         self.with(|state| state.shares.insert(share_id.to_owned(), share));
     }
 
+    /// Gives the node a share whose place says a project.
+    pub fn hold_for(&self, project: &str, share_id: &str, pool: &str, size: u64) {
+        self.hold(share_id, pool, size);
+        self.with(|state| project.clone_into(&mut state.shares.get_mut(share_id).unwrap().project_id));
+    }
+
     /// Counts the call; what it is to be answered with.
     async fn mood(&self) -> Result<Mood, Status> {
         let mood = self.with(|state| {
@@ -110,6 +116,9 @@ impl Simulated {
                 return Err(status);
             }
             let share = state.shares.get_mut(&request.share_id).ok_or_else(unknown_share)?;
+            if !share.project_id.is_empty() && share.project_id != request.project_id {
+                return Err(unknown_share());
+            }
             let request_id = request.request_id.unwrap_or_default();
             if let Some(job) = state.jobs.values().find(|job| job.request_id == request_id) {
                 return Ok(job.clone());
@@ -172,6 +181,7 @@ impl ShareService for Simulated {
             share_id: request.share_id,
             new_size_bytes: request.new_size_bytes,
             request_id: request.request_id,
+            project_id: request.project_id,
             ..ExtendShareRequest::default()
         };
         self.resize(JobKind::Shrink, request).await
@@ -189,10 +199,11 @@ impl ShareService for Simulated {
 
     async fn list_shares(&self, request: Request<ListSharesRequest>) -> Result<Response<ListSharesResponse>, Status> {
         self.mood().await?;
-        let ListSharesRequest { pool, page_size, page_token } = request.into_inner();
+        let ListSharesRequest { pool, page_size, page_token, project_id } = request.into_inner();
         let behind = page_token.split_once('.').map(|(_, id)| id.to_owned()).unwrap_or_default();
         let shares = self.with(|state| {
             let all = state.shares.values().filter(|share| pool.is_empty() || share.pool == pool);
+            let all = all.filter(|share| project_id.as_ref().is_none_or(|project| *project == share.project_id));
             all.filter(|share| share.share_id > behind).cloned().collect::<Vec<_>>()
         });
         let more = shares.len() > page_size as usize;

@@ -27,6 +27,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
 use super::support::Filesystem;
+use super::support::btrfs::Btrfs;
 use super::support::hanging_disk::{Hang, HangingDisk};
 
 /// Longer than anything here takes on a busy machine; a test that hangs shall fail.
@@ -348,6 +349,11 @@ pub fn pool(fs: &Filesystem, more: &str) -> String {
         "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"{}/{{share_id}}\"\n{more}\n",
         fs.path().display()
     )
+}
+
+/// As [`pool`], of subvolumes.
+pub fn btrfs_pool(fs: &Btrfs) -> String {
+    format!("[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"{}/{{share_id}}\"\n", fs.path().display())
 }
 
 pub fn request(share: &str, size: u64) -> ExtendShareRequest {

@@ -132,10 +132,10 @@ async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, S
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
     let failed = |failure: crate::nodes::Failure| failure.into_refusal(None);
     let (place, share) = caller.api.nodes.share(id).await.map_err(failed)?;
-    if !caller.sees(project, &place.node.name, &place.pool) {
+    if !caller.sees(project, &place) {
         return Err(Refusal::not_found());
     }
-    let owner = caller.api.owners.owner(&place.node.name, &place.pool).unwrap_or(project).to_owned();
+    let owner = caller.api.owners.owner(&place.node.name, &place.pool, &place.project).unwrap_or(project).to_owned();
     Ok((Details::of(&place.node, share).await.map_err(failed)?, owner))
 }
 
@@ -169,7 +169,7 @@ async fn list_page(
             if !detailed {
                 return Ok(summary(base_url, project, &share.share_id));
             }
-            let owner = owners.owner(&node.name, &share.pool).unwrap_or(project).to_owned();
+            let owner = owners.owner(&node.name, &share.pool, &share.project_id).unwrap_or(project).to_owned();
             Details::of(&node, share).await.map(|details| details.json(base_url, project, &owner))
         }
     };
@@ -221,15 +221,21 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
             (size, _) => size << GIB_SHIFT,
         },
         request_id: Some(caller.traced.id.to_string()),
-        project_id: project.to_owned(),
         ..ExtendShareRequest::default()
     };
     // A share that has moved is found again, once.
     for _ in 0..2 {
-        let place = nodes.place(id).await.map_err(failed)?;
-        if !caller.sees(project, &place.node.name, &place.pool) {
+        let mut place = nodes.place(id).await.map_err(failed)?;
+        if !caller.sees(project, &place) {
+            // It may have moved from one project to another.
+            place = nodes.share(id).await.map_err(failed)?.0;
+        }
+        if !caller.sees(project, &place) {
             return Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."));
         }
+        // An admin may ask for the share of any project; growd goes by what the place says.
+        let of_place = if place.project.is_empty() { project } else { &place.project };
+        of_place.clone_into(&mut request.project_id);
         let mut answer = nodes.resize(kind, id, &place, request.clone()).await;
         if caller.traced.chosen_by_caller && matches!(&answer, Err(failure) if failure.has_reason("REQUEST_ID_REUSED"))
         {

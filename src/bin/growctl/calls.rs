@@ -87,7 +87,7 @@ impl Calls {
     /// All shares, of one pool when it is named.
     pub async fn all_shares(&self, pool: String) -> Result<ListSharesResponse, Failure> {
         let mut all = ListSharesResponse::default();
-        let mut request = ListSharesRequest { pool, page_size: PAGE, page_token: String::new() };
+        let mut request = ListSharesRequest { pool, page_size: PAGE, ..ListSharesRequest::default() };
         loop {
             let page = self.answer(self.shares().list_shares(request.clone())).await?;
             all.shares.extend(page.shares);

@@ -22,7 +22,7 @@ use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
-use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId, ThinPool, ThinUse};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
 const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
@@ -119,7 +119,7 @@ impl Lvm {
         problems.extend(sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes)));
         let filesystem = device.as_ref().map_or("", Device::filesystem);
         let used = device.as_ref().and_then(Device::used);
-        let observed = Observed { location, filesystem, sizes, used, problems };
+        let observed = Observed { location, project: ProjectLabel::default(), filesystem, sizes, used, problems };
         Ok(Share { volume, device, observed })
     }
 
@@ -187,6 +187,11 @@ impl Driver for Lvm {
         let mut shares: Vec<ShareId> = found.chain(explicit).collect();
         shares.sort_unstable();
         Ok(shares)
+    }
+
+    /// The name of a volume says no project.
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
+        if project.as_str().is_empty() { self.shares() } else { Ok(Vec::new()) }
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

@@ -20,9 +20,9 @@ use self::census::Census;
 use self::findings::Case;
 pub use self::promises::Promises;
 use super::path_template::PathTemplate;
-use super::places::{Ground, Places, Pool};
+use super::places::{Ground, Opened, Places, Pool};
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, Step, system};
-use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::open_beneath::DIRECTORY;
 use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, Route};
@@ -69,8 +69,7 @@ impl ProjectQuota {
     }
 
     fn find(&self, pool: &Pool, share: ShareId) -> Result<Share, DriverError> {
-        let location = self.places.path_of(share);
-        let directory = self.places.open_share(pool, share)?;
+        let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
         let fd = directory.as_fd();
         let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?;
         let kind = kind.ok_or_else(|| unsupported(pool))?;
@@ -96,7 +95,8 @@ impl ProjectQuota {
         let bounded = state.enforcement && attributes.inherits;
         let limit = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
         let used = quota.map(|quota| quota.used);
-        let observed = Observed { location, filesystem: kind.name(), sizes: limit.map(Sizes::Limit), used, problems };
+        let (sizes, filesystem) = (limit.map(Sizes::Limit), kind.name());
+        let observed = Observed { location, project, filesystem, sizes, used, problems };
         Ok(Share { directory, observed, quota })
     }
 
@@ -180,6 +180,10 @@ impl Driver for ProjectQuota {
             self.places.check_mounted(&pool)?;
         }
         Ok(shares.into_iter().collect())
+    }
+
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
+        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

@@ -78,18 +78,21 @@ impl Node {
         if fits { Ok(job) } else { Err(Failure::nonsense("it took the job of another share")) }
     }
 
-    /// A page of the shares of a pool, or of all with an empty name, in the order of their ids.
+    /// A page of the shares of a pool, or of all with an empty name, in the order of their ids. With a project those whose
+    /// places say it, or say none when it is empty.
     ///
     /// # Errors
     /// Every [`Failure`].
     pub async fn shares(
         &self,
         pool: &str,
+        project: Option<&str>,
         behind: Option<ShareId>,
         page_size: u32,
     ) -> Result<ListSharesResponse, Failure> {
-        let page_token = behind.map(|share| page_behind(share, pool)).unwrap_or_default();
-        let request = ListSharesRequest { pool: pool.to_owned(), page_size, page_token };
+        let page_token = behind.map(|share| page_behind(share, pool, project)).unwrap_or_default();
+        let project_id = project.map(str::to_owned);
+        let request = ListSharesRequest { pool: pool.to_owned(), page_size, page_token, project_id };
         self.call(|channel| list_shares(channel, request.clone())).await
     }
 

@@ -45,6 +45,7 @@ pub fn share(share: &Share) -> String {
         ("pool", share.pool.clone()),
         ("driver", share.driver.clone()),
         ("location", share.location.clone()),
+        ("project", share.project_id.clone()),
         ("file system", share.filesystem.clone()),
         ("size", size(share.size_bytes)),
         ("used", used),
