@@ -1,7 +1,7 @@
 # Every target works from a fresh clone; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build deb test test-node torture bench demo audit clean
+.PHONY: help deps build deb test test-node torture fuzz bench demo audit clean
 
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
@@ -37,40 +37,59 @@ build: deps ## build the daemon and its tools, optimized, into target/release
 	$(CARGO) build --release --bins
 
 # The programs of the package; each writes its own man pages and completions.
-PROGRAMS := growd growctl growapi
-CARGO_DEB = $(CARGO) deb --version >/dev/null 2>&1 || { \
-	echo "cargo-deb is missing. Type: cargo install --locked cargo-deb" >&2; exit 1; }
+export PROGRAMS := growd growctl growapi
+CARGO_DEB = $(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deb
 
 deb: PACKAGES += dpkg-dev
-deb: build ## make the Debian package in target/debian (needs cargo-deb)
+deb: build ## make the Debian package in target/debian, with cargo-deb
 	@$(CARGO_DEB)
 	rm -rf target/pages
 	for program in $(PROGRAMS); do target/release/$$program pages target/pages || exit 1; done
 	$(CARGO) deb --no-build
 
-test: deps ## check format and lints, then run every test, those named lab_* on a lab node
+test: PACKAGES += dpkg-dev debootstrap
+test: deps ## check format and lints, then run every test, those named lab_* on a lab node (as root, for the booted node)
+	@$(CARGO_DEB)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features otlp -- -D warnings
 	$(CARGO) test --no-run
 	$(CARGO) test --lib --bins
 	tests/venv
 	tests/run-all
+	$(CARGO) test --features otlp --test lab_tracing
 
 test-node: PACKAGES += dpkg-dev debootstrap
-test-node: deps ## install the package on a booted Debian and check the service there (as root; needs cargo-deb)
+test-node: deps ## of these tests only that of the booted node: install the package on a Debian and check the service there
 	@$(CARGO_DEB)
 	$(CARGO) build --bins
-	PROGRAMS="$(PROGRAMS)" tests/node/run
+	tests/node/run
 
 bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); tables in target/bench
 	$(CARGO) bench
 
 # What tries random cases takes their number and their seed from here; without a seed it chooses and prints one.
 ROUNDS ?= 20
-torture: deps ## kill, crash, cut the power and damage stores ROUNDS times, with SEED the same again
-	@for test in lab_kill power_cut_load lab_crash_points store_damage; do \
-		GROWD_ROUNDS=$(ROUNDS) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
+# Seconds of the test that goes on for a time.
+SOAK ?= 60
+torture: deps ## kill, crash, cut the power, damage stores and overload ROUNDS times, with SEED the same again
+	@for test in lab_kill power_cut_load lab_crash_points store_damage lab_overload lab_soak; do \
+		GROWD_ROUNDS=$(ROUNDS) GROWD_SOAK_SECONDS=$(SOAK) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
 			$(CARGO) test --test $$test -- --nocapture || exit 1; \
+	done
+
+# Inputs that reach new code are kept in fuzz/corpus, those that fail in fuzz/artifacts. One that failed becomes a seed, so
+# that `make test` tries it again.
+SECONDS ?= 60
+fuzz: deps ## look for inputs that break a parser, SECONDS for each (needs a nightly toolchain and cargo-fuzz)
+	@$(CARGO) +nightly --version >/dev/null 2>&1 || { \
+		echo "The fuzzer needs a nightly toolchain. Type: rustup toolchain install nightly --profile minimal" >&2; exit 1; }
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || { \
+		echo "cargo-fuzz is missing. Type: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	@for door in $(notdir $(wildcard fuzz/seeds/*)); do \
+		mkdir -p fuzz/corpus/$$door; \
+		$(CARGO) +nightly fuzz run --sanitizer none --target-dir target/fuzz $$door fuzz/corpus/$$door fuzz/seeds/$$door -- \
+			-max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -verbosity=0 -print_final_stats=1 || exit 1; \
 	done
 
 demo: build ## show the daemon at work on a lab node

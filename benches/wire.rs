@@ -199,6 +199,7 @@ fn job() -> Job {
         requested_by: "uid=0 pid=12345".to_owned(),
         project: "tenant-a".parse().unwrap(),
         request_id: None,
+        trace: None,
         created_at: now,
         started_at: Some(now),
         finished_at: Some(now),

@@ -18,11 +18,12 @@ use crate::config::Config;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::engine::Engine;
 use crate::engine::pools::{LOOKS, Pools, TURNS};
+use crate::logging::Log;
 use crate::meters::Meters;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
-use crate::sys::systemd;
-use crate::wire::{metrics, server};
+use crate::sys::{open_files, systemd};
+use crate::wire::{limits, metrics, server};
 use pools::PoolMaker;
 use reload::Reload;
 
@@ -35,11 +36,12 @@ pub fn blocking_threads(config: &Config) -> usize {
     (config.pools.len() + POOLS_ADDED) * (TURNS + LOOKS) + LOOKS
 }
 
-/// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`.
+/// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`, the level of the log with
+/// it.
 ///
 /// # Errors
 /// When growd cannot be started, or its socket fails.
-pub async fn run(config: Config, path: PathBuf) -> Result<()> {
+pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -72,7 +74,14 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
         // The sender lives until the end of this function.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let (control, server) = server::serve(listener, tcp, rules, shutdown).await?;
+    let meters = Arc::new(Meters::new()?);
+    let listeners = 1 + u64::from(tcp.is_some());
+    let files = open_files::raise(limits::files(listeners)).context("cannot raise the limit of open files")?;
+    let connections = limits::connections(files, listeners);
+    if connections < limits::CONNECTIONS_MOST {
+        info!(files, connections, "the limit of open files allows each listener fewer connections than there may be");
+    }
+    let (control, server) = server::serve(listener, tcp, rules, connections, Arc::clone(&meters), shutdown).await?;
     let server = tokio::spawn(server);
 
     systemd::status("opening the job store");
@@ -80,7 +89,6 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
     let retention = Retention { age: config.retention_age, jobs: config.retention_jobs };
     let (store, unfinished) = tokio::task::spawn_blocking(move || claimed.open(retention)).await??;
     let recorder = Arc::new(FlightRecorder::default());
-    let meters = Arc::new(Meters::new()?);
     store.measure(Arc::clone(&meters));
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
@@ -104,7 +112,7 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
     systemd::ready();
     let heartbeat = tokio::spawn(heartbeat::beat(Arc::clone(&engine)));
     let mut reload =
-        Reload { path, config, own_socket, maker, engine: Arc::clone(&engine), control: control.clone(), tls };
+        Reload { path, config, log, own_socket, maker, engine: Arc::clone(&engine), control: control.clone(), tls };
 
     loop {
         let healthy = failure.borrow_and_update().is_none();

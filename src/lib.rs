@@ -7,6 +7,8 @@ pub mod config;
 pub mod daemon;
 pub mod driver;
 pub mod engine;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod logging;
 pub mod meters;
 pub mod model;

@@ -14,6 +14,7 @@ pub struct Meters {
     ended: IntCounterVec,
     extends_refused: IntCounterVec,
     shrinks_refused: IntCounterVec,
+    turned_away: IntCounterVec,
     queue_wait: Histogram,
     steps: HistogramVec,
     commit_jobs: Histogram,
@@ -38,6 +39,10 @@ impl Meters {
                 Opts::new("growd_shrinks_refused_total", "Requests to shrink a share that were not accepted."),
                 &["reason"],
             )?,
+            turned_away: IntCounterVec::new(
+                Opts::new("growd_callers_turned_away_total", "Calls and handshakes of callers who may not."),
+                &["reason"],
+            )?,
             queue_wait: Histogram::with_opts(times("growd_job_queue_wait_seconds", "From QUEUED to RUNNING."))?,
             steps: HistogramVec::new(
                 times("growd_step_duration_seconds", "Time that the steps of jobs took."),
@@ -54,11 +59,12 @@ impl Meters {
         })
     }
 
-    pub fn collectors(&self) -> [Box<dyn Collector>; 7] {
+    pub fn collectors(&self) -> [Box<dyn Collector>; 8] {
         [
             Box::new(self.ended.clone()),
             Box::new(self.extends_refused.clone()),
             Box::new(self.shrinks_refused.clone()),
+            Box::new(self.turned_away.clone()),
             Box::new(self.queue_wait.clone()),
             Box::new(self.steps.clone()),
             Box::new(self.commit_jobs.clone()),
@@ -78,6 +84,11 @@ impl Meters {
             JobKind::Shrink => &self.shrinks_refused,
         };
         refused.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// `reason` as in the answer, or why there is none.
+    pub fn turned_away(&self, reason: &str) {
+        self.turned_away.with_label_values(&[reason]).inc();
     }
 
     /// A job that goes from QUEUED to RUNNING. Nothing when the clock was set back meanwhile.

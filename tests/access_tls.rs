@@ -192,6 +192,31 @@ async fn every_change_leaves_one_record_and_a_flood_leaves_few() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_count_each_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "ours");
+    let scraped = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config =
+        format!("{}[metrics]\nlisten = \"{scraped}\"\n{ROLES}{}", tcp(&authority.node(), &authority), pool("a"));
+    let growd = Growd::start(dir, &config).await;
+    let reader = client::connect_as(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(reason(&extend(&reader).await), "FORBIDDEN");
+    }
+    shake_hands(&growd, None, &authority.client("reader"), &[&version::TLS13]).await.unwrap_err();
+    growd.until_logged(|line| line["fields"]["turned_away"] == "1" && line["fields"]["error"].is_string()).await;
+
+    let mut stream = TcpStream::connect(scraped).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    for (reason, count) in [("FORBIDDEN", 20), ("HANDSHAKE", 1)] {
+        let line = format!("growd_callers_turned_away_total{{reason=\"{reason}\"}} {count}");
+        assert!(text.lines().any(|told| told == line), "{line}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_growd_of_another_authority_or_name_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "ours");

@@ -11,6 +11,8 @@ use growd::store::{Retention, Selection, Store};
 use store::*;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How often the store looks for jobs that are no longer kept, the first time so long after it was opened.
+const TICK: Duration = Duration::from_secs(5);
 
 /// What is kept once retention has had its way, newest first, and again after the store was opened anew: what was
 /// removed must not come back.
@@ -36,17 +38,21 @@ fn newest_first(jobs: impl IntoIterator<Item = Job>) -> Vec<JobId> {
 #[tokio::test(flavor = "multi_thread")]
 async fn old_jobs_go_active_jobs_stay_and_request_ids_are_free_again() {
     let home = Home::new();
-    let now = SystemTime::now();
-    let old: Vec<Job> = (2..30).map(|days| job_of(now - days * DAY, JobState::Succeeded)).collect();
-    let active = [job_of(now - 400 * DAY, JobState::Queued), job_of(now - 300 * DAY, JobState::Running)];
-    let young = [job_of(now - DAY / 2, JobState::Failed), job(JobState::Cancelled)];
-    home.store(&[&old[..], &active, &young].concat()).await;
+    let old: Vec<Job> = (0..30).map(|_| job(JobState::Succeeded)).collect();
+    let active = [job(JobState::Queued), job(JobState::Running)];
+    home.store(&[&old[..], &active].concat()).await;
 
-    let retention = Retention { age: DAY, jobs: 1000 };
-    assert_eq!(kept(&home, retention, 4).await, newest_first([active, young.clone()].concat()));
-
+    let retention = Retention { age: TICK * 3 / 2, jobs: 1000 };
     let (store, unfinished) = Store::open(&home.state(), retention).unwrap();
     assert_eq!(unfinished.len(), 2);
+    until("what is old is gone", || store.len() == 2).await;
+    let young = [job(JobState::Failed), job(JobState::Cancelled)];
+    store.commit(young.to_vec()).await.unwrap();
+    store.close().await;
+    drop(store);
+    assert_eq!(kept(&home, retention, 4).await, newest_first([active, young.clone()].concat()));
+
+    let (store, _) = Store::open(&home.state(), KEEP_ALL).unwrap();
     assert_eq!(store.of_request(old[0].request_id.unwrap()), None);
     assert_eq!(store.get(old[0].id).unwrap(), None);
     assert_eq!(store.of_request(young[0].request_id.unwrap()), Some(young[0].id));
@@ -54,6 +60,44 @@ async fn old_jobs_go_active_jobs_stay_and_request_ids_are_free_again() {
     store.commit(vec![again.clone()]).await.unwrap();
     assert_eq!(store.of_request(old[0].request_id.unwrap()), Some(again.id));
     store.close().await;
+}
+
+/// Neither a node that was off for long, nor a clock that was wrong when jobs were accepted or is wrong at a start.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_job_goes_by_what_a_clock_says() {
+    let home = Home::new();
+    let now = SystemTime::now();
+    let times = [now - 20_000 * DAY, now - 400 * DAY, now - 2 * DAY, now, now + 400 * DAY];
+    let jobs = times.map(|time| job_of(time, JobState::Succeeded));
+    home.store(&jobs).await;
+    for _ in 0..2 {
+        let (store, _) = Store::open(&home.state(), Retention { age: DAY, jobs: 1000 }).unwrap();
+        store.commit(vec![job_of(now + 500 * DAY, JobState::Cancelled)]).await.unwrap();
+        tokio::time::sleep(TICK + TICK / 2).await;
+        for job in &jobs {
+            assert_eq!(store.get(job.id).unwrap().as_ref(), Some(job));
+        }
+        store.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_before_a_restart_counts() {
+    let home = Home::new();
+    home.store(&[job(JobState::Succeeded)]).await;
+    let retention = Retention { age: TICK * 3 / 2, jobs: 1000 };
+    // Each run is shorter than the age.
+    for runs in 1.. {
+        let (store, _) = Store::open(&home.state(), retention).unwrap();
+        tokio::time::sleep(TICK + TICK / 2).await;
+        let gone = store.is_empty();
+        store.close().await;
+        if gone {
+            assert!(runs > 1, "the job went before its age");
+            return;
+        }
+        assert!(runs < 12, "the job does not get older");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,5 +124,5 @@ async fn a_store_whose_newest_job_was_removed_opens_again() {
     let home = Home::new();
     // The job with the highest commit number is the first to go.
     home.store(&[job(JobState::Succeeded), job_of(SystemTime::now() - 9 * DAY, JobState::Succeeded)]).await;
-    assert_eq!(kept(&home, Retention { age: DAY, jobs: 10 }, 1).await.len(), 1);
+    assert_eq!(kept(&home, Retention { age: DAY, jobs: 1 }, 1).await.len(), 1);
 }

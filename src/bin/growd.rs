@@ -29,7 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM; SIGHUP reads the configuration anew. The log level is RUST_LOG, by default info.
+    /// Serve until SIGTERM; SIGHUP reads the configuration anew. Without [log] in it the log level is RUST_LOG, by
+    /// default info.
     Run {
         /// How to log; by default to the journal when stderr is the journal, for people otherwise.
         #[arg(long, value_enum, env = "GROWD_LOG_FORMAT")]
@@ -88,13 +89,16 @@ fn execute(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<ExitCode> {
-    logging::start(log_format).context("cannot log to the journal")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))
         .build()?;
-    runtime.block_on(daemon::run(config, path))?;
-    Ok(ExitCode::SUCCESS)
+    // Spans are exported over a connection of the runtime's.
+    let _inside = runtime.enter();
+    let log = Arc::new(logging::start(log_format, config.log.clone(), config.traces.as_deref())?);
+    let ended = runtime.block_on(daemon::run(config, path, Arc::clone(&log)));
+    log.finish();
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 fn check_config(config: &Config) -> Result<ExitCode> {

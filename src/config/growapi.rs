@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeTable;
+use tracing_subscriber::filter::Targets;
 
 use super::problem::{ConfigError, Hint, Place, Problem};
 use super::read::{self, At, Report, Section};
@@ -22,6 +23,8 @@ pub struct ApiConfig {
     pub request_timeout: Duration,
     /// Where metrics are served; nowhere unless configured.
     pub metrics: Option<SocketAddr>,
+    /// What is logged; as RUST_LOG says unless configured.
+    pub log: Option<Targets>,
     /// At least one, in the order of their names.
     pub nodes: Vec<NodeConfig>,
     pub tls: Option<TlsConfig>,
@@ -103,6 +106,8 @@ impl ApiConfig {
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
         let metrics = top.table("metrics", Place::Metrics, report);
         let metrics = metrics.map(|section| section.optional("listen", METRICS, read::address, report));
+        let log = top.table("log", Place::Log, report);
+        let log = log.and_then(|section| section.required("level", read::level, report));
         let tls = top.table("tls", Place::Tls, report).map(|section| read_tls(&section, report));
         let nodes = top.tables("node", Place::Node, report)?;
         if nodes.is_empty() {
@@ -125,6 +130,7 @@ impl ApiConfig {
                 Some(address) => Some(address?),
                 None => None,
             },
+            log: log.map(|at| at.value),
             nodes: nodes.into_values().map(|node| node.value).collect(),
             tls: match tls {
                 Some(tls) => Some(tls?),
@@ -277,6 +283,7 @@ mod tests {
         let all = uncommented.replace("kind = \"none\"", "kind = \"keystone\"").replace("token_file =", "#");
         let all = ApiConfig::parse(&all, FILE).unwrap();
         assert_eq!(all.metrics, Some(METRICS));
+        assert_eq!(all.log, Some(crate::logging::level("info").unwrap()));
         assert_eq!((all.listen, all.node_timeout, all.request_timeout), (LISTEN, PATIENCE, PATIENCE));
         let IdentityConfig::Keystone(keystone) = all.identity else { panic!("{:?}", all.identity) };
         assert_eq!((keystone.cache, keystone.project.as_str()), (CACHE_MOST, "service"));

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeTable;
+use tracing_subscriber::filter::Targets;
 
 pub use access::{Access, Tcp};
 pub use growapi::{ApiConfig, IdentityConfig, KeystoneConfig, NodeConfig, OwnerConfig, TlsConfig};
@@ -40,6 +41,10 @@ pub struct Config {
     pub retention_jobs: usize,
     /// Where metrics are served; nowhere unless configured.
     pub metrics: Option<SocketAddr>,
+    /// What is logged; as RUST_LOG says unless configured.
+    pub log: Option<Targets>,
+    /// URL of the collector that spans go to; nowhere unless configured.
+    pub traces: Option<String>,
     /// At least one, in the order of the file.
     pub pools: Vec<PoolConfig>,
 }
@@ -143,6 +148,13 @@ impl Config {
         }
         let metrics = top.table("metrics", Place::Metrics, report);
         let metrics = metrics.map(|section| section.optional("listen", DEFAULT_METRICS, read::address, report));
+        let log = top.table("log", Place::Log, report);
+        let log = log.and_then(|section| section.required("level", read::level, report));
+        let traces = top.table("traces", Place::Traces, report);
+        let traces = traces.and_then(|section| section.required("endpoint", read::collector, report));
+        if let (Some(endpoint), false) = (&traces, cfg!(feature = "otlp")) {
+            report.add(endpoint.offset, Problem::NoOtlp);
+        }
         let pools = top.tables("pool", Place::Pool, report);
         if pools.as_ref().is_some_and(Vec::is_empty) {
             report.add(0, Problem::NoPool);
@@ -164,6 +176,8 @@ impl Config {
                 Some(address) => Some(address?),
                 None => None,
             },
+            log: log.map(|at| at.value),
+            traces: traces.map(|at| at.value),
             pools: pools.into_iter().map(|pool| pool.into_config(&shares)).collect::<Option<_>>()?,
         })
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::driver::path_template::{PathError, PathTemplate, TemplateError};
+use crate::logging::LevelError;
 use crate::model::{DriverKind, InvalidName, ParseBytesError, PoolName, ShareId};
 
 /// Why there is no configuration.
@@ -54,6 +55,8 @@ pub enum Problem {
     Value { key: &'static str, problem: ValueProblem },
     #[error("insecure: a listener without TLS has no certificate, key or client_ca")]
     InsecureTls,
+    #[error("endpoint: this growd was built without the feature otlp, by which it exports spans")]
+    NoOtlp,
     #[error("no [[pool]]: there is nothing to serve")]
     NoPool,
     #[error("pool \"{name}\" is already defined in line {line}")]
@@ -99,6 +102,8 @@ pub enum ValueProblem {
     #[error(transparent)]
     Name(#[from] InvalidName),
     #[error(transparent)]
+    Level(#[from] LevelError),
+    #[error(transparent)]
     Path(#[from] PathError),
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -132,6 +137,8 @@ pub enum Place {
     Access,
     Retention,
     Metrics,
+    Log,
+    Traces,
     Pool,
     Share,
     Api,
@@ -144,13 +151,25 @@ pub enum Place {
 impl Place {
     pub(super) const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Top => {
-                &["listen", "tcp", "access", "state_dir", "max_active_jobs", "retention", "metrics", "pool", "share"]
-            }
+            Self::Top => &[
+                "listen",
+                "tcp",
+                "access",
+                "state_dir",
+                "max_active_jobs",
+                "retention",
+                "metrics",
+                "log",
+                "traces",
+                "pool",
+                "share",
+            ],
             Self::Tcp => &["listen", "certificate", "key", "client_ca", "insecure"],
             Self::Access => &["readers", "operators", "admins", "reflection"],
             Self::Retention => &["age", "jobs"],
             Self::Metrics => &["listen"],
+            Self::Log => &["level"],
+            Self::Traces => &["endpoint"],
             Self::Pool => &[
                 "name",
                 "driver",
@@ -171,6 +190,7 @@ impl Place {
                 "node_timeout",
                 "request_timeout",
                 "metrics",
+                "log",
                 "node",
                 "tls",
                 "identity",
@@ -236,6 +256,8 @@ impl fmt::Display for Place {
             Self::Access => "[access]",
             Self::Retention => "[retention]",
             Self::Metrics => "[metrics]",
+            Self::Log => "[log]",
+            Self::Traces => "[traces]",
             Self::Pool => "[[pool]]",
             Self::Share => "[[share]]",
             Self::Node => "[[node]]",

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use tracing_subscriber::filter::Targets;
 
 use super::problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use crate::driver::path_template::{check_lvm_name, plain_path};
+use crate::logging;
 use crate::model::{DriverKind, InvalidName, PoolName};
 
 /// `sun_path` has 108 bytes, the last of which is zero.
@@ -266,6 +268,19 @@ pub fn boolean(value: &DeValue<'_>) -> Result<bool, ValueProblem> {
 }
 
 /// A URL to which paths can be added: without a slash at its end.
+pub fn level(value: &DeValue<'_>) -> Result<Targets, ValueProblem> {
+    Ok(logging::level(text(value)?)?)
+}
+
+/// Without TLS: a collector is on the node, or on a network of its own.
+pub fn collector(value: &DeValue<'_>) -> Result<String, ValueProblem> {
+    let url = http_url(value)?;
+    match url.starts_with("http://") {
+        true => Ok(url),
+        false => Err(InvalidName { text: url, expected: "an http:// URL of a collector" }.into()),
+    }
+}
+
 pub fn http_url(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let text = text(value)?;
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));

@@ -40,6 +40,8 @@ fn has_defaults_for_all_but_the_pools() {
         retention_age: Duration::from_secs(90 * 86_400),
         retention_jobs: 100_000,
         metrics: None,
+        log: None,
+        traces: None,
         pools: vec![pool],
     };
     assert_eq!(config, expected);
@@ -51,7 +53,7 @@ fn takes_every_key_and_sorts_the_shares_into_their_pools() {
         "listen = \"unix:/run/g.sock\"\nstate_dir = \"/var/g\"\nmax_active_jobs = 7\n\
          [[share]]\nid = \"{ID}\"\npool = \"b\"\npath = \"/srv/legacy\"\n\
          {POOL}reserve = \"10GiB\"\novercommit = 2\n\
-         [retention]\nage = \"12h\"\njobs = 0x10\n[metrics]\nlisten = \"[::1]:80\"\n\
+         [retention]\nage = \"12h\"\njobs = 0x10\n[metrics]\nlisten = \"[::1]:80\"\n[log]\nlevel = \"warn\"\n\
          [[pool]]\nname = \"b\"\ndriver = \"project-quota\"\npath = \"/srv/b/{{share_id}}\"\novercommit = 1.5\n"
     );
     let config = Config::parse(&text, FILE).unwrap();
@@ -59,6 +61,7 @@ fn takes_every_key_and_sorts_the_shares_into_their_pools() {
     assert_eq!(config.state_dir, Path::new("/var/g"));
     assert_eq!((config.max_active_jobs, config.retention_jobs), (7, 16));
     assert_eq!(config.metrics, Some("[::1]:80".parse().unwrap()));
+    assert_eq!(config.log, Some(crate::logging::level("warn").unwrap()));
     assert_eq!(config.retention_age, Duration::from_secs(12 * 3600));
     let [home, other] = config.pools.as_slice() else { panic!("{config:?}") };
     assert_eq!((home.reserve, home.overcommit, places(home)), (Bytes::gib(10), 2.0, Vec::new()));
@@ -98,11 +101,13 @@ fn the_packaged_example_shows_every_key_with_its_default() {
     let example = include_str!("../../systemd/growd.toml");
     let lines = example.lines().map(|line| line.strip_prefix('#').unwrap_or(line));
     let shown: String = lines.filter(|line| !line.starts_with(' ')).map(|line| format!("{line}\n")).collect();
-    let mut config = Config::parse(&shown, "growd.toml").unwrap();
+    let taken = if cfg!(feature = "otlp") { shown.clone() } else { shown.replace("[traces]\nendpoint", "#") };
+    let mut config = Config::parse(&taken, "growd.toml").unwrap();
     // The example of another kind of pool is all in comments, and so are the shares.
     config.pools.truncate(1);
     // And so are the listeners that are off by default.
     assert!(config.tcp.take().is_some() && config.metrics.take().is_some());
+    assert!(config.log.take().is_some() && config.traces.take().is_some() == cfg!(feature = "otlp"));
     match &mut config.pools[0].backend {
         Backend::ProjectQuota { shares, .. } => shares.clear(),
         other => panic!("{other:?}"),
@@ -118,6 +123,8 @@ fn the_packaged_example_shows_every_key_with_its_default() {
         (Place::Tcp, vec![table["tcp"].get_ref().as_table().unwrap()]),
         (Place::Access, vec![table["access"].get_ref().as_table().unwrap()]),
         (Place::Retention, vec![table["retention"].get_ref().as_table().unwrap()]),
+        (Place::Log, vec![table["log"].get_ref().as_table().unwrap()]),
+        (Place::Traces, vec![table["traces"].get_ref().as_table().unwrap()]),
         (Place::Pool, all("pool")),
         (Place::Share, all("share")),
     ] {

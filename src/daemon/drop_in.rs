@@ -62,19 +62,26 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
         add(&format!("pool {}", pool.name), places);
     }
     let ports = [config.metrics, config.tcp.as_ref().map(|tcp| tcp.address)];
-    let mut ports = ports.into_iter().flatten().peekable();
-    if ports.peek().is_some() {
+    let mut others = ports.into_iter().flatten().map(|port| port.ip().is_loopback()).collect::<Vec<_>>();
+    others.extend(config.traces.as_deref().map(is_local));
+    if !others.is_empty() {
         // The unit has no network at all.
-        let callers = if ports.all(|port| port.ip().is_loopback()) { "localhost" } else { "any" };
+        let others = if others.contains(&false) { "any" } else { "localhost" };
         let _ = writeln!(
             text,
-            "# [tcp], [metrics]\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\nIPAddressAllow={callers}"
+            "# [tcp], [metrics], [traces]\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\n\
+             IPAddressAllow={others}"
         );
     }
     if all.iter().any(|place| HOMES.iter().any(|home| place.starts_with(home))) {
         text.push_str("ProtectHome=no\n");
     }
     text
+}
+
+/// Whether a URL names this node by its loopback address; a name would have to be looked up elsewhere.
+fn is_local(url: &str) -> bool {
+    ["http://127.", "http://[::1]"].iter().any(|local| url.starts_with(local))
 }
 
 fn directories(path: &PathTemplate, shares: &[(ShareId, PathBuf)]) -> BTreeSet<PathBuf> {
@@ -194,6 +201,8 @@ mod tests {
             );
             assert_eq!(text.contains("IPAddressAllow=any"), table.contains("::"), "{text}");
         }
+        assert!(is_local("http://127.0.0.1:4317") && is_local("http://[::1]:4317"));
+        assert!(!is_local("http://collector:4317") && !is_local("http://10.0.0.1:4317"));
     }
 
     #[test]

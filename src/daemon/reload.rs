@@ -1,4 +1,5 @@
-//! SIGHUP: the configuration is read anew. Pools, shares and access follow it at once, the rest at the next start.
+//! SIGHUP: the configuration is read anew. Pools, shares, access and the level of the log follow it at once, the rest at
+//! the next start.
 //!
 //! All or nothing: a configuration with anything wrong in it leaves everything as it was. No job is dropped: what is at
 //! work goes on with the pool that it began with, what is queued begins with the pool of that name by then, and ends
@@ -14,12 +15,14 @@ use super::access;
 use super::pools::PoolMaker;
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::logging::Log;
 use crate::wire::server::{self, Control};
 use crate::wire::tls::Tls;
 
 pub struct Reload {
     pub path: PathBuf,
     pub config: Config,
+    pub log: Arc<Log>,
     /// Whether growd made its unix socket, and so sets the socket's mode.
     pub own_socket: bool,
     pub maker: PoolMaker,
@@ -56,6 +59,7 @@ impl Reload {
         for problem in problems.into_iter().chain(new.missing_directories()) {
             warn!("{problem}");
         }
+        self.log.set_level(new.log.clone());
         self.control.set_rules(rules);
         if self.own_socket
             && let Err(error) = server::open_to_all(&self.config.listen, new.access.names_accounts())
@@ -66,6 +70,7 @@ impl Reload {
         // What needs a restart stays as it is, so that the next reload tells of it again.
         self.config.pools = new.pools;
         self.config.access = new.access;
+        self.config.log = new.log;
         Ok(())
     }
 }
@@ -79,6 +84,8 @@ fn need_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("state_dir", old.state_dir != new.state_dir),
         ("max_active_jobs", old.max_active_jobs != new.max_active_jobs),
         ("[retention]", retention(old) != retention(new)),
+        ("[metrics]", old.metrics != new.metrics),
+        ("[traces]", old.traces != new.traces),
     ]
     .into_iter()
     .filter_map(|(key, changed)| changed.then_some(key))

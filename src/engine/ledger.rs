@@ -79,6 +79,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn two_that_fit_alone_do_not_fit_together() {
@@ -101,5 +102,51 @@ mod tests {
         assert!(ledger.reserve(&space, &before, Bytes::gib(3), Bytes::gib(2)).is_err());
         let after = ledger.moment();
         assert_eq!(ledger.reserve(&space, &after, Bytes::gib(3), Bytes::gib(2)), Ok(()));
+    }
+
+    /// One request on its way: it asks the kernel at one moment, reserves at a later one, and its growth is seen by the
+    /// kernel before its promise is given back.
+    #[derive(Clone, Debug)]
+    enum Request {
+        Asked { moment: Moment, left: Bytes },
+        Promised,
+        Given,
+    }
+
+    proptest! {
+        #[test]
+        fn no_order_of_events_promises_more_than_there_is(
+            total in 0..100_u64, growths in prop::collection::vec(1..60_u64, 1..8), turns in prop::collection::vec(0..8_usize, 0..60),
+        ) {
+            let space = SpaceId("a".to_owned());
+            let (mut ledger, mut given) = (Ledger::default(), 0);
+            let mut requests: Vec<Option<Request>> = vec![None; growths.len()];
+            for turn in turns {
+                let at = turn % growths.len();
+                let growth = growths[at];
+                requests[at] = match requests[at].take() {
+                    None => {
+                        let moment = ledger.moment();
+                        Some(Request::Asked { moment, left: Bytes::new(total - given) })
+                    }
+                    Some(Request::Asked { moment, left }) => {
+                        let reserved = ledger.reserve(&space, &moment, left, Bytes::new(growth));
+                        reserved.is_ok().then_some(Request::Promised)
+                    }
+                    Some(Request::Promised) => {
+                        given += growth;
+                        Some(Request::Given)
+                    }
+                    Some(Request::Given) => {
+                        ledger.release(&space, Bytes::new(growth));
+                        None
+                    }
+                };
+                let promised: u64 = requests.iter().zip(&growths)
+                    .filter(|(request, _)| matches!(request, Some(Request::Promised)))
+                    .map(|(_, growth)| growth).sum();
+                prop_assert!(given + promised <= total, "{given} given and {promised} promised of {total}");
+            }
+        }
     }
 }

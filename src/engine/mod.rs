@@ -17,10 +17,11 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 use uuid::Uuid;
 
 use crate::driver::SpaceId;
+use crate::logging::spans;
 use crate::meters::Meters;
 use crate::model::{Bytes, Job, JobId, JobKind, JobState, Reason, Refusal, ShareId};
 use crate::store::{Selection, Store, StoreError};
@@ -113,9 +114,9 @@ impl Engine {
 
     /// Takes up a job that has just been made durable.
     fn take_up(self: &Arc<Self>, job: Job, promise: Option<Promise>) {
-        let id = job.id;
+        let (id, span) = (job.id, spans::job(&job));
         self.live.lock().insert(id, Live { job: watch::channel(job).0, promise, cancelling: false, step_begun: None });
-        tokio::spawn(Arc::clone(self).run(id));
+        tokio::spawn(Arc::clone(self).run(id).instrument(span));
     }
 
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
@@ -253,7 +254,8 @@ impl Engine {
                 live.cancelling = false;
             }
             // Its turn may have come and passed meanwhile; a second run of it finds nothing to start.
-            tokio::spawn(Arc::clone(&self).run(id));
+            let span = spans::job(&cancelled);
+            tokio::spawn(Arc::clone(&self).run(id).instrument(span));
             return Err(store_refusal(&error));
         }
         self.ended(cancelled.clone());
@@ -320,6 +322,7 @@ pub mod fixture {
             requested_by: "uid=0".to_owned(),
             project: "".parse().unwrap(),
             request_id: None,
+            trace: None,
             created_at: SystemTime::now(),
             started_at: None,
             finished_at: None,

@@ -63,5 +63,39 @@ mod tests {
             }
             prop_assert!(sizes.usable() >= target && sizes.usable() >= before.usable());
         }
+
+        /// Killed at any moment, and with a step that somebody else did meanwhile: what is observed then decides alone.
+        #[test]
+        fn goes_on_from_whatever_was_left(
+            sizes in any_sizes(), target in any::<u64>(), rounding in 0..1_u64 << 30, killed in prop::collection::vec(any::<bool>(), 8),
+            grown in 0..1_u64 << 40,
+        ) {
+            let target = Bytes::new(target);
+            let mut sizes = sizes;
+            for done_before_the_kill in killed {
+                let Some(step) = next_step(target, sizes) else { break };
+                let before = sizes.usable();
+                if done_before_the_kill {
+                    sizes = done(sizes, step, rounding);
+                }
+                if let Sizes::Volume { room, filesystem } = sizes {
+                    sizes = Sizes::Volume { room: room.saturating_add(Bytes::new(grown)), filesystem };
+                }
+                prop_assert!(sizes.usable() >= before);
+            }
+            while let Some(step) = next_step(target, sizes) {
+                sizes = done(sizes, step, rounding);
+            }
+            prop_assert!(sizes.usable() >= target);
+        }
+
+        /// What a finding advises for a share that is half grown is the one step that is left.
+        #[test]
+        fn an_extend_to_the_room_of_a_half_grown_share_grows_the_file_system_alone(room: u64, lacking in 1..u64::MAX) {
+            let (room, filesystem) = (Bytes::new(room), Bytes::new(room.saturating_sub(lacking)));
+            let sizes = Sizes::Volume { room, filesystem: Some(filesystem) };
+            let step = (filesystem < room).then_some(Step::GrowFilesystem { to: room });
+            prop_assert_eq!(next_step(room, sizes), step);
+        }
     }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tokio::runtime::Handle;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::state::{self, Event};
 use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
+use crate::logging::spans;
 use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
@@ -65,7 +66,7 @@ impl Engine {
         let mut live = self.live.lock();
         let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
         let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
-        let at_work = job.steps.last().is_some_and(|step| step.finished_at.is_none());
+        let at_work = state::step_at_work(&job).is_some();
         if let Some(begun) = live.step_begun.take() {
             self.meters.step_ended(&job, begun.elapsed());
         }
@@ -80,8 +81,9 @@ impl Engine {
     /// Does the work and makes its end durable: all on one blocking thread, since what the kernel does in microseconds
     /// should not wait for threads to take turns.
     async fn work(self: &Arc<Self>, pool: &Pool, id: JobId) {
-        let (engine, driver) = (Arc::clone(self), Arc::clone(&pool.driver));
+        let (engine, driver, span) = (Arc::clone(self), Arc::clone(&pool.driver), Span::current());
         let work = tokio::task::spawn_blocking(move || {
+            let _job = span.entered();
             if let Some(result) = engine.carry_out(&*driver, id).transpose() {
                 Handle::current().block_on(engine.finish(id, result));
             }
@@ -134,7 +136,7 @@ impl Engine {
                 }
                 // What was done so far is on disk before the next step begins: after a crash the job tells of it.
                 if let Err(error) = Handle::current().block_on(self.store.commit(vec![self.job(id)?])) {
-                    warn!(job = %id, %error, "a step's record must wait for the next commit");
+                    warn!(%error, "a step's record must wait for the next commit");
                 }
             }
             let outcome = self.take(driver, job, step)?;
@@ -152,8 +154,12 @@ impl Engine {
 
     fn take(&self, driver: &dyn Driver, job: &Job, step: Step) -> Result<Outcome, Refusal> {
         self.change(job.id, Event::BeginStep { name: step.name() });
-        let outcome = driver.apply(job.share, step).map_err(DriverError::into_refusal)?;
-        info!(job = %job.id, share = %job.share, step = step.name(), %outcome, "step done");
+        let outcome = {
+            let _step = spans::step(step.name()).entered();
+            let outcome = driver.apply(job.share, step).map_err(DriverError::into_refusal)?;
+            info!(%outcome, "step done");
+            outcome
+        };
         self.change(job.id, Event::EndStep { detail: outcome.to_string() });
         Ok(outcome)
     }
@@ -163,6 +169,7 @@ impl Engine {
     fn verify(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
         let share = job.share;
         self.change(job.id, Event::BeginStep { name: "verify" });
+        let _step = spans::step("verify").entered();
         let size = driver.verify(share).map_err(DriverError::into_refusal)?;
         self.change(job.id, Event::EndStep { detail: format!("read back {size}") });
         Ok(size)
@@ -177,11 +184,12 @@ impl Engine {
         let ended = self.job(id).ok().and_then(|job| state::apply(&job, event, SystemTime::now()));
         if let Some(job) = ended {
             if job.state == JobState::Failed {
-                warn!(job = %id, share = %job.share, error = ?job.error, "job failed");
+                warn!(error = ?job.error, "job failed");
+                spans::failed(&job);
             }
             let mut failure = self.store.failure();
             while let Err(error) = self.store.commit(vec![job.clone()]).await {
-                warn!(job = %id, %error, "the end of the job waits until the store can be written");
+                warn!(%error, "the end of the job waits until the store can be written");
                 if self.claims.is_closed() || failure.wait_for(Option::is_none).await.is_err() {
                     // The next start finds the job unfinished and asks the kernel.
                     return;

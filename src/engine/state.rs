@@ -42,9 +42,18 @@ pub const fn next(state: JobState, event: &Event) -> Option<JobState> {
     }
 }
 
-/// The job after an event, or `None` where the drawing has no such arrow.
+/// The job after an event, or `None` where the drawing has no such arrow, and for a step beside the one at work or the
+/// end of none.
 pub fn apply(job: &Job, event: Event, now: SystemTime) -> Option<Job> {
     let state = next(job.state, &event)?;
+    let fits = match event {
+        Event::BeginStep { .. } => step_at_work(job).is_none(),
+        Event::EndStep { .. } => step_at_work(job).is_some(),
+        _ => true,
+    };
+    if !fits {
+        return None;
+    }
     let mut job = Job { state, revision: job.revision + 1, ..job.clone() };
     match event {
         Event::Start => job.started_at = Some(now),
@@ -71,9 +80,15 @@ pub fn apply(job: &Job, event: Event, now: SystemTime) -> Option<Job> {
         }
     }
     if state.is_ended() {
+        end_step(&mut job, String::new(), now);
         job.finished_at = Some(now);
     }
     Some(job)
+}
+
+/// The step that has begun and not ended.
+pub fn step_at_work(job: &Job) -> Option<&StepRecord> {
+    job.steps.last().filter(|step| step.finished_at.is_none())
 }
 
 /// Ends the step at work, if there is one.
@@ -103,24 +118,93 @@ mod tests {
         ])
     }
 
+    /// What a job has been through, told by the events that it took.
+    #[derive(Default)]
+    struct Past {
+        starts: u32,
+        restarts: u32,
+        /// Starts that no restart or end has followed.
+        runs: u32,
+        cancelled: bool,
+    }
+
+    impl Past {
+        fn took(&mut self, event: &Event) {
+            match event {
+                Event::Start => (self.starts, self.runs) = (self.starts + 1, self.runs + 1),
+                Event::Restart => (self.restarts, self.runs) = (self.restarts + 1, 0),
+                Event::Succeed { .. } | Event::Fail(_) => self.runs -= 1,
+                Event::Cancel => self.cancelled = true,
+                Event::BeginStep { .. } | Event::EndStep { .. } => {}
+            }
+        }
+    }
+
+    /// What no event changes.
+    fn asked(job: &Job) -> impl PartialEq + std::fmt::Debug + use<> {
+        let who = (job.requested_by.clone(), job.project.clone(), job.request_id, job.created_at);
+        let sizes = (job.size_before, job.requested_size, job.expected_size);
+        (job.id, job.share, job.pool.clone(), job.driver, sizes, who)
+    }
+
+    fn times(job: &Job) -> Vec<SystemTime> {
+        let steps = job.steps.iter().flat_map(|step| [Some(step.started_at), step.finished_at]);
+        // A job that was interrupted has the time of its last start, behind the steps of the earlier ones.
+        let started = job.started_at.filter(|_| job.attempt == 1);
+        [Some(job.created_at), started].into_iter().chain(steps).chain([job.finished_at]).flatten().collect()
+    }
+
+    /// What holds of any job at any time.
+    fn check(job: &Job, past: &Past) -> Result<(), TestCaseError> {
+        prop_assert_eq!(job.state == JobState::Running, past.runs == 1, "never two runs at once");
+        prop_assert!(past.starts <= past.restarts + 1);
+        prop_assert_eq!(job.attempt, past.restarts + 1);
+        prop_assert_eq!(job.started_at.is_some(), past.starts > 0);
+        prop_assert_eq!(job.state == JobState::Cancelled, past.cancelled);
+        prop_assert_eq!(job.state.is_ended(), job.finished_at.is_some());
+        prop_assert_eq!(job.state == JobState::Failed, job.error.is_some());
+        prop_assert_eq!(job.state == JobState::Succeeded, job.size_after.is_some());
+        let at_work = job.steps.iter().filter(|step| step.finished_at.is_none()).count();
+        prop_assert_eq!(at_work, usize::from(step_at_work(job).is_some()), "one step at a time, the last");
+        prop_assert!(at_work == 0 || job.state == JobState::Running, "only a running job has a step at work");
+        prop_assert!(times(job).is_sorted(), "{job:?}");
+        Ok(())
+    }
+
     proptest! {
         #[test]
-        fn any_sequence_keeps_the_promises(events in prop::collection::vec(any_event(), 0..40)) {
-            let mut job = job();
-            for event in events {
-                let Some(after) = apply(&job, event.clone(), SystemTime::now()) else {
-                    prop_assert!(next(job.state, &event).is_none());
-                    continue;
-                };
+        fn any_sequence_keeps_the_promises(
+            events in prop::collection::vec((any_event(), 0..1000_u64), 0..40),
+        ) {
+            let (mut job, mut past) = (job(), Past::default());
+            let mut now = job.created_at;
+            for (event, passed) in events {
+                now += std::time::Duration::from_millis(passed);
+                let Some(after) = apply(&job, event.clone(), now) else { continue };
+                prop_assert_eq!(next(job.state, &event), Some(after.state), "only along the arrows");
                 prop_assert!(!job.state.is_ended(), "an ended job never changes");
                 prop_assert!(after.revision > job.revision);
-                prop_assert_eq!(after.state.is_ended(), after.finished_at.is_some());
-                prop_assert_eq!(after.state == JobState::Failed, after.error.is_some());
-                let at_work = after.steps.last().is_some_and(|step| step.finished_at.is_none());
-                prop_assert!(after.state != JobState::Failed || !at_work, "a failed step has ended too");
-                prop_assert_eq!(after.state == JobState::Succeeded, after.size_after.is_some());
-                prop_assert_eq!((after.id, after.share, after.requested_size), (job.id, job.share, job.requested_size));
+                past.took(&event);
+                check(&after, &past)?;
+                prop_assert_eq!(asked(&after), asked(&job));
                 job = after;
+            }
+        }
+
+        /// The clock may be set back or forward at any time: the revision tells the order all the same.
+        #[test]
+        fn no_clock_changes_what_happens(
+            events in prop::collection::vec((any_event(), any::<u32>()), 0..40),
+        ) {
+            let (mut steady, mut jumping) = (job(), job());
+            for (event, clock) in events {
+                let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(clock.into());
+                let after = (apply(&steady, event.clone(), steady.created_at), apply(&jumping, event, at));
+                let what = |job: &Job| (job.state, job.revision, job.attempt, job.steps.len());
+                prop_assert_eq!(after.0.as_ref().map(what), after.1.as_ref().map(what));
+                if let (Some(one), Some(other)) = after {
+                    (steady, jumping) = (one, other);
+                }
             }
         }
     }

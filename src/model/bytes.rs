@@ -184,5 +184,28 @@ mod tests {
             let size = Bytes::new(bytes);
             prop_assert_eq!(size.to_string().parse(), Ok(size));
         }
+
+        #[test]
+        fn a_fraction_is_exact_or_refused(
+            whole in 0..10_000_u64, fraction in "[0-9]{1,12}", unit in prop::sample::select(&UNITS[..]),
+        ) {
+            let (name, shift) = unit;
+            let text = format!("{whole}.{fraction}{name}");
+            let scale = 10_u128.pow(u32::try_from(fraction.len()).unwrap());
+            let parts = (u128::from(whole) * scale + fraction.parse::<u128>().unwrap()) << shift;
+            match text.parse::<Bytes>() {
+                Ok(size) => prop_assert_eq!(u128::from(size.get()) * scale, parts),
+                Err(ParseBytesError::NotWhole { .. }) => prop_assert_ne!(parts % scale, 0),
+                Err(ParseBytesError::TooLarge { .. }) => prop_assert!(parts / scale > u128::from(Bytes::MAX_FILE.get())),
+                Err(error) => prop_assert!(false, "{error}"),
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "[0-9]{0,45}\\.?[0-9]{0,45} ?[EPTGMKi]{0,2}[Bb]?\\PC{0,2}") {
+            if let Ok(size) = text.parse::<Bytes>() {
+                prop_assert_eq!(size.to_string().parse(), Ok(size));
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use super::{Bytes, DriverKind, InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
+use super::{Bytes, DriverKind, InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId, TraceParent};
 
 /// What a job does to the size of its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +120,8 @@ pub struct Job {
     pub requested_by: String,
     pub project: ProjectLabel,
     pub request_id: Option<RequestId>,
+    /// The span that asked for it, which what is done for it follows.
+    pub trace: Option<TraceParent>,
     pub created_at: SystemTime,
     pub started_at: Option<SystemTime>,
     pub finished_at: Option<SystemTime>,

@@ -8,6 +8,7 @@ mod ids;
 mod job;
 mod refusal;
 mod share;
+mod trace;
 
 pub use access::{Identity, Name, Role, Roles, TlsFiles};
 pub use bytes::{Bytes, ParseBytesError};
@@ -15,3 +16,4 @@ pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
 pub use job::{Job, JobError, JobKind, JobState, StepRecord};
 pub use refusal::{Reason, Refusal};
 pub use share::{CommandRecord, DriverKind, Finding, PoolReport, ShareReport, ShareStatus, ThinPool, ThinUse};
+pub use trace::TraceParent;

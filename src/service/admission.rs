@@ -1,7 +1,7 @@
 //! The rules by which a request is let in: pure, over what was asked and what the kernel said.
 
 use crate::driver::{Bounds, Space};
-use crate::model::{Bytes, Job, JobKind, ProjectLabel, Refusal, RequestId, ShareId};
+use crate::model::{Bytes, Job, JobKind, ProjectLabel, Refusal, RequestId, ShareId, TraceParent};
 
 /// A request to extend or to shrink a share, well formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct SizeRequest {
     pub validate_only: bool,
     /// Who asks, as the transport tells.
     pub requested_by: String,
+    /// What the job will follow.
+    pub trace: Option<TraceParent>,
 }
 
 /// Whether the share is one of the project that is asked for, where its place says whose it is.
@@ -90,6 +92,7 @@ mod tests {
             project: ProjectLabel::default(),
             validate_only: false,
             requested_by: String::new(),
+            trace: None,
         }
     }
 

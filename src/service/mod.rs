@@ -127,6 +127,7 @@ impl Service {
             requested_by: request.requested_by,
             project: request.project,
             request_id: request.request_id,
+            trace: request.trace,
             created_at: SystemTime::now(),
             started_at: None,
             finished_at: None,

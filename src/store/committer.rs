@@ -10,12 +10,12 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
-use uuid::Uuid;
 
+use super::calendar::Calendar;
 use super::files::{Files, Identity, write_over};
 use super::{Retention, Shared, StoreError, open, record};
 use crate::model::{Job, JobId};
@@ -24,7 +24,10 @@ use crate::model::{Job, JobId};
 const GROUP: usize = 512;
 /// The mark follows the commits at this distance: it takes flushes of its own.
 const MARK_EVERY: Duration = Duration::from_secs(10);
+/// How often time is counted and what got old is removed; a kill forgets as much of the time.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// Sweeps in one age, when that is short.
+const SWEEPS: u32 = 32;
 /// Ended jobs above the kept number before they are swept, so that not every commit sweeps.
 const SWEEP_SLACK: usize = 100;
 /// Jobs removed between two groups of commits: nobody shall wait long behind a sweep.
@@ -65,6 +68,9 @@ pub struct Committer {
     /// The commit number that was last given to the thread that writes the mark.
     pub marked: u64,
     pub marked_at: Instant,
+    pub calendar: Calendar,
+    /// Up to when the calendar has counted.
+    pub counted_at: Instant,
     pub swept_at: Option<Instant>,
     /// Jobs of failed groups that may or may not be on disk.
     pub unanswered: HashSet<JobId>,
@@ -168,7 +174,9 @@ impl Committer {
             return;
         }
         self.mark();
-        if self.swept_at.is_none_or(|at| at.elapsed() > SWEEP_EVERY) {
+        let every = SWEEP_EVERY.min(self.retention.age / SWEEPS);
+        if self.swept_at.is_none_or(|at| at.elapsed() > every) {
+            self.count();
             self.sweep();
         }
     }
@@ -177,10 +185,23 @@ impl Committer {
         self.shared.index.read().len().saturating_sub(self.retention.jobs)
     }
 
+    /// Has the calendar count the time that has passed, and writes it.
+    fn count(&mut self) {
+        let now = Instant::now();
+        let newest = self.shared.index.read().newest();
+        self.calendar.advance(now - self.counted_at, newest, self.retention.age);
+        self.counted_at = now;
+        let shared = Arc::clone(&self.shared);
+        let written = shared.db.read().as_ref().map_or(Ok(()), |db| self.write_calendar(db));
+        if let Err(problem) = written {
+            warn!(problem, "cannot note for how long jobs have been kept");
+        }
+    }
+
     /// Removes a batch of ended jobs that are no longer kept.
     fn sweep(&mut self) {
-        let cutoff = SystemTime::now().checked_sub(self.retention.age).unwrap_or(UNIX_EPOCH);
-        let expired = self.shared.index.read().expired(first_id_of(cutoff), self.retention.jobs, SWEEP_BATCH);
+        let old = self.calendar.kept_for(self.retention.age);
+        let expired = self.shared.index.read().expired(old, self.retention.jobs, SWEEP_BATCH);
         if expired.is_empty() {
             self.swept_at = Some(Instant::now());
             return;
@@ -195,15 +216,22 @@ impl Committer {
         }
     }
 
+    fn write_calendar(&mut self, db: &sled::Db) -> Result<(), String> {
+        self.commit += 1;
+        let mark = record::encode_mark(self.commit, &self.calendar);
+        db.insert(record::MARK_KEY, mark).map_err(|error| error.to_string())?;
+        db.flush().map_err(|error| error.to_string())?;
+        self.durable = self.commit;
+        Ok(())
+    }
+
     fn remove(&mut self, jobs: &[JobId]) -> Result<(), String> {
-        let db = self.shared.db.read();
+        let shared = Arc::clone(&self.shared);
+        let db = shared.db.read();
         let db = db.as_ref().ok_or("it is being opened again")?;
         // The job with the highest commit number may be among them: the number must stay on disk, or the store would
         // look as if it had been set back. It is flushed before anything is removed.
-        self.commit += 1;
-        db.insert(record::MARK_KEY, record::encode_mark(self.commit)).map_err(|error| error.to_string())?;
-        db.flush().map_err(|error| error.to_string())?;
-        self.durable = self.commit;
+        self.write_calendar(db)?;
         for id in jobs {
             if let Some(job) = read(db, *id)? {
                 self.shared.index.write().forget(&job);
@@ -307,15 +335,6 @@ pub fn read(db: &sled::Db, id: JobId) -> Result<Option<Job>, String> {
     let Some(value) = db.get(key).map_err(|error| error.to_string())? else { return Ok(None) };
     let (job, _) = record::decode(&key, &value).map_err(|error| format!("the record of job {id}: {error}"))?;
     Ok(Some(job))
-}
-
-/// The smallest id that a job accepted at this time can have.
-fn first_id_of(time: SystemTime) -> JobId {
-    let millis = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    JobId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()).min(JobId::from_uuid(
-        // Without the version and variant bits, which any id of that moment has as well.
-        Uuid::from_u128(u128::from(millis) << 80),
-    ))
 }
 
 fn probe(files: &Files) -> io::Result<()> {

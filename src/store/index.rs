@@ -88,13 +88,12 @@ impl Index {
         }
     }
 
-    /// Ended jobs, oldest first, that retention no longer keeps: all from before `oldest_kept`, and those above
-    /// `most_kept` in number.
-    pub fn expired(&self, oldest_kept: JobId, most_kept: usize, limit: usize) -> Vec<JobId> {
+    /// Ended jobs, oldest first, that retention no longer keeps: all up to `old`, and those above `most_kept` in number.
+    pub fn expired(&self, old: Option<JobId>, most_kept: usize, limit: usize) -> Vec<JobId> {
         let mut surplus = (self.all.len() - self.unfinished.len()).saturating_sub(most_kept);
         let mut expired = Vec::new();
         for (id, state) in &self.all {
-            if (*id >= oldest_kept && surplus == 0) || expired.len() == limit {
+            if (Some(*id) > old && surplus == 0) || expired.len() == limit {
                 break;
             }
             if state.is_ended() {
@@ -146,10 +145,11 @@ mod tests {
     #[test]
     fn expires_by_age_and_number_and_never_the_unfinished() {
         let mut index = index();
-        assert_eq!(index.expired(id(0), 9, 9), []);
-        assert_eq!(index.expired(id(0), 1, 9), [id(1), id(2)]);
-        assert_eq!(index.expired(id(9), 9, 9), [id(1), id(2), id(4)]);
-        assert_eq!(index.expired(id(9), 0, 1), [id(1)]);
+        assert_eq!(index.expired(None, 9, 9), []);
+        assert_eq!(index.expired(None, 1, 9), [id(1), id(2)]);
+        assert_eq!(index.expired(Some(id(1)), 9, 9), [id(1)]);
+        assert_eq!(index.expired(Some(id(9)), 9, 9), [id(1), id(2), id(4)]);
+        assert_eq!(index.expired(Some(id(9)), 0, 1), [id(1)]);
         let mut job = any_job(1, JobState::Succeeded);
         job.request_id = Some(RequestId::from_uuid(Uuid::from_u128(1)));
         index.forget(&job);

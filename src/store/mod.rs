@@ -4,12 +4,13 @@
 //! once, publishes to the in-memory index, then answers all. The store knows nothing of the kernel's sizes and nothing
 //! of what a job means; it gives back exactly what it was given, or says that it cannot.
 
+mod calendar;
 mod committer;
 mod files;
 mod index;
 pub mod offline;
 mod open;
-mod record;
+pub(crate) mod record;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -30,7 +31,7 @@ pub use open::OpenError;
 /// Commits that may wait for the committer; whoever comes then waits for its place.
 const INBOX: usize = 1024;
 
-/// How long ended jobs are kept.
+/// How long ended jobs are kept: for an age, counted while the store is open, and up to a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     pub age: Duration,

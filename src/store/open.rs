@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use super::calendar::Calendar;
 use super::committer::{Committer, Work, start_marking};
 use super::files::{Files, Lock, copy_tree, remove_tree, sync_dir};
 use super::index::Index;
@@ -92,7 +93,7 @@ fn open_above(
     let mut db = database(&files.jobs()).map_err(damaged)?;
     // Another number than the last start's: sled writes nothing for a value that is there already.
     scan.commit += 1;
-    check_flush(&dir, &db, scan.commit)?;
+    check_flush(&dir, &db, scan.commit, &scan.calendar)?;
     for created in [&files.jobs(), &dir] {
         sync_dir(created).map_err(|source| OpenError::io("cannot sync", created, source))?;
     }
@@ -123,6 +124,8 @@ fn open_above(
         durable: scan.commit,
         marked: scan.commit,
         marked_at: Instant::now(),
+        calendar: scan.calendar,
+        counted_at: Instant::now(),
         swept_at: None,
         unanswered: HashSet::new(),
     };
@@ -186,6 +189,7 @@ pub struct Scan {
     pub unfinished: Vec<Job>,
     /// The highest commit number found.
     pub commit: u64,
+    pub calendar: Calendar,
     /// Bytes of keys and values.
     pub live_bytes: u64,
     /// The first thing that is wrong, and whether it is only too new for this version.
@@ -216,7 +220,7 @@ impl Scan {
         let newer = |error: &RecordError| matches!(error, RecordError::Newer(_));
         if key == record::MARK_KEY {
             match record::decode_mark(value) {
-                Ok(commit) => self.commit = self.commit.max(commit),
+                Ok((commit, calendar)) => (self.commit, self.calendar) = (self.commit.max(commit), calendar),
                 Err(error) => self.note(format!("the commit record is bad: {error}"), newer(&error)),
             }
             return;
@@ -244,10 +248,10 @@ impl Scan {
 }
 
 /// Writes the commit number, flushes, and sees whether that reached fdatasync; see `sys::sync_file_range`.
-fn check_flush(dir: &Path, db: &sled::Db, commit: u64) -> Result<(), OpenError> {
+fn check_flush(dir: &Path, db: &sled::Db, commit: u64, calendar: &Calendar) -> Result<(), OpenError> {
     let before = sync_file_range::redirected_calls();
     let write = || -> sled::Result<()> {
-        db.insert(record::MARK_KEY, record::encode_mark(commit))?;
+        db.insert(record::MARK_KEY, record::encode_mark(commit, calendar))?;
         db.flush()?;
         Ok(())
     };

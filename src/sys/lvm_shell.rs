@@ -11,12 +11,14 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::setsid;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, setsid};
 
 /// More than any report has; what comes beyond it is not kept.
 const MOST_OUTPUT: usize = 4 << 20;
@@ -46,10 +48,23 @@ pub struct Output {
 }
 
 pub struct Shell {
-    child: Child,
+    child: Process,
     input: ChildStdin,
     output: io::PipeReader,
     commands: u64,
+}
+
+/// Nobody may ask for its end any more, as when its volume group is configured no longer; it leaves no zombie all the same.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let (Ok(None), Ok(pid)) = (self.0.try_wait(), self.0.id().try_into()) {
+            // It ends when its input does, or when the command at work has. Without a thread it stays a zombie.
+            let wait = move || waitpid(Pid::from_raw(pid), None);
+            drop(thread::Builder::new().name("reaper".to_owned()).spawn(wait));
+        }
+    }
 }
 
 impl Shell {
@@ -79,12 +94,12 @@ impl Shell {
         unsafe { command.pre_exec(ignore_what_growd_suffers) };
         let mut child = command.spawn().map_err(ShellError::Start)?;
         let input = child.stdin.take().ok_or_else(|| ShellError::Start(io::Error::other("it has no stdin")))?;
-        Ok(Self { child, input, output, commands: 0 })
+        Ok(Self { child: Process(child), input, output, commands: 0 })
     }
 
     /// Whether somebody killed it while it waited for a command.
     pub fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        !matches!(self.child.0.try_wait(), Ok(None))
     }
 
     /// Runs one command to its end, or until the limit is reached; without a limit it waits for ever.
@@ -153,7 +168,7 @@ impl Shell {
     /// Kills the shell: for one that was asked a question only.
     pub fn kill(mut self) -> Dying {
         // It may have ended on its own.
-        let _ = self.child.kill();
+        let _ = self.child.0.kill();
         Dying(self.child)
     }
 
@@ -164,17 +179,17 @@ impl Shell {
 }
 
 /// A shell that has been told to end, and may be stuck in the kernel.
-pub struct Dying(Child);
+pub struct Dying(Process);
 
 impl Dying {
     /// Whether it is still there.
     pub fn is_alive(&mut self) -> bool {
-        matches!(self.0.try_wait(), Ok(None))
+        matches!(self.0.0.try_wait(), Ok(None))
     }
 
     /// Process id, for whoever looks at it.
     pub fn pid(&self) -> u32 {
-        self.0.id()
+        self.0.0.id()
     }
 }
 
@@ -240,6 +255,19 @@ mod tests {
         let error = shell.run("die", None).unwrap_err();
         assert!(matches!(&error, ShellError::Ended(words) if words == "last words"), "{error}");
         assert!(matches!(Shell::start(Path::new("/nonexistent/lvm")), Err(ShellError::Start(_))));
+    }
+
+    #[test]
+    fn a_shell_that_nobody_needs_ends_and_leaves_no_zombie() {
+        let (_folder, shell) = fake("say) echo hi ;;");
+        let process = format!("/proc/{}", shell.child.0.id());
+        assert!(Path::new(&process).exists());
+        drop(shell);
+        let begin = Instant::now();
+        while Path::new(&process).exists() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it stays");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod loop_device;
 pub mod lvm_shell;
 pub mod mountinfo;
 pub mod open_beneath;
+pub mod open_files;
 pub mod quotactl;
 pub mod sync_file_range;
 pub mod systemd;

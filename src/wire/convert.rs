@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::proto;
 use crate::model::{
     Bytes, CommandRecord, Finding, Job, JobId, JobKind, JobState, PoolReport, ProjectLabel, Refusal, ShareId,
-    ShareReport, ShareStatus,
+    ShareReport, ShareStatus, TraceParent,
 };
 use crate::service::NodeReport;
 use crate::service::admission::SizeRequest;
@@ -47,7 +47,7 @@ macro_rules! asked {
 asked!(ExtendShareRequest, JobKind::Extend);
 asked!(ShrinkShareRequest, JobKind::Shrink);
 
-pub fn size_request(message: &Asked, requested_by: String) -> Result<SizeRequest, Refusal> {
+pub fn size_request(message: &Asked, requested_by: String, trace: Option<TraceParent>) -> Result<SizeRequest, Refusal> {
     let request_id = message.request_id.as_deref().map(str::parse).transpose();
     Ok(SizeRequest {
         kind: message.kind,
@@ -58,6 +58,7 @@ pub fn size_request(message: &Asked, requested_by: String) -> Result<SizeRequest
         project: project(&message.project_id)?,
         validate_only: message.validate_only,
         requested_by,
+        trace,
     })
 }
 
@@ -178,6 +179,7 @@ pub fn job(job: &Job) -> proto::Job {
         requested_by: job.requested_by.clone(),
         project_id: job.project.as_str().to_owned(),
         request_id: job.request_id.map(|id| id.to_string()).unwrap_or_default(),
+        traceparent: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
         created_at: time(job.created_at),
         started_at: job.started_at.and_then(time),
         finished_at: job.finished_at.and_then(time),
@@ -276,6 +278,8 @@ fn time(time: SystemTime) -> Option<prost_types::Timestamp> {
 mod tests {
     use super::*;
     use crate::model::Reason;
+    use proptest::prelude::*;
+    use uuid::Uuid;
 
     #[test]
     fn bad_fields_are_named() {
@@ -285,7 +289,7 @@ mod tests {
             ..Default::default()
         };
         let reason = |message: &proto::ExtendShareRequest| {
-            size_request(&message.clone().into(), String::new()).map(|_| ()).map_err(|refusal| refusal.reason())
+            size_request(&message.clone().into(), String::new(), None).map(|_| ()).map_err(|refusal| refusal.reason())
         };
         assert_eq!(reason(&good), Ok(()));
         for share_id in ["", "../..", "x"] {
@@ -309,6 +313,28 @@ mod tests {
         assert_eq!(page_after::<JobId>("", "share=1"), Ok(None));
         for (token, filter) in [(token.as_str(), "share=2"), ("rubbish", "share=1"), ("0.0", "share=1")] {
             assert!(page_after::<JobId>(token, filter).is_err(), "{token}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_token_gives_back_its_entry(id: u128, filter in any::<String>(), other in any::<String>()) {
+            let id = JobId::from_uuid(Uuid::from_u128(id));
+            let token = page_token(Some(id), &filter);
+            prop_assert_eq!(page_after(&token, &filter), Ok(Some(id)));
+            // A CRC tells by mistake only: a filter that differs in few bytes never has the same.
+            if filter_sum(&other) != filter_sum(&filter) {
+                prop_assert!(page_after::<JobId>(&token, &other).is_err());
+            }
+        }
+
+        #[test]
+        fn no_page_token_makes_it_panic(token in any::<String>(), rest in "[0-9a-f-]{0,40}", filter in any::<String>()) {
+            for token in [token, format!("{}.{rest}", filter_sum(&filter))] {
+                if let Ok(Some(id)) = page_after::<JobId>(&token, &filter) {
+                    prop_assert_eq!(page_token(Some(id), &filter), token.to_lowercase());
+                }
+            }
         }
     }
 }

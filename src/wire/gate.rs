@@ -1,4 +1,4 @@
-//! Who may call what: every call of every service passes here before a handler sees it.
+//! Who may call what: every call of every service passes here before a handler sees it, and has its span from here.
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -8,12 +8,15 @@ use futures_util::future::Either;
 use parking_lot::RwLock;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
-use tracing::warn;
+use tracing::instrument::{Instrument, Instrumented};
+use tracing::{debug, warn};
 
 use super::peer::Peer;
 use super::status;
 use super::turned_away::TurnedAway;
-use crate::model::{Refusal, Role, Roles};
+use crate::logging::spans;
+use crate::meters::Meters;
+use crate::model::{Refusal, Role, Roles, TraceParent};
 
 /// The role that each RPC of the contract takes. Diagnose looks at every share of every pool, and shows what was said to
 /// the tools of the host and what they said.
@@ -30,6 +33,9 @@ const RPCS: [(&str, Role); 11] = [
     ("/growd.v1.NodeService/ListPools", Role::Reader),
     ("/growd.v1.NodeService/Diagnose", Role::Admin),
 ];
+
+/// Metadata in which a caller says which span it calls from.
+const TRACEPARENT: &str = "traceparent";
 
 /// `None` for what is open to all who can connect. What is not known here is for admins only.
 fn role_for(rpc: &str) -> Option<Role> {
@@ -55,13 +61,17 @@ pub struct Rules {
 }
 
 /// The rules, which may change at any time, and what was turned away by them.
-#[derive(Default)]
 pub struct Guard {
     pub rules: RwLock<Rules>,
     turned_away: TurnedAway,
+    meters: Arc<Meters>,
 }
 
 impl Guard {
+    pub fn new(rules: Rules, meters: Arc<Meters>) -> Self {
+        Self { rules: RwLock::new(rules), turned_away: TurnedAway::default(), meters }
+    }
+
     fn check(&self, rpc: &str, peer: &Peer) -> Result<(), Refusal> {
         let Some(needed) = role_for(rpc) else { return Ok(()) };
         let rules = self.rules.read();
@@ -78,8 +88,9 @@ impl Guard {
             }
         };
         drop(rules);
+        let reason = refusal.reason().as_str();
+        self.meters.turned_away(reason);
         if let Some(count) = self.turned_away.count() {
-            let reason = refusal.reason().as_str();
             warn!(target: "audit", who = %peer, rpc, reason, turned_away = %count, "turned away");
         }
         Err(refusal)
@@ -110,19 +121,27 @@ where
 {
     type Response = Response<R>;
     type Error = S::Error;
-    type Future = Either<Ready<Result<Self::Response, Self::Error>>, S::Future>;
+    type Future = Either<Ready<Result<Self::Response, Self::Error>>, Instrumented<S::Future>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let nobody = Peer::default();
         let peer = request.extensions().get::<Arc<Peer>>().map_or(&nobody, |peer| peer);
-        match self.guard.check(request.uri().path(), peer) {
-            Ok(()) => Either::Right(self.inner.call(request)),
-            Err(refusal) => Either::Left(ready(Ok(status::unlogged(&refusal).into_http()))),
+        let rpc = request.uri().path();
+        if let Err(refusal) = self.guard.check(rpc, peer) {
+            return Either::Left(ready(Ok(status::unlogged(&refusal).into_http())));
         }
+        let caller = request.headers().get(TRACEPARENT).and_then(|text| text.to_str().ok()?.parse().ok());
+        let changes = role_for(rpc) == Some(Role::Operator);
+        let span = spans::rpc(rpc.trim_start_matches('/'), changes, caller);
+        debug!(parent: &span, who = %peer, "called");
+        if let Some(trace) = spans::onward(&span, caller) {
+            request.extensions_mut().insert::<TraceParent>(trace);
+        }
+        Either::Right(self.inner.call(request).instrument(span))
     }
 }
 
@@ -148,7 +167,7 @@ mod tests {
 
     #[test]
     fn roles_open_what_they_should_and_nothing_else() {
-        let guard = Guard::default();
+        let guard = Guard::new(Rules::default(), Arc::new(Meters::new().unwrap()));
         let name = |id: &str| Identity::Cn(id.to_owned());
         {
             let mut rules = guard.rules.write();

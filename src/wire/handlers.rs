@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use super::peer::Peer;
 use super::proto::job_service_server::JobService;
@@ -32,10 +33,14 @@ impl Handlers {
 
     async fn resize<T: Into<convert::Asked>>(&self, request: Request<T>) -> Result<Response<proto::Job>, Status> {
         let service = self.service().cloned();
-        let caller = caller(&request);
+        let (caller, trace) = (caller(&request), request.extensions().get().copied());
         let request = request.into_inner().into();
         Self::change(async move {
-            let answer = async { service?.resize(convert::size_request(&request, caller.to_string())?).await }.await;
+            let answer = async {
+                let request = convert::size_request(&request, caller.to_string(), trace)?;
+                service?.resize(request).await
+            };
+            let answer = answer.await;
             audit::resize(&caller, &request, &answer);
             answer
         })
@@ -47,7 +52,7 @@ impl Handlers {
     where
         F: Future<Output = Result<Job, Refusal>> + Send + 'static,
     {
-        match tokio::spawn(change).await {
+        match tokio::spawn(change.in_current_span()).await {
             Ok(answer) => answer.map(|job| Response::new(convert::job(&job))).map_err(status),
             Err(error) => Err(status(Refusal::Internal { problem: error.to_string() })),
         }

@@ -11,20 +11,21 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tracing::warn;
 
+use super::limits::{HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT};
 use super::peer::Peer;
 use super::tls::Tls;
 use super::turned_away::TurnedAway;
+use crate::meters::Meters;
 
-/// Handshakes at once, and how long each may take: whoever connects and says nothing must not keep the others out.
-const HANDSHAKES_MOST: usize = 256;
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of the preface with which a client of HTTP/2 begins (RFC 9113, 3.4).
+const PREFACE: usize = 24;
 /// After an accept that failed for want of files or memory, which the next would too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,6 +35,17 @@ impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 pub struct Connection {
     io: Pin<Box<dyn Io>>,
     peer: Arc<Peer>,
+    /// Until the preface has come: what of it is missing, and the end of the patience.
+    preface: Option<(usize, Pin<Box<Sleep>>)>,
+    /// Of the listener; given back with the connection.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(io: impl Io + 'static, peer: Peer, place: OwnedSemaphorePermit) -> Self {
+        let preface = Some((PREFACE, Box::pin(sleep(PREFACE_LIMIT))));
+        Self { io: Box::pin(io), peer: Arc::new(peer), preface, _place: place }
+    }
 }
 
 impl Connected for Connection {
@@ -44,17 +56,20 @@ impl Connected for Connection {
     }
 }
 
-/// All connections, until the stream is dropped.
+/// All connections, until the stream is dropped; at most so many of each listener. Whoever comes then is turned away: an
+/// end at once is better told from a growd that hangs than a wait.
 pub fn connections(
     unix: UnixListener,
     tcp: Option<(TcpListener, Option<Arc<Tls>>)>,
+    most: usize,
+    meters: &Arc<Meters>,
 ) -> ReceiverStream<io::Result<Connection>> {
     // One is enough: the kernel's own queue holds those that wait.
     let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(accept_unix(unix, sender.clone()));
+    tokio::spawn(accept_unix(unix, Door::new(&sender, most, meters)));
     match tcp {
-        Some((listener, Some(tls))) => drop(tokio::spawn(accept_tls(listener, tls, sender))),
-        Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, sender))),
+        Some((listener, Some(tls))) => drop(tokio::spawn(accept_tls(listener, tls, Door::new(&sender, most, meters)))),
+        Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, Door::new(&sender, most, meters)))),
         None => {}
     }
     ReceiverStream::new(receiver)
@@ -62,81 +77,124 @@ pub fn connections(
 
 type Sender = mpsc::Sender<io::Result<Connection>>;
 
-/// `None` when nobody takes connections any more.
-async fn accepted<T>(
-    sender: &Sender,
-    failures: &TurnedAway,
-    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
-) -> Option<T> {
-    loop {
-        let answer = tokio::select! {
-            () = sender.closed() => return None,
-            answer = poll_fn(&mut accept) => answer,
-        };
-        match answer {
-            Ok(stream) => return Some(stream),
-            Err(error) => {
-                if let Some(count) = failures.count() {
-                    warn!(%error, %count, "a connection could not be accepted");
+/// What a listener's connections come through.
+struct Door {
+    sender: Sender,
+    places: Arc<Semaphore>,
+    most: usize,
+    failures: TurnedAway,
+    above_most: TurnedAway,
+    meters: Arc<Meters>,
+}
+
+impl Door {
+    fn new(sender: &Sender, most: usize, meters: &Arc<Meters>) -> Self {
+        Self {
+            sender: sender.clone(),
+            places: Arc::new(Semaphore::new(most)),
+            most,
+            failures: TurnedAway::default(),
+            above_most: TurnedAway::default(),
+            meters: Arc::clone(meters),
+        }
+    }
+
+    /// `None` when nobody takes connections any more.
+    async fn accepted<T>(
+        &self,
+        mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Option<(T, OwnedSemaphorePermit)> {
+        loop {
+            let answer = tokio::select! {
+                () = self.sender.closed() => return None,
+                answer = poll_fn(&mut accept) => answer,
+            };
+            match (answer, Arc::clone(&self.places).try_acquire_owned()) {
+                (Ok(stream), Ok(place)) => return Some((stream, place)),
+                (Ok(_), Err(_)) => {
+                    self.meters.turned_away("CONNECTIONS");
+                    if let Some(count) = self.above_most.count() {
+                        warn!(most = self.most, turned_away = %count, "turned away: there are as many connections as may be");
+                    }
                 }
-                sleep(ACCEPT_PAUSE).await;
+                (Err(error), _) => {
+                    if let Some(count) = self.failures.count() {
+                        warn!(%error, %count, "a connection could not be accepted");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
-async fn accept_unix(listener: UnixListener, sender: Sender) {
-    let failures = TurnedAway::default();
-    while let Some((stream, _)) = accepted(&sender, &failures, |cx| listener.poll_accept(cx)).await {
-        let peer = Arc::new(Peer::of_unix(&stream));
-        let _ = sender.send(Ok(Connection { io: Box::pin(stream), peer })).await;
+async fn accept_unix(listener: UnixListener, door: Door) {
+    while let Some(((stream, _), place)) = door.accepted(|cx| listener.poll_accept(cx)).await {
+        let peer = Peer::of_unix(&stream);
+        let _ = door.sender.send(Ok(Connection::new(stream, peer, place))).await;
     }
 }
 
-async fn accept_plain(listener: TcpListener, sender: Sender) {
-    let failures = TurnedAway::default();
-    while let Some((stream, address)) = accepted(&sender, &failures, |cx| listener.poll_accept(cx)).await {
+async fn accept_plain(listener: TcpListener, door: Door) {
+    while let Some(((stream, address), place)) = door.accepted(|cx| listener.poll_accept(cx)).await {
         let _ = stream.set_nodelay(true);
-        let peer = Arc::new(Peer::of_plain_tcp(address));
-        let _ = sender.send(Ok(Connection { io: Box::pin(stream), peer })).await;
+        let _ = door.sender.send(Ok(Connection::new(stream, Peer::of_plain_tcp(address), place))).await;
     }
 }
 
-async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, sender: Sender) {
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MOST));
-    let (failures, bad_handshakes) = (TurnedAway::default(), Arc::new(TurnedAway::default()));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let Some((stream, address)) = accepted(&sender, &failures, |cx| listener.poll_accept(cx)).await else { return };
-        let (tls, sender, bad_handshakes) = (Arc::clone(&tls), sender.clone(), Arc::clone(&bad_handshakes));
+async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, door: Door) {
+    let hands = Arc::new(Semaphore::new(HANDSHAKES_MOST));
+    let (bad_handshakes, meters) = (TurnedAway::default(), Arc::clone(&door.meters));
+    let turn_away = Arc::new(move |address: SocketAddr, error: &str| {
+        meters.turned_away("HANDSHAKE");
+        if let Some(count) = bad_handshakes.count() {
+            warn!(target: "audit", who = %address, error, turned_away = %count, "turned away: the TLS handshake failed");
+        }
+    });
+    while let Ok(hand) = Arc::clone(&hands).acquire_owned().await {
+        let Some(((stream, address), place)) = door.accepted(|cx| listener.poll_accept(cx)).await else { return };
+        let (tls, sender, turn_away) = (Arc::clone(&tls), door.sender.clone(), Arc::clone(&turn_away));
         tokio::spawn(async move {
-            match timeout(HANDSHAKE_LIMIT, shake_hands(&tls, stream, address)).await {
+            match timeout(HANDSHAKE_LIMIT, shake_hands(&tls, stream, address, place)).await {
                 Ok(Ok(connection)) => {
                     let _ = sender.send(Ok(connection)).await;
                 }
-                Ok(Err(error)) => turn_away(&bad_handshakes, address, &error.to_string()),
-                Err(_) => turn_away(&bad_handshakes, address, "it took too long"),
+                Ok(Err(error)) => turn_away(address, &error.to_string()),
+                Err(_) => turn_away(address, "it took too long"),
             }
-            drop(place);
+            drop(hand);
         });
     }
 }
 
-async fn shake_hands(tls: &Tls, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
+async fn shake_hands(
+    tls: &Tls,
+    stream: TcpStream,
+    address: SocketAddr,
+    place: OwnedSemaphorePermit,
+) -> io::Result<Connection> {
     let _ = stream.set_nodelay(true);
     let stream = TlsAcceptor::from(tls.current()).accept(stream).await?;
-    let peer = Arc::new(Peer::of_tls(&stream, address));
-    Ok(Connection { io: Box::pin(stream), peer })
-}
-
-fn turn_away(failures: &TurnedAway, address: SocketAddr, error: &str) {
-    if let Some(count) = failures.count() {
-        warn!(target: "audit", who = %address, error, turned_away = %count, "turned away: the TLS handshake failed");
-    }
+    let peer = Peer::of_tls(&stream, address);
+    Ok(Connection::new(stream, peer, place))
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.io.as_mut().poll_read(cx, buffer)
+        let connection = &mut *self;
+        let Some((missing, patience)) = &mut connection.preface else {
+            return connection.io.as_mut().poll_read(cx, buffer);
+        };
+        if patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buffer.filled().len();
+        let answer = connection.io.as_mut().poll_read(cx, buffer);
+        *missing = missing.saturating_sub(buffer.filled().len() - before);
+        if *missing == 0 {
+            connection.preface = None;
+        }
+        answer
     }
 }
 

@@ -3,16 +3,17 @@
 mod audit;
 mod certificate;
 pub mod client;
-mod convert;
+pub(crate) mod convert;
 pub mod gate;
 mod handlers;
 pub mod json;
+pub mod limits;
 mod listeners;
 pub mod metrics;
 mod peer;
 pub mod proto;
 pub mod server;
-mod status;
+pub(crate) mod status;
 pub mod tls;
 mod turned_away;
 

@@ -7,7 +7,6 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 use tonic::transport::Server;
@@ -16,24 +15,19 @@ use tonic_health::server::HealthReporter;
 
 use super::gate::{GateLayer, Guard, Rules};
 use super::handlers::Handlers;
+use super::limits::*;
 use super::proto::job_service_server::JobServiceServer;
 use super::proto::node_service_server::NodeServiceServer;
 use super::proto::share_service_server::ShareServiceServer;
 use super::tls::Tls;
 use super::{listeners, proto};
+use crate::meters::Meters;
 use crate::service::Service;
 
-/// The largest request that is read: the longest legal one has less than 2 KiB.
-const MESSAGE_MOST: usize = 64 << 10;
-/// Streams of one connection at once; HTTP/2 itself would allow any number.
-const STREAMS_MOST: u32 = 1024;
 /// Only root may connect.
 const SOCKET_MODE: u32 = 0o660;
 /// Everybody on the node may connect: the gate tells them apart.
 const OPEN_SOCKET_MODE: u32 = 0o666;
-/// A caller that is gone without a word is noticed by this, and its streams end.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A bound TCP port; without TLS everybody who reaches it is an anonymous caller.
 pub struct Tcp {
@@ -144,7 +138,8 @@ pub fn open_to_all(socket: &Path, open: bool) -> io::Result<()> {
     fs::set_permissions(socket, Permissions::from_mode(if open { OPEN_SOCKET_MODE } else { SOCKET_MODE }))
 }
 
-/// Serves until `shutdown`, then lets the requests at hand end. NOT_SERVING until the control says otherwise.
+/// Serves until `shutdown`, then lets the requests at hand end. NOT_SERVING until the control says otherwise. Each listener
+/// has so many connections at most.
 ///
 /// # Errors
 /// [`ServeError`].
@@ -152,22 +147,30 @@ pub async fn serve(
     listener: UnixListener,
     tcp: Option<Tcp>,
     rules: Rules,
+    connections: u64,
+    meters: Arc<Meters>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(Control, impl Future<Output = Result<(), ServeError>>), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let handlers = Handlers::default();
-    let guard = Arc::new(Guard::default());
+    let guard = Arc::new(Guard::new(rules, Arc::clone(&meters)));
     let control = Control { service: Arc::clone(&handlers.service), health, guard: Arc::clone(&guard) };
-    control.set_rules(rules);
     control.set_serving(false).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let connections = listeners::connections(listener, tcp.map(|tcp| (tcp.listener, tcp.tls)));
+    let most = usize::try_from(connections).unwrap_or(usize::MAX);
+    let connections = listeners::connections(listener, tcp.map(|tcp| (tcp.listener, tcp.tls)), most, &meters);
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MOST)
+        .http2_max_header_list_size(HEADERS_MOST)
+        .max_frame_size(FRAME_MOST)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MOST))
+        .http2_max_local_error_reset_streams(Some(ERRORS_MOST))
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .layer(GateLayer(guard))

@@ -107,6 +107,10 @@ impl Growd {
         growd
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn configure(&self, config: &str) {
         write_config(self.dir.path(), self.address, config);
     }

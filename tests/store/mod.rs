@@ -42,6 +42,7 @@ pub fn job_of(accepted: SystemTime, state: JobState) -> Job {
         requested_by: CALLER.to_owned(),
         project: "".parse().unwrap(),
         request_id: Some(RequestId::from_uuid(Uuid::new_v4())),
+        trace: None,
         created_at: accepted,
         started_at: None,
         finished_at: None,

@@ -69,7 +69,8 @@ impl Daemon {
         daemon
     }
 
-    fn configure(dir: &Path, pools: &str) -> PathBuf {
+    /// Writes the configuration, for the next start.
+    pub fn configure(dir: &Path, pools: &str) -> PathBuf {
         let config = dir.join("growd.toml");
         let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{pools}", dir.display());
         std::fs::write(&config, text).unwrap();
@@ -103,6 +104,10 @@ impl Daemon {
 
     pub async fn clients(&self) -> Clients {
         Clients::when_ready(&self.endpoint()).await
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL.

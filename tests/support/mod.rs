@@ -213,15 +213,21 @@ impl Filesystem {
     /// As [`Self::create_share`] for many at once on XFS.
     pub fn create_shares(&self, shares: &[(String, u32)], hard_limit_bytes: u64) {
         assert_eq!(self.kind, Kind::Xfs);
-        let mut commands = Vec::new();
-        for (name, id) in shares {
-            let share = self.mount_point.join(name);
-            std::fs::create_dir(&share).unwrap();
-            // In one run of xfs_quota, each `project -p` would set up the directories of those before it as well.
-            lab::run("chattr", &["-p", &id.to_string(), "+P", text(&share)]);
-            commands.push(format!("limit -p bhard={hard_limit_bytes} {id}"));
+        // In one run of xfs_quota, each `project -p` would set up the directories of those before it as well.
+        for some in shares.chunks(200) {
+            let mut projects = Vec::new();
+            let mut limits = Vec::new();
+            for (name, id) in some {
+                let share = self.mount_point.join(name);
+                std::fs::create_dir(&share).unwrap();
+                projects.extend([format!("open {}", share.display()), format!("chproj {id}"), "chattr +P".to_owned()]);
+                projects.push("close".to_owned());
+                limits.push(format!("limit -p bhard={hard_limit_bytes} {id}"));
+            }
+            let commands = projects.iter().flat_map(|command| ["-c", command]).collect::<Vec<_>>();
+            assert_eq!(lab::run("xfs_io", &[&["-x"], &commands[..]].concat()), "");
+            self.xfs_quota_all(&limits);
         }
-        self.xfs_quota_all(&commands);
     }
 
     /// Gives a directory and all below it to a project, and lets new files inherit it.

@@ -48,7 +48,7 @@ impl Disks {
             .arg(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "--nocapture", part])
             .env("GROWD_LAB_DISKS", self.0.path())
-            .env("GROWD_LAB_TIMEOUT", "120")
+            .env("GROWD_LAB_TIMEOUT", "900")
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()

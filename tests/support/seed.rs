@@ -3,9 +3,16 @@
 // Every test binary compiles its own copy of this module and uses a part of it.
 #![allow(dead_code)]
 
+use std::time::Duration;
+
 /// How many cases to try: `GROWD_ROUNDS`, or as many as fit into a run of all tests.
 pub fn rounds(usual: usize) -> usize {
     number("GROWD_ROUNDS").map_or(usual, |rounds| usize::try_from(rounds).unwrap())
+}
+
+/// How long to go on: `GROWD_SOAK_SECONDS`, or as long as fits into a run of all tests.
+pub fn soak(usual: u64) -> Duration {
+    Duration::from_secs(number("GROWD_SOAK_SECONDS").unwrap_or(usual))
 }
 
 fn number(variable: &str) -> Option<u64> {

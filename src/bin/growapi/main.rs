@@ -24,7 +24,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::ApiConfig;
-use growd::logging::{self, LogFormat};
+use growd::logging::{self, Log, LogFormat};
 use growd::pages;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +52,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM; SIGHUP reads the configuration again. The log level is RUST_LOG, by default info.
+    /// Serve until SIGTERM; SIGHUP reads the configuration again. Without [log] in it the log level is RUST_LOG, by
+    /// default info.
     Run {
         /// How to log; by default to the journal when stderr is the journal, for people otherwise.
         #[arg(long, value_enum, env = "GROWAPI_LOG_FORMAT")]
@@ -95,12 +96,12 @@ fn check_config(path: &Path) -> Result<()> {
 
 fn run(path: &Path, log_format: Option<LogFormat>) -> Result<()> {
     let config = ApiConfig::load(path)?;
-    logging::start(log_format).context("cannot log to the journal")?;
+    let log = logging::start(log_format, config.log.clone(), None)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve_until_told(path, config))
+    runtime.block_on(serve_until_told(path, config, &log))
 }
 
-async fn serve_until_told(path: &Path, config: ApiConfig) -> Result<()> {
+async fn serve_until_told(path: &Path, config: ApiConfig, log: &Log) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
     let current = Current::new(Api::new(&config, None)?);
@@ -123,7 +124,7 @@ async fn serve_until_told(path: &Path, config: ApiConfig) -> Result<()> {
             tokio::select! {
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
-                _ = hangup.recv() => reload(path, &config, &current),
+                _ = hangup.recv() => reload(path, &config, &current, log),
             }
         }
     };
@@ -132,19 +133,20 @@ async fn serve_until_told(path: &Path, config: ApiConfig) -> Result<()> {
 }
 
 /// Goes on as before when the configuration is refused.
-fn reload(path: &Path, first: &ApiConfig, current: &Current) {
+fn reload(path: &Path, first: &ApiConfig, current: &Current, log: &Log) {
     let read = || {
         let config = ApiConfig::load(path)?;
         let api = Api::new(&config, Some(&*current.get()))?;
         if config.listen != first.listen {
             tracing::warn!(now = %first.listen, configured = %config.listen, "listen changes with a restart only");
         }
-        Ok::<_, anyhow::Error>((config.nodes.len(), api))
+        Ok::<_, anyhow::Error>((config, api))
     };
     match read() {
-        Ok((nodes, api)) => {
+        Ok((config, api)) => {
             current.replace(api);
-            info!(nodes, "the configuration was read again");
+            log.set_level(config.log);
+            info!(nodes = config.nodes.len(), "the configuration was read again");
         }
         Err(error) => error!("the configuration is refused and the one before stays: {error:#}"),
     }

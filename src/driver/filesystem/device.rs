@@ -62,13 +62,10 @@ impl Device {
 
     /// The size of device that gives users `target`, among those that `round_up` gives.
     pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
-        let Content::Filesystem(filesystem) = &self.content else { return round_up(target) };
-        let mut size = round_up(filesystem.volume_for(target));
-        // A last part of the device may be too small for the file system to use.
-        while filesystem.size_on(size) < target && size < Bytes::MAX_FILE {
-            size = round_up(size.saturating_add(Bytes::new(1)));
+        match &self.content {
+            Content::Block => round_up(target),
+            Content::Filesystem(filesystem) => filesystem.volume_for(target, round_up),
         }
-        size
     }
 
     /// Whether what is on it should grow with a device of this size.

@@ -109,9 +109,10 @@ impl Mounted {
         self.geometry.size_on(volume)
     }
 
-    /// The smallest volume on which [`Self::size_on`] is at least the target; [`Bytes::MAX_FILE`] when there is none.
-    pub fn volume_for(&self, target: Bytes) -> Bytes {
-        self.geometry.volume_for(target)
+    /// The smallest volume, among the sizes that `round_up` gives, on which [`Self::size_on`] is at least the target; not
+    /// less than [`Bytes::MAX_FILE`] when there is none.
+    pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
+        self.geometry.volume_for(target, round_up)
     }
 
     /// Whether it should be grown to fill a volume of this size. Ask before the volume is grown.

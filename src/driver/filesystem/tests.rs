@@ -76,7 +76,7 @@ fn ext4_leaves_out_a_group_that_is_too_small() {
     // Group 8 has no copy of the superblock: two bitmaps, 512 blocks of inodes, one more.
     let tail = |blocks: u64| ext4.size_on(Bytes::new((1 << 30) + blocks * 4 * KIB)).get() / (4 * KIB) - (1 << 18);
     assert_eq!((tail(1), tail(515), tail(516), tail(600)), (0, 0, 516, 600));
-    assert_eq!(ext4.volume_for(Bytes::new((1 << 30) + 1)), Bytes::new((1 << 30) + 516 * 4 * KIB));
+    assert_eq!(ext4.least_volume_for(Bytes::new((1 << 30) + 1)), Bytes::new((1 << 30) + 516 * 4 * KIB));
 }
 
 #[test]
@@ -160,13 +160,39 @@ proptest! {
     }
 
     #[test]
-    fn volume_for_is_the_smallest_that_suffices(geometry in any_geometry(), more in 1_u64..1 << 40) {
+    fn least_volume_for_is_the_smallest_that_suffices(geometry in any_geometry(), more in 1_u64..1 << 40) {
         let target = geometry.size().saturating_add(Bytes::new(more));
-        let volume = geometry.volume_for(target);
+        let volume = geometry.least_volume_for(target);
         prop_assume!(volume < Bytes::MAX_FILE);
         prop_assert!(geometry.size_on(volume) >= target);
         prop_assert!(geometry.size_on(volume.saturating_sub(Bytes::new(1))) < target);
-        prop_assert_eq!(geometry.volume_for(geometry.size()), geometry.size());
+        prop_assert_eq!(geometry.least_volume_for(geometry.size()), geometry.size());
+    }
+
+    /// What a backend can make: a device grows by whole units from the size that it has, as logical volumes do by their
+    /// extents and stripes and images by their blocks.
+    #[test]
+    fn a_device_grows_to_the_least_size_that_is_enough(
+        geometry in any_geometry(), spare in 0_u64..1 << 30, more in 0_u64..1 << 40, log_unit in 12_u32..34, stripes in 1_u64..5,
+    ) {
+        let unit = stripes << log_unit;
+        // Half grown, as a crash leaves it, when there is something to spare.
+        let before = geometry.size().saturating_add(Bytes::new(spare));
+        let target = geometry.size().saturating_add(Bytes::new(more));
+        let by_units = |size: Bytes| {
+            let growth = size.saturating_sub(before).get().div_ceil(unit).saturating_mul(unit);
+            before.saturating_add(Bytes::new(growth))
+        };
+        let device = geometry.volume_for(target, by_units);
+        prop_assume!(device < Bytes::MAX_FILE);
+        prop_assert!(device >= before, "never smaller");
+        prop_assert!(geometry.size_on(device) >= target, "filling it reaches the target");
+        prop_assert!(
+            device == before || geometry.size_on(device.saturating_sub(Bytes::new(unit))) < target, "and less does not",
+        );
+        // Who names a size in sectors and lets the backend round up gets the same device.
+        let in_sectors = |size: Bytes| Bytes::new(size.get().div_ceil(512).saturating_mul(512));
+        prop_assert_eq!(by_units(geometry.volume_for(target, in_sectors)), device);
     }
 
     #[test]

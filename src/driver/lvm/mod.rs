@@ -5,9 +5,9 @@
 
 mod findings;
 mod group;
-mod report;
+pub(crate) mod report;
 mod rounding;
-mod volume;
+pub(crate) mod volume;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

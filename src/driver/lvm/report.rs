@@ -19,7 +19,7 @@ pub fn rows(printed: &str) -> Vec<Row> {
 }
 
 /// Characters that are kept of what is for people: the end, where lvm says why it gave up.
-const MOST_WORDS: usize = 1000;
+pub const MOST_WORDS: usize = 1000;
 
 /// What else was printed: warnings and errors, as one line for people. It goes into job records and messages, so it is
 /// short and has nothing that a terminal would obey.
@@ -56,8 +56,11 @@ impl Row {
     /// # Errors
     /// A message when the field is missing or no number.
     pub fn number<N: std::str::FromStr>(&self, field: &str) -> Result<N, String> {
-        let text = self.text(field)?;
-        text.parse().map_err(|_| format!("the report of lvm has {text:?} as {field}"))
+        self.text(field)?.parse().map_err(|_| self.nonsense(field))
+    }
+
+    fn nonsense(&self, field: &str) -> String {
+        format!("the report of lvm has {:?} as {field}", self.text(field).unwrap_or_default())
     }
 
     /// # Errors
@@ -69,9 +72,13 @@ impl Row {
     /// A percentage, which is empty where there is none.
     ///
     /// # Errors
-    /// As [`Row::number`].
+    /// As [`Row::number`]. NaN, which is below any limit, would pass for a thin pool with room.
     pub fn percent(&self, field: &str) -> Result<Option<f64>, String> {
-        if self.text(field)?.is_empty() { Ok(None) } else { self.number(field).map(Some) }
+        if self.text(field)?.is_empty() {
+            return Ok(None);
+        }
+        let percent = self.number(field)?;
+        if (0.0..=100.0).contains(&percent) { Ok(Some(percent)) } else { Err(self.nonsense(field)) }
     }
 }
 
@@ -91,6 +98,13 @@ mod tests {
         assert_eq!(row.bytes("lv_size"), Ok(Bytes::mib(400)));
         assert_eq!(row.percent("origin"), Ok(None));
         assert_eq!(row.percent("data_percent"), Ok(Some(11.04)));
+        for text in ["nan", "inf", "-0.1", "100.01", "x"] {
+            let row = super::row(&format!("LVM2_DATA_PERCENT='{text}'")).unwrap();
+            assert_eq!(
+                row.percent("data_percent").unwrap_err(),
+                format!("the report of lvm has {text:?} as data_percent")
+            );
+        }
         assert_eq!(row.text("vg_name").unwrap_err(), "the report of lvm has no field vg_name");
         assert_eq!(row.bytes("lv_name").unwrap_err(), "the report of lvm has \"a-b\" as lv_name");
         assert_eq!(

@@ -51,7 +51,8 @@ impl Version {
     fn is_settled(self, now: SystemTime) -> bool {
         let (seconds, nanoseconds) = self.modified;
         let modified = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
-        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now > modified + SETTLED)
+        // A time far ahead, of before the clock was set back, is another one than a change gets now as well.
+        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now.abs_diff(modified) > SETTLED)
     }
 }
 
@@ -114,7 +115,9 @@ mod tests {
         let version = Version { device: 1, inode: 2, modified: (100, 5) };
         let at = |milliseconds| SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
         assert!(!version.is_settled(at(100_500)));
+        assert!(!version.is_settled(at(99_500)));
         assert!(version.is_settled(at(101_500)));
+        assert!(version.is_settled(at(50_000)), "the clock was set back since");
 
         let scan =
             |settled| Scan { begun: Instant::now(), directory: version, settled, by_project: BTreeMap::default() };

@@ -126,12 +126,9 @@ impl ProjectQuota {
         found.observed.extendable()?;
         let location = &found.observed.location;
         let old = found.quota.ok_or_else(|| found.just_turned_off())?;
-        if old.hard >= to {
+        let Some(Limits { hard, soft }) = raised(old, to) else {
             return Ok(Outcome::AlreadyThere { size: old.hard });
-        }
-        let hard = round_up(to);
-        // A soft limit that was no limit of its own must not become one.
-        let soft = if old.soft == old.hard { hard } else { old.soft };
+        };
         let begun = Instant::now();
         self.write_limits(&pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
@@ -239,6 +236,23 @@ fn unsupported(pool: &Pool) -> Refusal {
     Refusal::Unsupported { what: format!("a share on a file system other than XFS and ext4 ({})", pool.path.display()) }
 }
 
+/// What a project is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    hard: Bytes,
+    soft: Bytes,
+}
+
+/// The limits that raise a hard limit to at least `to`; `None` where it is that high already.
+fn raised(old: quotactl::ProjectQuota, to: Bytes) -> Option<Limits> {
+    if old.hard >= to {
+        return None;
+    }
+    let hard = round_up(to);
+    // A soft limit that was no limit of its own must not become one.
+    Some(Limits { hard, soft: if old.soft == old.hard { hard } else { old.soft } })
+}
+
 /// Limits count blocks; what was asked for is not more than what is set.
 fn round_up(size: Bytes) -> Bytes {
     Bytes::new(size.get().div_ceil(LIMIT_BLOCK).saturating_mul(LIMIT_BLOCK))
@@ -247,6 +261,7 @@ fn round_up(size: Bytes) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn rounds_up_to_blocks() {
@@ -254,5 +269,23 @@ mod tests {
             assert_eq!(round_up(Bytes::new(size)), Bytes::new(rounded));
         }
         assert_eq!(round_up(Bytes::new(u64::MAX)), Bytes::new(u64::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn limits_reach_the_target_and_never_fall(
+            hard in 0..1_u64 << 62, soft in prop_oneof![Just(None), (0..1_u64 << 62).prop_map(Some)], to in 0..1_u64 << 62,
+        ) {
+            let old_soft = soft.unwrap_or(hard);
+            let old = quotactl::ProjectQuota { id: 1, hard: Bytes::new(hard), soft: Bytes::new(old_soft), used: Bytes::ZERO };
+            let to = Bytes::new(to);
+            prop_assert_eq!(raised(old, to).is_none(), old.hard >= to);
+            let Some(new) = raised(old, to) else { return Ok(()) };
+            prop_assert!(new.hard >= to && new.hard > old.hard && new.soft >= old.soft);
+            prop_assert!(new.hard.saturating_sub(to) < Bytes::new(LIMIT_BLOCK));
+            prop_assert_eq!(new.hard.get() % LIMIT_BLOCK, 0);
+            // A job that goes on after a crash finds nothing to do.
+            prop_assert_eq!(raised(quotactl::ProjectQuota { hard: new.hard, soft: new.soft, ..old }, to), None);
+        }
     }
 }

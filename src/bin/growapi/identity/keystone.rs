@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use axum::body::Bytes;
@@ -38,7 +38,8 @@ pub struct Keystone {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     /// The token as which growapi asks. Held locked while a new one is fetched, so that one is fetched.
     service_token: tokio::sync::Mutex<Option<HeaderValue>>,
-    known: Mutex<HashMap<TokenHash, (Who, SystemTime)>>,
+    /// Until when each is believed, by a clock that is not set back.
+    known: Mutex<HashMap<TokenHash, (Who, Instant)>>,
 }
 
 struct Answer {
@@ -68,7 +69,7 @@ impl Keystone {
     }
 
     pub async fn who(&self, token: &[u8]) -> Result<Who, Denied> {
-        let now = SystemTime::now();
+        let now = Instant::now();
         let hash = hash(token);
         if let Some((who, until)) = self.known.lock().get(&hash)
             && now < *until
@@ -81,10 +82,11 @@ impl Keystone {
         let answer = answer.unwrap_or_else(|_| Err(anyhow!("no answer within {TIMEOUT:?}"))).map_err(cannot_tell)?;
         let Some(answer) = answer else { return Err(Denied::NotKnown) };
         let (who, expires) = described(&answer).map_err(cannot_tell)?;
-        let until = expires.min(now + self.config.cache);
-        if until <= now {
+        let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+        if left.is_zero() {
             return Err(Denied::NotKnown);
         }
+        let until = now + left.min(self.config.cache);
         let mut known = self.known.lock();
         if known.len() >= CACHE_MOST {
             known.retain(|_, (_, until)| now < *until);

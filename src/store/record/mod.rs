@@ -3,11 +3,15 @@
 //! The structs here are the disk's own: the model may change without them. A record of an unknown format is refused,
 //! never guessed at: three of four single-bit flips would decode as some valid payload, so the checksum decides.
 
+#[cfg(test)]
+pub mod tests;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 use uuid::Uuid;
 
+use super::calendar::{Calendar, Note};
 use crate::model::{
     Bytes, DriverKind, Job, JobError, JobId, JobKind, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
@@ -21,7 +25,8 @@ const CHECKSUM: usize = 4;
 
 /// Keys of jobs: this, then the big-endian UUIDv7, so that keys sort by the time of acceptance.
 pub const JOB_PREFIX: u8 = b'j';
-/// Key of the record that carries the commit number when the job that had the highest one is no longer kept.
+/// Key of the record that carries the commit number when the job that had the highest one is no longer kept, and the
+/// calendar.
 pub const MARK_KEY: &[u8] = b"m";
 
 #[derive(Clone, PartialEq, Message)]
@@ -63,6 +68,9 @@ struct JobRecord {
     started_at: Option<u64>,
     #[prost(uint64, optional, tag = "18")]
     finished_at: Option<u64>,
+    /// As in the header of the request; empty for none.
+    #[prost(string, tag = "20")]
+    trace: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -85,6 +93,24 @@ struct ErrorOnDisk {
     message: String,
     #[prost(bool, tag = "3")]
     retryable: bool,
+}
+
+/// What the first version did not write: its records read as an empty calendar, from which every job is new.
+#[derive(Clone, PartialEq, Message)]
+struct CalendarOnDisk {
+    /// Nanoseconds, as those of the notes.
+    #[prost(uint64, tag = "1")]
+    open: u64,
+    #[prost(message, repeated, tag = "2")]
+    notes: Vec<NoteOnDisk>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NoteOnDisk {
+    #[prost(uint64, tag = "1")]
+    at: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    newest: Vec<u8>,
 }
 
 /// Why a record cannot be used.
@@ -140,12 +166,16 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         created_at: nanos(job.created_at),
         started_at: job.started_at.map(nanos),
         finished_at: job.finished_at.map(nanos),
+        trace: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     };
-    let format = match job.kind {
+    seal(format(job.kind), &key(job.id), commit, &record.encode_to_vec())
+}
+
+pub const fn format(kind: JobKind) -> u8 {
+    match kind {
         JobKind::Extend => EXTEND,
         JobKind::Shrink => SHRINK,
-    };
-    seal(format, &key(job.id), commit, &record.encode_to_vec())
+    }
 }
 
 /// The job and the commit number of a record.
@@ -186,6 +216,10 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
             Some(bytes) => Some(RequestId::from_uuid(uuid(&bytes, "request id")?)),
             None => None,
         },
+        trace: match record.trace.as_str() {
+            "" => None,
+            trace => Some(trace.parse().map_err(|_| RecordError::Field("trace"))?),
+        },
         created_at: time(record.created_at),
         started_at: record.started_at.map(time),
         finished_at: record.finished_at.map(time),
@@ -193,18 +227,30 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     Ok((job, commit))
 }
 
-/// A record that carries a commit number and nothing else, for [`MARK_KEY`].
-pub fn encode_mark(commit: u64) -> Vec<u8> {
-    seal(EXTEND, MARK_KEY, commit, &[])
+/// A record that carries a commit number and the calendar, for [`MARK_KEY`].
+pub fn encode_mark(commit: u64, calendar: &Calendar) -> Vec<u8> {
+    let note = |note: &Note| NoteOnDisk { at: whole_nanos(note.at), newest: note.newest.as_uuid().as_bytes().to_vec() };
+    let calendar =
+        CalendarOnDisk { open: whole_nanos(calendar.open), notes: calendar.notes.iter().map(note).collect() };
+    seal(EXTEND, MARK_KEY, commit, &calendar.encode_to_vec())
 }
 
 /// # Errors
 /// When the record is not what [`encode_mark`] wrote.
-pub fn decode_mark(value: &[u8]) -> Result<u64, RecordError> {
-    unseal(MARK_KEY, value).map(|(_, commit, _)| commit)
+pub fn decode_mark(value: &[u8]) -> Result<(u64, Calendar), RecordError> {
+    let (_, commit, payload) = unseal(MARK_KEY, value)?;
+    let invalid = RecordError::Field("calendar");
+    let calendar = CalendarOnDisk::decode(payload).map_err(|_| invalid.clone())?;
+    let mut notes = Vec::new();
+    for note in calendar.notes {
+        let newest = Uuid::from_slice(&note.newest).map_err(|_| invalid.clone())?;
+        notes.push(Note { at: Duration::from_nanos(note.at), newest: JobId::from_uuid(newest) });
+    }
+    Ok((commit, Calendar { open: Duration::from_nanos(calendar.open), notes }))
 }
 
-fn seal(format: u8, key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
+/// A payload with all that goes around it.
+pub fn seal(format: u8, key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CHECKSUM);
     value.push(format);
     value.extend_from_slice(&commit.to_be_bytes());
@@ -254,109 +300,13 @@ fn step_from_disk(step: StepOnDisk) -> StepRecord {
 }
 
 fn nanos(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    whole_nanos(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn whole_nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn time(nanos: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(nanos)
-}
-
-#[cfg(test)]
-pub mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A job with something in every field.
-    pub fn any_job(id: u128, state: JobState) -> Job {
-        Job {
-            id: JobId::from_uuid(Uuid::from_u128(id)),
-            kind: JobKind::Extend,
-            share: ShareId::from_uuid(Uuid::from_u128(7)),
-            pool: "home".parse().unwrap(),
-            driver: DriverKind::ProjectQuota,
-            state,
-            size_before: Bytes::gib(1),
-            requested_size: Bytes::gib(2),
-            expected_size: Some(Bytes::gib(1)),
-            size_after: Some(Bytes::gib(2)),
-            steps: vec![StepRecord {
-                name: "set_limit".to_owned(),
-                started_at: time(5),
-                finished_at: Some(time(6)),
-                detail: "1GiB -> 2GiB".to_owned(),
-            }],
-            error: Some(JobError {
-                reason: "INTERNAL".to_owned(),
-                message: "read back nothing".to_owned(),
-                retryable: true,
-            }),
-            attempt: 2,
-            revision: 3,
-            requested_by: "uid=0 pid=1".to_owned(),
-            project: "demo".parse().unwrap(),
-            request_id: Some(RequestId::from_uuid(Uuid::from_u128(9))),
-            created_at: time(1_700_000_000_123_456_789),
-            started_at: Some(time(4)),
-            finished_at: None,
-        }
-    }
-
-    #[test]
-    fn every_field_comes_back() {
-        for state in JobState::ALL {
-            let job = any_job(42, state);
-            assert_eq!(decode(&key(job.id), &encode(&job, 77)), Ok((job.clone(), 77)));
-            let shrink = Job { kind: JobKind::Shrink, ..job };
-            assert_eq!(decode(&key(shrink.id), &encode(&shrink, 77)), Ok((shrink, 77)));
-        }
-        assert_eq!(decode_mark(&encode_mark(5)), Ok(5));
-    }
-
-    #[test]
-    fn a_newer_format_is_named_as_such() {
-        let key = key(JobId::from_uuid(Uuid::from_u128(1)));
-        let mut body = vec![3_u8, 0, 0];
-        let sum = checksum(&key, &body);
-        body.extend_from_slice(&sum);
-        assert_eq!(decode(&key, &body), Err(RecordError::Newer(3)));
-    }
-
-    /// [`any_job`] as growd wrote it before there were shrinks.
-    const OLD_RECORD: &str = "\
-        0100000000000000020a10000000000000000000000000000000071204686f6d651a0d70726f6a6563742d71756f746122064641\
-        494c45442880808080043080808080083880808080044080808080084a1d0a097365745f6c696d697410051806220c3147694220\
-        2d3e2032476942521f0a08494e5445524e414c121172656164206261636b206e6f7468696e671801580260036a0b7569643d3020\
-        7069643d31720464656d6f7a10000000000000000000000000000000098001959a97ece39fe7cb17880104a7f1f017\
-        ";
-
-    #[test]
-    fn a_record_of_before_there_were_kinds_is_an_extend() {
-        let byte = |at| u8::from_str_radix(&OLD_RECORD[at..at + 2], 16).unwrap();
-        let bytes: Vec<u8> = (0..OLD_RECORD.len()).step_by(2).map(byte).collect();
-        let job = any_job(42, JobState::Failed);
-        assert_eq!(decode(&key(job.id), &bytes), Ok((job.clone(), 2)));
-        assert_eq!(encode(&job, 2), bytes, "and an extend is still written so");
-    }
-
-    proptest! {
-        #[test]
-        fn no_flipped_bit_and_no_other_key_is_taken(bit in 0..8_usize, at in 0..400_usize, other in 0..u128::MAX) {
-            let job = any_job(42, JobState::Failed);
-            let good = encode(&job, 1);
-            let mut bad = good.clone();
-            let at = at % bad.len();
-            bad[at] ^= 1 << bit;
-            prop_assert!(decode(&key(job.id), &bad).is_err());
-            if other != 42 {
-                prop_assert!(decode(&key(JobId::from_uuid(Uuid::from_u128(other))), &good).is_err());
-            }
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(key in any::<Vec<u8>>(), value in any::<Vec<u8>>()) {
-            let _ = decode(&key, &value);
-            let _ = decode_mark(&value);
-        }
-    }
 }

@@ -1,0 +1,52 @@
+//! Spans: what an RPC, a job and its steps do from their beginning to their end, and the trace that they belong to.
+//!
+//! A job's span follows the RPC that asked for it, also after a restart: the job keeps where it belongs.
+
+use tracing::field::Empty;
+use tracing::{Span, debug_span, info_span};
+
+use crate::model::{Job, TraceParent};
+
+/// What only reads is asked for all the time by whoever waits, so it has a span at the level debug only.
+pub fn rpc(method: &str, changes: bool, caller: Option<TraceParent>) -> Span {
+    let span =
+        if changes { info_span!("rpc", method, trace = Empty) } else { debug_span!("rpc", method, trace = Empty) };
+    belongs(&span, caller);
+    span
+}
+
+pub fn job(job: &Job) -> Span {
+    let span = info_span!(parent: None, "job", job = %job.id, share = %job.share, trace = Empty);
+    belongs(&span, job.trace);
+    span
+}
+
+pub fn step(name: &str) -> Span {
+    info_span!("step", step = name)
+}
+
+/// The span at hand is one of a job that failed: whoever looks at traces sees it marked.
+pub fn failed(job: &Job) {
+    #[cfg(feature = "otlp")]
+    super::otlp::mark_failed(&Span::current(), job.error.as_ref().map_or("", |error| error.reason.as_str()));
+    let _ = job;
+}
+
+fn belongs(span: &Span, caller: Option<TraceParent>) {
+    #[cfg(feature = "otlp")]
+    super::otlp::follow(span, caller);
+    if let Some(trace) = onward(span, caller) {
+        span.record("trace", format_args!("{:032x}", trace.trace_id));
+    }
+}
+
+/// What follows from a span of ours names it as where it belongs: the span itself when it is exported, or else the
+/// caller's.
+pub fn onward(span: &Span, caller: Option<TraceParent>) -> Option<TraceParent> {
+    #[cfg(feature = "otlp")]
+    if let Some(exported) = super::otlp::exported(span) {
+        return Some(exported);
+    }
+    let _ = span;
+    caller
+}

@@ -1,0 +1,68 @@
+//! Every limit of the wire, with its reason.
+//!
+//! What is not set here, since tonic has no setting for it, is h2's own: it answers the pings and settings of a client
+//! one at a time and reads no further until they are sent, takes no more CONTINUATION frames than a list of headers of
+//! [`HEADERS_MOST`] can need, and no more than 100 empty frames of data; up to 400 KiB of an answer wait for a client
+//! that does not read.
+
+use std::time::Duration;
+
+/// The largest request that is read: the longest legal one has less than 2 KiB.
+pub const MESSAGE_MOST: usize = 64 << 10;
+/// All headers of a request, with 32 bytes for each (RFC 9113, 6.5.2). A gRPC client sends less than 1 KiB; tracing adds
+/// some. A request with more is answered with 431.
+pub const HEADERS_MOST: u32 = 16 << 10;
+/// A frame; HTTP/2 allows no less (RFC 9113, 4.2), and no request has any use for more.
+pub const FRAME_MOST: u32 = 16 << 10;
+/// Streams of one connection at once, RFC 9113 recommends at least 100 (6.5.2); a client with more calls lets them wait.
+/// For each stream a request or an answer of up to some hundred KiB may be held.
+pub const STREAMS_MOST: u32 = 256;
+/// What one stream may send before it is read: a whole request.
+pub const STREAM_WINDOW: u32 = 64 << 10;
+/// What all streams of a connection may send before it is read: requests are small and read at once, so this holds up
+/// only whoever sends what nobody asked for.
+pub const CONNECTION_WINDOW: u32 = 256 << 10;
+/// Streams that were reset before growd has come to accept them; above it the connection is closed. Each costs more than
+/// it costs the client ("rapid reset", CVE-2023-44487), and no client gives up so many calls within a moment.
+pub const RESETS_MOST: usize = 20;
+/// Streams that growd has reset for an error of the client, in the life of a connection: no correct client makes any,
+/// and each costs an answer ("MadeYouReset", CVE-2025-8671).
+pub const ERRORS_MOST: usize = 128;
+/// A caller that is gone without a word is noticed by this, and its streams end.
+pub const PING_INTERVAL: Duration = Duration::from_secs(30);
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Handshakes of TLS at once, and how long each may take: whoever connects and says nothing must not keep the others out.
+pub const HANDSHAKES_MOST: usize = 256;
+pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take for the preface of HTTP/2 (RFC 9113, 3.4), with which it begins: pings begin only then.
+pub const PREFACE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Connections of one listener at once, so that the callers of the TCP port cannot keep those of the socket out. An API
+/// tier has one or a few for each of its processes.
+pub const CONNECTIONS_MOST: u64 = 10_240;
+/// Files for all but connections: the store, pools, tools of the host. What a program has without asking for more.
+const FILES_KEPT: u64 = 1024;
+
+/// The files that must be open at once for as many connections as there may be.
+pub const fn files(listeners: u64) -> u64 {
+    FILES_KEPT + listeners * CONNECTIONS_MOST
+}
+
+/// The connections of one listener that so many open files leave room for.
+pub fn connections(files: u64, listeners: u64) -> u64 {
+    (files.saturating_sub(FILES_KEPT) / listeners).clamp(1, CONNECTIONS_MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_the_rest() {
+        assert_eq!(connections(files(2), 2), CONNECTIONS_MOST);
+        assert_eq!(connections(u64::MAX, 1), CONNECTIONS_MOST);
+        assert_eq!(connections(4096, 2), 1536);
+        assert_eq!(connections(256, 1), 1);
+    }
+}
