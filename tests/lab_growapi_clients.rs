@@ -48,7 +48,10 @@ async fn openstack_share_resize_waits_and_show_tells() {
 
     let shown = printed(program("openstack").args(none).args(["share", "show", "-f", "json", &share]));
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-    assert_eq!((&shown["size"], &shown["status"], &shown["id"]), (&4.into(), &"available".into(), &share.clone().into()));
+    assert_eq!(
+        (&shown["size"], &shown["status"], &shown["id"]),
+        (&4.into(), &"available".into(), &share.clone().into())
+    );
 
     let refused = |size: &str| {
         let resize = ["share", "resize", &daemon::share(1), size].map(str::to_owned);
