@@ -63,7 +63,7 @@ fn a_newer_format_is_named_as_such() {
     assert_eq!(decode(&key, &body), Err(RecordError::Newer(3)));
 }
 
-/// [`any_job`] as growd wrote it before there were shrinks.
+/// [`any_job`] as growd wrote it before there were shrinks and traces.
 const OLD_RECORD: &str = "\
     0100000000000000020a10000000000000000000000000000000071204686f6d651a0d70726f6a6563742d71756f746122064641\
     494c45442880808080043080808080083880808080044080808080084a1d0a097365745f6c696d697410051806220c3147694220\
@@ -75,7 +75,7 @@ const OLD_RECORD: &str = "\
 fn a_record_of_before_there_were_kinds_is_an_extend() {
     let byte = |at| u8::from_str_radix(&OLD_RECORD[at..at + 2], 16).unwrap();
     let bytes: Vec<u8> = (0..OLD_RECORD.len()).step_by(2).map(byte).collect();
-    let job = any_job(42, JobState::Failed);
+    let job = Job { trace: None, ..any_job(42, JobState::Failed) };
     assert_eq!(decode(&key(job.id), &bytes), Ok((job.clone(), 2)));
     assert_eq!(encode(&job, 2), bytes, "and an extend is still written so");
 }
