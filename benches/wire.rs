@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use growd::model::{Bytes, DriverKind, Job, JobId, JobState, ShareId, StepRecord};
+use growd::model::{Bytes, DriverKind, Job, JobId, JobKind, JobState, ShareId, StepRecord};
 use growd::store::{Retention, Store};
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::job_service_server::{JobService, JobServiceServer};
@@ -183,6 +183,7 @@ fn job() -> Job {
     };
     Job {
         id: JobId::from_uuid(Uuid::now_v7()),
+        kind: JobKind::Extend,
         share: ShareId::from_uuid(Uuid::new_v4()),
         pool: "home".parse().unwrap(),
         driver: DriverKind::ProjectQuota,

@@ -17,7 +17,7 @@ use crate::config::{ApiConfig, Config, ConfigError};
 use crate::driver::lvm::report::{self, Row};
 use crate::driver::lvm::volume::{Group, Volume};
 use crate::driver::path_template::{NameTemplate, PathTemplate};
-use crate::model::{Bytes, Job, JobId, Refusal, ShareId};
+use crate::model::{Bytes, Job, JobId, JobKind, ProjectLabel, Refusal, ShareId};
 use crate::store::record;
 use crate::sys::mountinfo;
 use crate::wire::{convert, json, proto, status};
@@ -105,12 +105,14 @@ pub fn mountinfo(data: &[u8]) {
 /// guesses a checksum.
 pub fn record(data: &[u8]) {
     let _ = record::decode_mark(data);
-    read_mark(&record::seal(record::MARK_KEY, 7, data));
+    read_mark(&record::seal(record::format(JobKind::Extend), record::MARK_KEY, 7, data));
     let Some((key, value)) = data.split_at_checked(17) else { return };
     read_record(key, value);
     let Some((id, payload)) = data.split_first_chunk::<16>() else { return };
     let key = record::key(JobId::from_uuid(Uuid::from_bytes(*id)));
-    read_record(&key, &record::seal(&key, 7, payload));
+    for kind in JobKind::ALL {
+        read_record(&key, &record::seal(record::format(kind), &key, 7, payload));
+    }
 }
 
 fn read_mark(value: &[u8]) {
@@ -141,7 +143,7 @@ pub fn proto(data: &[u8]) {
     match method % 4 {
         0 => {
             let Ok(message) = proto::ExtendShareRequest::decode(message) else { return };
-            match convert::extend_request(&message, "fuzz".to_owned(), None) {
+            match convert::size_request(&message.clone().into(), "fuzz".to_owned(), None) {
                 Ok(request) => {
                     assert!(request.new_size > Bytes::ZERO && request.new_size <= Bytes::MAX_FILE);
                     assert_eq!(request.share.to_string(), message.share_id.to_lowercase());
@@ -160,7 +162,9 @@ pub fn proto(data: &[u8]) {
         }
         2 => {
             let Ok(message) = proto::ListSharesRequest::decode(message) else { return };
-            let _ = convert::page_after::<ShareId>(&message.page_token, &message.pool).map_err(answer);
+            let filter = convert::shares_filter(&message.pool, message.project_id.as_deref());
+            let _ = convert::page_after::<ShareId>(&message.page_token, &filter).map_err(answer);
+            let _ = message.project_id.as_deref().map(convert::project).transpose().map_err(answer);
             assert!((1..=1000).contains(&convert::page_size(message.page_size)));
         }
         _ => {
@@ -202,7 +206,8 @@ pub fn path_template(data: &[u8]) {
     }
     if let Ok(template) = text.parse::<PathTemplate>() {
         assert_eq!(template.to_string(), text);
-        let path = template.path_of(share);
+        let project = "b1c5e0d2".parse::<ProjectLabel>().expect("a label");
+        let path = template.path_of(&project, share);
         assert!(path.starts_with(template.directory()) && path.is_absolute());
         assert!(path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_))), "{path:?}");
         let relative = template.relative_of(share);
@@ -216,9 +221,10 @@ pub fn path_template(data: &[u8]) {
 mod tests {
     use std::fs;
 
+    type Door = fn(&[u8]);
+
     /// Each has a folder of seeds and a program of its own name in `fuzz/`.
-    type Door = (&'static str, fn(&[u8]));
-    const DOORS: [Door; 7] = [
+    const DOORS: [(&str, Door); 7] = [
         ("config", super::config),
         ("lvm_report", super::lvm_report),
         ("mountinfo", super::mountinfo),

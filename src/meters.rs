@@ -5,14 +5,15 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts};
 
-use crate::model::{Job, Reason};
+use crate::model::{Job, JobKind, Reason};
 
 /// Seconds, from a system call to a command that is stuck.
 const TIMES: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0];
 
 pub struct Meters {
     ended: IntCounterVec,
-    refused: IntCounterVec,
+    extends_refused: IntCounterVec,
+    shrinks_refused: IntCounterVec,
     turned_away: IntCounterVec,
     queue_wait: Histogram,
     steps: HistogramVec,
@@ -28,10 +29,14 @@ impl Meters {
         Ok(Self {
             ended: IntCounterVec::new(
                 Opts::new("growd_jobs_ended_total", "Jobs that have ended since growd was started."),
-                &["driver", "state", "reason"],
+                &["kind", "driver", "state", "reason"],
             )?,
-            refused: IntCounterVec::new(
+            extends_refused: IntCounterVec::new(
                 Opts::new("growd_extends_refused_total", "Requests to extend a share that were not accepted."),
+                &["reason"],
+            )?,
+            shrinks_refused: IntCounterVec::new(
+                Opts::new("growd_shrinks_refused_total", "Requests to shrink a share that were not accepted."),
                 &["reason"],
             )?,
             turned_away: IntCounterVec::new(
@@ -54,10 +59,11 @@ impl Meters {
         })
     }
 
-    pub fn collectors(&self) -> [Box<dyn Collector>; 7] {
+    pub fn collectors(&self) -> [Box<dyn Collector>; 8] {
         [
             Box::new(self.ended.clone()),
-            Box::new(self.refused.clone()),
+            Box::new(self.extends_refused.clone()),
+            Box::new(self.shrinks_refused.clone()),
             Box::new(self.turned_away.clone()),
             Box::new(self.queue_wait.clone()),
             Box::new(self.steps.clone()),
@@ -68,11 +74,16 @@ impl Meters {
 
     pub fn ended(&self, job: &Job) {
         let reason = job.error.as_ref().map_or("", |error| error.reason.as_str());
-        self.ended.with_label_values(&[job.driver.as_str(), job.state.as_str(), reason]).inc();
+        let labels = [job.kind.as_str(), job.driver.as_str(), job.state.as_str(), reason];
+        self.ended.with_label_values(&labels).inc();
     }
 
-    pub fn refused(&self, reason: Reason) {
-        self.refused.with_label_values(&[reason.as_str()]).inc();
+    pub fn refused(&self, kind: JobKind, reason: Reason) {
+        let refused = match kind {
+            JobKind::Extend => &self.extends_refused,
+            JobKind::Shrink => &self.shrinks_refused,
+        };
+        refused.with_label_values(&[reason.as_str()]).inc();
     }
 
     /// `reason` as in the answer, or why there is none.

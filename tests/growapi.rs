@@ -70,6 +70,50 @@ fn every_form_of_input_has_its_answer() {
 }
 
 #[test]
+fn a_shrink_has_the_answers_of_the_api() {
+    let (cluster, front) = one_node();
+    let id = share(1);
+    let shrink = |size: &str| front.act(&id, &format!("{{\"os-shrink\": {{\"new_size\": {size}}}}}"));
+    for (size, new) in [("2", "2"), ("3", "3"), ("0", "0"), ("\"2\"", "2"), ("2147483647", "2147483647")] {
+        let problem = "New size for shrink must be less than current size and greater than 0";
+        let message = format!("Invalid input received: {problem} (current: 2, new: {new}).");
+        assert_eq!(shrink(size).refused(400), message, "{size}");
+    }
+    assert!(shrink("-1").refused(400).ends_with("-1 is less than the minimum of 0"));
+    assert!(cluster.nodes[0].with(|state| state.jobs.is_empty()), "a refused request made a job");
+    for (status, reason, code) in
+        [(501, "UNSUPPORTED", Code::Unimplemented), (409, "WOULD_LOSE_DATA", Code::FailedPrecondition)]
+    {
+        cluster.nodes[0].with(|state| state.mood = Mood::Refusing(refusal(code, reason, status, &[])));
+        assert_eq!(shrink("1").refused(status), format!("refused with {reason}"));
+    }
+    cluster.nodes[0].with(|state| state.mood = Mood::Right);
+
+    front.act(&id, "{\"shrink\": {\"new_size\": 1}}").accepted();
+    let asked = cluster.nodes[0].with(|state| state.shrinks.last().unwrap().clone());
+    assert_eq!((asked.new_size_bytes, asked.project_id.as_str()), (GIB, "p"));
+    let seen = front.share(&id);
+    assert_eq!((&seen["status"], &seen["size"]), (&json!("shrinking"), &json!(2)));
+    shrink("1").refused(409);
+    front.extend(&id, 3).refused(409);
+    for (reason, status) in [("INTERNAL", "shrinking_error"), ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error")]
+    {
+        cluster.nodes[0].with(|state| {
+            let share = state.shares.get_mut(&id).unwrap();
+            share.set_status(ShareStatus::ShrinkingError);
+            share.size_bytes = Some(2 * GIB);
+            let job: &mut Job = state.jobs.get_mut(&share.last_job_id).unwrap();
+            job.set_state(JobState::Failed);
+            job.error = Some(JobError { reason: reason.to_owned(), message: "why".to_owned(), ..JobError::default() });
+        });
+        let seen = front.share(&id);
+        assert_eq!((&seen["status"], &seen["size"]), (&json!(status), &json!(2)));
+        assert_eq!(seen["error_message"], "why");
+    }
+    front.extend(&id, 3).accepted();
+}
+
+#[test]
 fn sizes_between_two_are_rounded_down_and_compared_exactly() {
     let (cluster, front) = one_node();
     cluster.nodes[0].hold(&share(1), "home", 2 * GIB + GIB / 2);
@@ -97,7 +141,6 @@ fn every_status_can_be_provoked() {
     let fits = format!("{{\"os-extend\": {{\"new_size\": 1}}}}{}", " ".repeat(114_688 - 30));
     front.act(&id, &fits).refused(400);
     front.get("/v2/p/nothing").refused(404);
-    front.act(&id, "{\"os-shrink\": {\"new_size\": 1}}").refused(501);
     front.act(&share(9), "{\"shrink\": {\"new_size\": 1}}").refused(404);
 
     let mut slow = front.connect();

@@ -260,3 +260,42 @@ fn a_configuration_whose_files_are_wrong_is_refused() {
     let (code, problem) = check("kind = \"none\"\ntoken_file = \"/t\"");
     assert!(code == Some(1) && problem.contains("3:1: identity of kind none has no key \"token_file\""), "{problem}");
 }
+
+#[test]
+fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
+    let (cluster, front) = with_token_file();
+    let tokens = ["member", "admin", "other"].map(token);
+    let [member, admin, other] = [0, 1, 2].map(|n: usize| As(&front, &tokens[n]));
+    // Pools of p and of nobody, and places that say q.
+    cluster.nodes[0].hold_for("q", &share(5), "home", 2 * GIB);
+    cluster.nodes[0].hold_for("q", &share(6), "places", 2 * GIB);
+    cluster.nodes[0].hold_for("p", &share(7), "places", 2 * GIB);
+    let path = |project: &str, n| format!("/v2/{project}/shares/{}", share(n));
+    for n in [5, 6] {
+        member.get(&path("p", n)).refused(404);
+        member.extend("p", &share(n), 3).refused(404);
+        let shown = other.get(&path("q", n)).json();
+        assert_eq!(shown["share"]["project_id"], "q");
+        other.get(&path("p", n)).refused(400);
+    }
+    assert_eq!(member.listed("/v2/p/shares"), [share(1), share(7), share(2)]);
+    assert_eq!(other.listed("/v2/q/shares"), [share(5), share(6), share(3)]);
+    assert_eq!(other.listed(&format!("/v2/q/shares?limit=1&marker={}", share(5))), [share(6)]);
+    assert_eq!(other.listed(&format!("/v2/q/shares?limit=1&marker={}", share(6))), [share(3)]);
+    other.get(&format!("/v2/q/shares?marker={}", share(7))).refused(400);
+    assert_eq!(admin.listed("/v2/p/shares?all_tenants=1").len(), 7);
+
+    other.extend("q", &share(5), 3).accepted();
+    other.act("q", &share(6), "{\"os-shrink\": {\"new_size\": 1}}").accepted();
+    // An admin's project is not the share's; the node is asked for the share's.
+    admin.extend("p", &share(6), 4).refused(409);
+    admin.extend("p", &share(7), 3).accepted();
+    let asked = cluster.nodes[0].with(|state| state.extends.last().unwrap().clone());
+    assert_eq!(asked.project_id, "p");
+
+    // A share that goes from one project to another does so for both at once.
+    cluster.nodes[0].with(|state| "q".clone_into(&mut state.shares.get_mut(&share(7)).unwrap().project_id));
+    member.extend("p", &share(7), 5).refused(404);
+    cluster.nodes[0].with(|state| "p".clone_into(&mut state.shares.get_mut(&share(7)).unwrap().project_id));
+    member.extend("p", &share(7), 5).refused(409);
+}

@@ -69,6 +69,31 @@ fn extend_passes_on_what_was_typed() {
 }
 
 #[test]
+fn shrink_asks_with_the_same_words_and_tells_what_is_in_use() {
+    let fixture = Fixture::new();
+    let in_use = [("used_bytes", "2147483648"), ("requested_bytes", "1073741824"), ("share_id", SHARE)];
+    let refused = refusal(Code::FailedPrecondition, "WOULD_LOSE_DATA", &in_use);
+    fixture.script(|script| script.extend = VecDeque::from([act(JobState::Queued), Act::Refuse(refused)]));
+    let all = ["--expect-current", "2GiB", "--request-id", REQUEST, "--project", "p"];
+    fixture.run(&[&["shrink", SHARE, "1GiB"], &all[..]].concat()).exits(0);
+    let ran = fixture.run(&["shrink", SHARE, "1GiB"]).exits(5);
+    assert!(ran.err.contains("used: 2GiB (2147483648 bytes)"), "{ran:#?}");
+    assert!(ran.err.contains("requested: 1GiB (1073741824 bytes)"), "{ran:#?}");
+    assert!(ran.err.contains("next: remove data from the share"), "{ran:#?}");
+    let asked = fixture.script(|script| script.shrinks.clone());
+    let expected = ShrinkShareRequest {
+        share_id: SHARE.to_owned(),
+        new_size_bytes: GIB,
+        expected_current_size_bytes: Some(2 * GIB),
+        request_id: Some(REQUEST.to_owned()),
+        project_id: "p".to_owned(),
+        validate_only: false,
+    };
+    assert_eq!(asked[0], expected);
+    assert!(fixture.script(|script| script.extends.is_empty()));
+}
+
+#[test]
 fn lists_follow_pages_and_pass_on_filters() {
     let fixture = Fixture::new();
     fixture.script(|script| script.jobs = 1_200);
@@ -107,6 +132,7 @@ fn bad_usage_is_told_before_growd_is_called() {
     for (args, hint) in [
         (&["extend", SHARE, "3GB"][..], "write \"3GiB\" instead"),
         (&["extend", SHARE, "3"], "has no unit"),
+        (&["shrink", SHARE, "1GB"], "write \"1GiB\" instead"),
         (&["extend", SHARE, "3GiB", "--request-id", "7"], "is not a UUID"),
         (&["extend", SHARE, "3GiB", "--expect-current", "2G"], "write \"2GiB\" instead"),
         (&["share", "../etc"], "\"../etc\" is not a UUID"),

@@ -105,7 +105,7 @@ fn grows_and_never_shrinks_nor_touches_another_limit() {
     let share = filesystem.create_share(A, MIB);
     filesystem.btrfs(&["qgroup", "limit", "-e", "1G"], &share);
     let driver = driver(&filesystem);
-    let grown = Outcome::Grown { from: Bytes::mib(1), to: Bytes::mib(4) };
+    let grown = Outcome::Changed { from: Bytes::mib(1), to: Bytes::mib(4) };
     assert_eq!(set(&driver, A, 4 * MIB).unwrap(), grown);
     for size in [4 * MIB, 2 * MIB, 0] {
         assert_eq!(set(&driver, A, size).unwrap(), Outcome::AlreadyThere { size: Bytes::mib(4) });

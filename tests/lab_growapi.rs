@@ -74,7 +74,20 @@ async fn an_extend_is_accepted_carried_out_and_told() {
     }
     front.extend(&share(9), 3).refused(404);
     front.get(&format!("/v2/p/shares/{}", share(9))).refused(404);
-    front.act(&share(1), "{\"os-shrink\": {\"new_size\": 1}}").refused(501);
+    // What is in use, and no more than that, stands in the way of a smaller size.
+    support::lab::run("fallocate", &["-l", "1500M", fs.path().join(share(1)).join("data").to_str().unwrap()]);
+    let shrink = |size: u64| front.act(&share(1), &format!("{{\"os-shrink\": {{\"new_size\": {size}}}}}"));
+    let problem = "New size for shrink must be less than current size and greater than 0";
+    for size in [3, 4, 0] {
+        let message = format!("Invalid input received: {problem} (current: 3, new: {size}).");
+        assert_eq!(shrink(size).refused(400), message);
+    }
+    assert!(shrink(1).refused(409).contains("cannot be made 1GiB: 1500MiB of it are in use"));
+    assert_eq!(status(&front, 1), ("available".to_owned(), 3));
+    shrink(2).accepted();
+    let shrunk = until(|| status(&front, 1), |seen| seen.0 != "shrinking");
+    assert_eq!((shrunk, fs.hard_limit(project(1))), (("available".to_owned(), 2), 2 * GIB));
+    front.act(&share(9), "{\"shrink\": {\"new_size\": 1}}").refused(404);
     // A size between two is rounded down, and bytes are compared.
     daemon.clients().await.extend(&share(2), 2 * GIB + 4096).await.unwrap();
     becomes(&front, 2, 2, 2);

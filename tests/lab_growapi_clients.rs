@@ -48,7 +48,10 @@ async fn openstack_share_resize_waits_and_show_tells() {
 
     let shown = printed(program("openstack").args(none).args(["share", "show", "-f", "json", &share]));
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-    assert_eq!((&shown["size"], &shown["status"], &shown["id"]), (&4.into(), &"available".into(), &share.into()));
+    assert_eq!(
+        (&shown["size"], &shown["status"], &shown["id"]),
+        (&4.into(), &"available".into(), &share.clone().into())
+    );
 
     let refused = |size: &str| {
         let resize = ["share", "resize", &daemon::share(1), size].map(str::to_owned);
@@ -58,13 +61,22 @@ async fn openstack_share_resize_waits_and_show_tells() {
     };
     let text = refused("2147483648");
     assert!(text.contains("2147483648 is greater than the maximum of 2147483647"), "{text}");
+
+    // A smaller size: os-shrink at the one version, shrink at the other.
+    printed(program("openstack").args(token).args(["share", "resize", &share, "3", "--wait"]));
+    assert_eq!(fs.hard_limit(project(1)), 3 * GIB);
+    let old = ["--os-share-api-version", "2.6", "share", "resize", &share, "2", "--wait"];
+    printed(program("openstack").args(none).args(old));
+    assert_eq!(fs.hard_limit(project(1)), 2 * GIB);
+    lab::run("fallocate", &["-l", "1500M", fs.path().join(&share).join("data").to_str().unwrap()]);
     let text = refused("1");
-    assert!(text.contains("Share resize failed: Shares cannot be made smaller here."), "{text}");
-    assert_eq!(fs.hard_limit(project(1)), 4 * GIB);
+    assert!(text.contains("Share resize failed: "), "{text}");
+    assert!(text.contains("cannot be made 1GiB: 1500MiB of it are in use"), "{text}");
+    assert_eq!(fs.hard_limit(project(1)), 2 * GIB);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_libraries_extend_and_print_the_error_text() {
+async fn the_libraries_extend_shrink_and_print_the_error_text() {
     let dir = tempfile::tempdir().unwrap();
     let (fs, daemon, front) = with_one_share(dir.path()).await;
     let job = daemon.clients().await.extend(&share(1), 3 * GIB).await.unwrap();
@@ -73,10 +85,11 @@ async fn the_libraries_extend_and_print_the_error_text() {
     let base = format!("http://{}", front.address);
     let text = printed(program("python").arg(file("clients.py")).args([&base, &share(1)]));
     let lines: Vec<&str> = text.lines().collect();
-    let [manila, sdk_above, sdk_below] = lines.as_slice() else { panic!("{text}") };
+    let [manila, manila_shrink, sdk_above] = lines.as_slice() else { panic!("{text}") };
     let problem = "New size for extend must be greater than current size. (current: 3, extended: 1).";
     assert!(manila.starts_with("python-manilaclient: ") && manila.contains(problem), "{text}");
     assert!(sdk_above.contains("2147483648 is greater than the maximum of 2147483647"), "{text}");
-    assert!(sdk_below.contains("Shares cannot be made smaller here."), "{text}");
-    assert_eq!(fs.hard_limit(project(1)), 5 * GIB);
+    let problem = "New size for shrink must be less than current size and greater than 0 (current: 4, new: 4).";
+    assert!(manila_shrink.contains(problem), "{text}");
+    assert_eq!(fs.hard_limit(project(1)), 4 * GIB);
 }

@@ -106,6 +106,10 @@ async fn every_verb_says_what_is_true() {
     assert_eq!((listed("--state succeeded"), listed("--state failed"), listed("--limit 1")), (2, 0, 1));
     assert_eq!(growctl.json("doctor")["findings"], Value::Array(Vec::new()));
 
+    let shrunk = growctl.json(&format!("shrink {two} 6MiB --wait --project blue"));
+    assert_eq!((&shrunk["kind"], &shrunk["size_after_bytes"]), (&Value::from("SHRINK"), &Value::from(6 * MIB)));
+    assert_eq!(fs.hard_limit(project(2)), 6 * MIB);
+
     // For people: the same things in words.
     let verbs = [
         ("node".to_owned(), "SERVING"),
@@ -114,6 +118,8 @@ async fn every_verb_says_what_is_true() {
         (format!("share {one}"), "AVAILABLE"),
         (format!("extend {one} 17MiB --dry-run"), "would be accepted; nothing was changed"),
         (format!("extend {one} 17MiB --wait"), "SUCCEEDED"),
+        (format!("shrink {one} 12MiB --dry-run"), "would be accepted; nothing was changed"),
+        (format!("shrink {one} 12MiB --wait"), "lower_limit"),
         ("jobs".to_owned(), "SUCCEEDED"),
         (format!("job {job_id}"), "set_limit"),
         (format!("job {job_id} --watch"), "verify"),
@@ -134,6 +140,7 @@ async fn refusals_have_the_documented_exit_codes() {
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let growctl = Growctl::of(&daemon);
     let (one, nobody) = (share(1), share(9));
+    support::fill(&fs.path().join(&one).join("data"), 5 * MIB).unwrap();
     let id = uuid::Uuid::new_v4();
     growctl.run(&format!("extend {one} 9MiB --wait --request-id {id}")).exits(0);
     let job = growctl.json("jobs")["jobs"][0]["job_id"].as_str().unwrap().to_owned();
@@ -141,6 +148,10 @@ async fn refusals_have_the_documented_exit_codes() {
     let cases = [
         (format!("extend {one} 8MiB"), 3, "SIZE_NOT_GREATER"),
         (format!("extend {one} 9MiB"), 3, "SIZE_NOT_GREATER"),
+        (format!("shrink {one} 9MiB"), 3, "SIZE_NOT_SMALLER"),
+        (format!("shrink {one} 4MiB"), 5, "WOULD_LOSE_DATA"),
+        (format!("shrink {one} 8MiB --request-id {id}"), 5, "REQUEST_ID_REUSED"),
+        (format!("shrink {nobody} 1MiB"), 4, "SHARE_NOT_FOUND"),
         ("shares --pool elsewhere".to_owned(), 3, "INVALID_REQUEST"),
         (format!("extend {nobody} 10MiB"), 4, "SHARE_NOT_FOUND"),
         (format!("share {nobody}"), 4, "SHARE_NOT_FOUND"),

@@ -70,7 +70,7 @@ async fn counts_follow_what_happened() {
         assert!(documented.contains(&family(name)), "{name} is not in the README");
     }
     for (name, value) in [
-        ("growd_jobs_ended_total{driver=\"project-quota\",reason=\"\",state=\"SUCCEEDED\"}", 2.0),
+        ("growd_jobs_ended_total{driver=\"project-quota\",kind=\"extend\",reason=\"\",state=\"SUCCEEDED\"}", 2.0),
         ("growd_extends_refused_total{reason=\"SIZE_NOT_GREATER\"}", 1.0),
         ("growd_extends_refused_total{reason=\"SHARE_NOT_FOUND\"}", 1.0),
         ("growd_extends_refused_total{reason=\"POOL_FULL\"}", 1.0),

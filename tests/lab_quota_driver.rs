@@ -86,7 +86,7 @@ fn grows_and_never_shrinks() {
     on_both(|filesystem| {
         filesystem.create_share(A, 42, MIB);
         let driver = driver(filesystem);
-        let grown = Outcome::Grown { from: Bytes::mib(1), to: Bytes::mib(4) };
+        let grown = Outcome::Changed { from: Bytes::mib(1), to: Bytes::mib(4) };
         assert_eq!(set(&driver, A, 4 * MIB).unwrap(), grown);
         assert_eq!(filesystem.hard_limit(42), 4 * MIB);
         for size in [4 * MIB, 2 * MIB, 0] {
@@ -94,7 +94,7 @@ fn grows_and_never_shrinks() {
             assert_eq!(filesystem.hard_limit(42), 4 * MIB);
         }
         // Odd sizes are rounded up: to 1 KiB by growd, and by XFS on to its blocks.
-        let Outcome::Grown { to, .. } = set(&driver, A, 5 * MIB + 1).unwrap() else { panic!("did not grow") };
+        let Outcome::Changed { to, .. } = set(&driver, A, 5 * MIB + 1).unwrap() else { panic!("did not grow") };
         assert_eq!(to.get(), filesystem.hard_limit(42));
         let block = if filesystem.kind() == Kind::Xfs { 4096 } else { 1024 };
         assert_eq!(to.get(), 5 * MIB + block);

@@ -121,7 +121,7 @@ fn files(state: &Path) -> Vec<PathBuf> {
 fn write_newer(state: &Path, of: JobId) {
     let db = sled::open(state.join("jobs")).unwrap();
     let key = [b"j", of.as_uuid().as_bytes().as_slice()].concat();
-    let mut value = vec![2, 0, 0, 0, 0, 0, 0, 0, 9];
+    let mut value = vec![9, 0, 0, 0, 0, 0, 0, 0, 9];
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&key);
     hasher.update(&value);

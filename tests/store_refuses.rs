@@ -166,7 +166,7 @@ async fn a_store_of_a_newer_growd_is_refused_as_such() {
     let jobs = settled(&home).await;
     with_database(&home, |db| {
         let key = key_of(&jobs[0]);
-        let mut value = vec![2, 0, 0, 0, 0, 0, 0, 0, 9];
+        let mut value = vec![9, 0, 0, 0, 0, 0, 0, 0, 9];
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&key);
         hasher.update(&value);

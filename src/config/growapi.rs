@@ -120,9 +120,6 @@ impl ApiConfig {
         let identity = top.table("identity", Place::Identity, report);
         let identity = identity.and_then(|section| read_identity(&section, report));
         let owners = top.tables("owner", Place::Owner, report)?;
-        if owners.is_empty() && identity.as_ref().is_some_and(|identity| *identity != IdentityConfig::Nobody) {
-            report.add(0, Problem::NoOwner);
-        }
         let owners = read_owners(&owners, &nodes, report);
         Some(Self {
             listen: listen?,
@@ -329,7 +326,8 @@ mod tests {
             ["4:1: [identity] has no \"token_file\"", "6:1: identity of kind token-file has no key \"cache\""]
         );
         let tokens = format!("{NODE}[identity]\nkind = \"token-file\"\ntoken_file = \"/t\"\n");
-        assert_eq!(refused(&tokens), ["1:1: no [[owner]]: with this identity nobody would see any share"]);
+        // Places may say which projects shares belong to.
+        assert_eq!(ApiConfig::parse(&tokens, FILE).unwrap().owners, []);
         let keystone = "kind = \"keystone\"\nauth_url = \"http://k/v3/\"\nusername = \"u\"\npassword_file = \"/p\"\n";
         let owner = "[[owner]]\nproject = \"p\"\npool = \"home\"\n";
         let long = format!("{NODE}[identity]\n{keystone}cache = \"6m\"\n{owner}");

@@ -86,8 +86,6 @@ pub enum Problem {
     NoTls,
     #[error("cache: at most 5m, since a revoked token is believed for so long")]
     CacheTooLong,
-    #[error("no [[owner]]: with this identity nobody would see any share")]
-    NoOwner,
     #[error("node: {name:?} is not defined; {hint}")]
     UnknownNode { name: String, hint: Hint },
     #[error("pool \"{pool}\" already has an owner in line {line}")]

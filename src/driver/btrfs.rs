@@ -1,7 +1,7 @@
 //! Subvolumes of btrfs: a share's size is the limit of what its quota group references.
 //!
 //! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
-//! Nothing here lowers a limit. A group counts one subvolume: what tenants put into subvolumes of their own, below the
+//! Nothing but [`Btrfs::lower_limit`] lowers a limit. A group counts one subvolume: what tenants put into subvolumes of their own, below the
 //! share, counts for those, and so do snapshots.
 
 use std::collections::BTreeSet;
@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::unistd::syncfs;
 use uuid::Uuid;
 
 use super::path_template::PathTemplate;
-use super::places::{Ground, Places, Pool};
+use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::shell::quoted;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Sizes, Space, SpaceId, Step, system};
-use crate::model::{Bytes, DriverKind, PoolName, Reason, Refusal, ShareId};
+use super::{Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Sizes, Space, SpaceId, Step, system};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
 use crate::sys::file_system;
 use crate::sys::open_beneath::DIRECTORY;
@@ -69,15 +70,14 @@ impl Btrfs {
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
         let pool = self.places.open_pool()?;
-        let location = self.places.path_of(share);
-        let directory = self.places.open_share(&pool, share)?;
+        let Opened { fd: directory, path: location, project } = self.places.open_share(&pool, share)?;
         let fd = directory.as_fd();
         if !btrfs::is_btrfs(fd).map_err(system("find the file system of", &location))? {
             let what = format!("a share on a file system other than btrfs ({})", location.display());
             return Err(Refusal::Unsupported { what }.into());
         }
         let subvolume = btrfs::subvolume(fd).map_err(system("find the subvolume of", &location))?;
-        let subvolume = subvolume.ok_or_else(|| self.places.unsupported(share, "a directory that is no subvolume"))?;
+        let subvolume = subvolume.ok_or_else(|| unsupported(share, &location, "a directory that is no subvolume"))?;
         let id = QgroupId::of_subvolume(subvolume);
         let read = || -> Result<_, Errno> {
             let (state, qgroup) = (btrfs::quota_state(fd)?, btrfs::qgroup(fd, id)?);
@@ -94,7 +94,7 @@ impl Btrfs {
         let qgroup = qgroup.filter(|_| state.on);
         let sizes = qgroup.and_then(|qgroup| qgroup.limits.referenced).map(Sizes::Limit);
         let used = qgroup.map(|qgroup| qgroup.used.referenced);
-        let observed = Observed { location, filesystem: FILESYSTEM, sizes, used, problems };
+        let observed = Observed { location, project, filesystem: FILESYSTEM, sizes, used, problems };
         Ok(Share { directory, id, observed })
     }
 
@@ -104,31 +104,93 @@ impl Btrfs {
         if old >= to {
             return Ok(Outcome::AlreadyThere { size: old });
         }
+        self.write_limit(&found, to, old)?;
         let location = &found.observed.location;
-        let fd = found.directory.as_fd();
-        match btrfs::limit_referenced(fd, found.id, to) {
-            Ok(()) => {}
-            Err(Errno::ENOTCONN) => {
-                let (location, problem) = (location.clone(), "quotas were just turned off".to_owned());
-                return Err(Refusal::QuotaNotEnforced { location, problem }.into());
-            }
-            Err(Errno::ENOSPC | Errno::EDQUOT) => {
-                let free = file_system::capacity(fd).map_or(Bytes::ZERO, |capacity| capacity.free);
-                let (pool, asked) = (self.places.pool().clone(), to.saturating_sub(old));
-                return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
-            }
-            Err(Errno::ERANGE) => return Err(Refusal::Unsupported { what: format!("a limit of {to} on btrfs") }.into()),
-            Err(errno) => return Err(system("set the quota of", location)(errno)),
-        }
-        let new = btrfs::qgroup(fd, found.id).map_err(system("read the quota of", location))?;
+        let new = btrfs::qgroup(found.directory.as_fd(), found.id).map_err(system("read the quota of", location))?;
         match new.and_then(|new| new.limits.referenced) {
-            Some(new) if new >= to => Ok(Outcome::Grown { from: old, to: new }),
+            Some(new) if new >= to => Ok(Outcome::Changed { from: old, to: new }),
             new => {
                 let reads = new.map_or_else(|| "none".to_owned(), |new| new.to_string());
                 let problem = format!("the limit of {} was set to {to}, but reads {reads}", location.display());
                 Err(Refusal::Internal { problem }.into())
             }
         }
+    }
+}
+
+impl Btrfs {
+    fn write_limit(&self, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
+        let (location, fd) = (&found.observed.location, found.directory.as_fd());
+        match btrfs::limit_referenced(fd, found.id, to) {
+            Ok(()) => Ok(()),
+            Err(Errno::ENOTCONN) => {
+                let (location, problem) = (location.clone(), "quotas were just turned off".to_owned());
+                Err(Refusal::QuotaNotEnforced { location, problem }.into())
+            }
+            Err(Errno::ENOSPC | Errno::EDQUOT) => {
+                let free = file_system::capacity(fd).map_or(Bytes::ZERO, |capacity| capacity.free);
+                let (pool, asked) = (self.places.pool().clone(), to.saturating_sub(old));
+                Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into())
+            }
+            Err(Errno::ERANGE) => Err(Refusal::Unsupported { what: format!("a limit of {to} on btrfs") }.into()),
+            Err(errno) => Err(system("set the quota of", location)(errno)),
+        }
+    }
+
+    /// What is in use is counted when a transaction is committed, and only once data has left the page cache: so before
+    /// each look all is written out.
+    fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
+        let look = || -> Result<(Share, Bounds), DriverError> {
+            let unwritten = self.find(share)?;
+            unwritten.observed.shrinkable()?;
+            syncfs(&unwritten.directory).map_err(system("write out", &unwritten.observed.location))?;
+            let found = self.find(share)?;
+            let bounds = found.observed.shrinkable()?;
+            Ok((found, bounds))
+        };
+        let (found, Bounds { limit: before, used }) = look()?;
+        let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
+        if before < to || (before == to && used <= to) {
+            return Ok(Outcome::AlreadyThere { size: before });
+        }
+        if before == to {
+            self.put_back(&found, from, used)?;
+            return Err(too_small(used));
+        }
+        if used > to {
+            return Err(too_small(used));
+        }
+        self.write_limit(&found, to, before)?;
+        match look() {
+            Ok((_, Bounds { limit, used })) if limit <= to && used <= limit => {
+                Ok(Outcome::Changed { from: before, to: limit })
+            }
+            Ok((found, Bounds { limit, .. })) if limit > to => {
+                let location = found.observed.location.display();
+                let problem = format!("the limit of {location} was set to {to}, but reads {limit}");
+                Err(Refusal::Internal { problem }.into())
+            }
+            Ok((_, Bounds { used, .. })) => {
+                self.put_back(&found, before, used)?;
+                Err(too_small(used))
+            }
+            Err(error) => {
+                self.put_back(&found, before, used)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Sets the limit that was there before, durably: a power cut must not leave the lower one to a job that failed.
+    fn put_back(&self, found: &Share, limit: Bytes, used: Bytes) -> Result<(), DriverError> {
+        let location = &found.observed.location;
+        let commit = || btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", location));
+        self.write_limit(found, limit, limit).and_then(|()| commit()).map_err(|error| {
+            let (location, error) = (location.display(), error.into_refusal());
+            let problem =
+                format!("{location} has {used} in use and a lower limit, since {limit} was not put back: {error}");
+            Refusal::Internal { problem }.into()
+        })
     }
 }
 
@@ -143,6 +205,10 @@ impl Driver for Btrfs {
 
     fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
         Ok(self.list(&self.places.open_pool()?)?.into_iter().collect())
+    }
+
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
+        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
@@ -171,6 +237,7 @@ impl Driver for Btrfs {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::SetLimit { to } => self.set_limit(share, to),
+            Step::LowerLimit { from, to } => self.lower_limit(share, from, to),
             Step::GrowVolume { .. } | Step::GrowFilesystem { .. } => Err(step.unknown_to(self.kind())),
         }
     }

@@ -16,10 +16,10 @@ use nix::unistd::{fsync, ftruncate};
 
 use super::filesystem::{self, Device};
 use super::path_template::PathTemplate;
-use super::places::{Ground, Places, Pool};
+use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::shell::quoted;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Space, Step, system};
-use crate::model::{Bytes, DriverKind, PoolName, Reason, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
 use crate::sys::loop_device::{self, LoopDevice};
@@ -90,11 +90,10 @@ impl Image {
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
         let pool = self.places.open_pool()?;
-        let location = self.places.path_of(share);
-        let file = self.places.open_share(&pool, share)?;
+        let Opened { fd: file, path: location, project } = self.places.open_share(&pool, share)?;
         let status = fstat(&file).map_err(system("stat", &location))?;
         if status.st_mode & S_IFMT != S_IFREG {
-            return Err(self.places.unsupported(share, "something other than a regular file").into());
+            return Err(unsupported(share, &location, "something other than a regular file").into());
         }
         let (size, allocated) = sizes_of(&status);
         let mut problems = Vec::new();
@@ -109,7 +108,7 @@ impl Image {
         }
         let filesystem = device.map_or("", Device::filesystem);
         let used = device.and_then(Device::used);
-        let observed = Observed { location, filesystem, sizes, used, problems };
+        let observed = Observed { location, project, filesystem, sizes, used, problems };
         Ok(Share { pool, file, size, allocated, attached, observed })
     }
 
@@ -173,7 +172,7 @@ impl Image {
         if after < wanted {
             return Err(internal(format!("{} has {after} where {wanted} was set", looped.node.display())));
         }
-        Ok(Outcome::Grown { from: before, to: after })
+        Ok(Outcome::Changed { from: before, to: after })
     }
 
     /// Whether a file has all its blocks, and shall have them when it is larger.
@@ -238,6 +237,10 @@ impl Driver for Image {
         Ok(self.places.list(&self.places.open_pool()?)?.into_iter().collect())
     }
 
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
+        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
+    }
+
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
         Ok(self.find(share)?.observed)
     }
@@ -279,7 +282,7 @@ impl Driver for Image {
                 Some((_, device)) => device.grow_filesystem(to),
                 None => Err(self.places.not_mounted().into()),
             },
-            Step::SetLimit { .. } => Err(step.unknown_to(self.kind())),
+            Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 
@@ -296,7 +299,7 @@ fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
     let mut lack = Bytes::ZERO;
     for share in places.list(pool)? {
         // What is no image promises nothing; its own share says what is wrong.
-        let Ok(status) = places.try_open(pool, share).and_then(fstat) else { continue };
+        let Some(Ok(status)) = places.try_open(pool, share).map(|opened| fstat(opened.fd)) else { continue };
         let (size, allocated) = sizes_of(&status);
         lack = lack.saturating_add(size.saturating_sub(allocated));
     }

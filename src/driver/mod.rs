@@ -1,7 +1,8 @@
 //! How shares are bounded and grown: one file for each kind of pool.
 //!
 //! A driver tells what the kernel says and applies one step at a time. It is synchronous and is called on blocking
-//! threads. It knows nothing of jobs, of the store or of gRPC, and it never makes anything smaller.
+//! threads. It knows nothing of jobs, of the store or of gRPC. The one step that makes anything smaller is
+//! [`Step::LowerLimit`]; every other one leaves alone what is larger than it asks for.
 
 pub mod btrfs;
 pub mod filesystem;
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::model::{Bytes, DriverKind, Reason, Refusal, ShareId, ThinUse};
+use crate::model::{Bytes, DriverKind, ProjectLabel, Reason, Refusal, ShareId, ThinUse};
 
 /// The backend of one pool.
 pub trait Driver: Send + Sync {
@@ -32,6 +33,12 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// [`Refusal::NotMounted`] when the pool is not there.
     fn shares(&self) -> Result<Vec<ShareId>, DriverError>;
+
+    /// As [`Driver::shares`], those whose places say this project; with an empty one those whose places say none.
+    ///
+    /// # Errors
+    /// As [`Driver::shares`].
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError>;
 
     /// What the kernel says of a share now, with everything that is wrong with it.
     ///
@@ -68,7 +75,8 @@ pub trait Driver: Send + Sync {
     /// has come up since the extend was assessed and makes the step wrong is refused here.
     ///
     /// # Errors
-    /// The refusal or the failed system call. The share is then at least as large as it was before.
+    /// The refusal or the failed system call. The share is then at least as large as it was before; after
+    /// [`Step::LowerLimit`] it may be smaller where the message says so.
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError>;
 
     /// Makes what earlier steps changed durable, then reads the size back.
@@ -82,6 +90,8 @@ pub trait Driver: Send + Sync {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
     pub location: PathBuf,
+    /// The project that the place says; empty where it says none.
+    pub project: ProjectLabel,
     /// Type of the file system: `xfs`, `ext4`, `btrfs`; empty for a volume without one.
     pub filesystem: &'static str,
     /// `None` when nothing bounds it or the kernel cannot tell; `problems` says why.
@@ -97,6 +107,29 @@ impl Observed {
         self.sizes.map(Sizes::usable)
     }
 
+    /// The limit and what of it is in use, unless something is wrong that a shrink must not build on: also a count that
+    /// is not right.
+    ///
+    /// # Errors
+    /// The first blocking problem, QUOTA_NOT_ENFORCED, or UNSUPPORTED for what no quota bounds.
+    pub fn shrinkable(&self) -> Result<Bounds, Refusal> {
+        let sizes = self.extendable()?;
+        if let Some(problem) = self.problems.iter().find(|problem| problem.kind == Reason::QuotaNotEnforced) {
+            let (location, problem) = (self.location.clone(), problem.message.clone());
+            return Err(Refusal::QuotaNotEnforced { location, problem });
+        }
+        match (sizes, self.used) {
+            (Sizes::Limit(limit), Some(used)) => Ok(Bounds { limit, used }),
+            (Sizes::Limit(_), None) => {
+                Err(Refusal::Internal { problem: format!("the use of {} could not be read", self.location.display()) })
+            }
+            (Sizes::Volume { .. }, _) => {
+                let what = format!("making a volume smaller ({})", self.location.display());
+                Err(Refusal::Unsupported { what })
+            }
+        }
+    }
+
     /// The sizes, unless something is wrong that an extend must not build on.
     ///
     /// # Errors
@@ -109,6 +142,13 @@ impl Observed {
             }),
         }
     }
+}
+
+/// What decides on a shrink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    pub limit: Bytes,
+    pub used: Bytes,
 }
 
 /// What bounds a share.
@@ -184,11 +224,14 @@ pub struct Space {
     pub problems: Vec<Problem>,
 }
 
-/// One change that brings a share nearer to its target.
+/// One change that brings a share to its target or nearer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Raise the hard limit of the quota to at least this.
     SetLimit { to: Bytes },
+    /// Lower the hard limit of the quota to this, rounded up to blocks, unless more is in use. Of a limit that is lowered
+    /// already and below what is in use, which a crash may leave, `from` is put back.
+    LowerLimit { from: Bytes, to: Bytes },
     /// Grow the volume until it holds a file system of at least this size.
     GrowVolume { to: Bytes },
     /// Grow the file system to fill its volume, which gives at least this.
@@ -199,6 +242,7 @@ impl Step {
     pub const fn name(self) -> &'static str {
         match self {
             Self::SetLimit { .. } => "set_limit",
+            Self::LowerLimit { .. } => "lower_limit",
             Self::GrowVolume { .. } => "grow_volume",
             Self::GrowFilesystem { .. } => "grow_filesystem",
         }
@@ -215,14 +259,14 @@ impl Step {
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    Grown { from: Bytes, to: Bytes },
+    Changed { from: Bytes, to: Bytes },
     AlreadyThere { size: Bytes },
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Grown { from, to } => write!(f, "{from} -> {to}"),
+            Self::Changed { from, to } => write!(f, "{from} -> {to}"),
             Self::AlreadyThere { size } => write!(f, "already {size}"),
         }
     }

@@ -1,14 +1,16 @@
 //! Finds the directories or files of a pool's shares, and opens them without following anything that a tenant could put there.
 //!
-//! The pool's directory is opened again at each call, since it may be mounted or unmounted between two.
+//! The pool's directory is opened again at each call, since it may be mounted or unmounted between two. Where places say
+//! the project, a share is looked for in the folders of all projects, and in the one that had it first as long as it does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::dir::Dir;
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc::dev_t;
@@ -16,7 +18,7 @@ use nix::sys::stat::{Mode, fstat, major, minor};
 
 use super::path_template::PathTemplate;
 use super::{DriverError, SpaceId, system};
-use crate::model::{PoolName, Refusal, ShareId};
+use crate::model::{PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::open_beneath::{DIRECTORY, open_beneath, open_without_links};
 
 /// Where the shares of a pool are.
@@ -25,6 +27,24 @@ pub(super) struct Places {
     pool: PoolName,
     template: PathTemplate,
     explicit: BTreeMap<ShareId, PathBuf>,
+    /// In which project's folder a share was found. Only tells where to look first; never more than there are shares.
+    known: Mutex<HashMap<ShareId, Arc<ProjectLabel>>>,
+}
+
+/// A share that was found and opened.
+pub(super) struct Opened {
+    pub fd: OwnedFd,
+    pub path: PathBuf,
+    /// Empty where its place does not say it.
+    pub project: ProjectLabel,
+}
+
+/// Why a share was not opened.
+enum Closed {
+    Nowhere,
+    At(PathBuf, Errno),
+    /// Two projects have a share of this id, and nothing tells whose it is.
+    Twice(PathBuf, PathBuf),
 }
 
 /// What a kind of pool asks of the file system that it is on.
@@ -57,7 +77,7 @@ impl Pool {
 
 impl Places {
     pub fn new(ground: Ground, pool: PoolName, template: PathTemplate, explicit: Vec<(ShareId, PathBuf)>) -> Self {
-        Self { ground, pool, template, explicit: explicit.into_iter().collect() }
+        Self { ground, pool, template, explicit: explicit.into_iter().collect(), known: Mutex::default() }
     }
 
     pub fn pool(&self) -> &PoolName {
@@ -70,10 +90,6 @@ impl Places {
 
     pub fn is_explicit(&self, share: ShareId) -> bool {
         self.explicit.contains_key(&share)
-    }
-
-    pub fn path_of(&self, share: ShareId) -> PathBuf {
-        self.explicit.get(&share).cloned().unwrap_or_else(|| self.template.path_of(share))
     }
 
     /// Opens the pool's directory. Its path is the administrator's, who may have put symbolic links into it.
@@ -97,39 +113,122 @@ impl Places {
     ///
     /// # Errors
     /// When nothing is there: [`Refusal::NotMounted`] if it may be because the pool is not mounted, else
-    /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount, or a directory instead
-    /// of a file and the other way round.
-    pub fn open_share(&self, pool: &Pool, share: ShareId) -> Result<OwnedFd, DriverError> {
-        let unsupported = |what| Err(self.unsupported(share, what).into());
-        match self.try_open(pool, share) {
-            Ok(directory) => Ok(directory),
-            Err(Errno::ENOENT) => {
+    /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount, a directory instead of a
+    /// file and the other way round, or a share that two projects have.
+    pub fn open_share(&self, pool: &Pool, share: ShareId) -> Result<Opened, DriverError> {
+        let (path, errno) = match self.find(pool, share) {
+            Ok(opened) => return Ok(opened),
+            Err(Closed::Nowhere) => {
                 self.check_mounted(pool)?;
-                Err(Refusal::ShareNotFound { share }.into())
+                return Err(Refusal::ShareNotFound { share }.into());
             }
-            Err(Errno::ELOOP) => unsupported("a symbolic link"),
-            Err(Errno::EXDEV) => unsupported("another mount or file system"),
-            Err(Errno::ENOTDIR) => unsupported("something other than a directory"),
-            Err(Errno::EISDIR) => unsupported("a directory"),
-            Err(Errno::EROFS) => Err(self.read_only().into()),
-            Err(errno) => Err(system("open", &self.path_of(share))(errno)),
+            Err(Closed::Twice(one, other)) => {
+                let what = format!("share {share} at {} and at {} as well", one.display(), other.display());
+                return Err(Refusal::Unsupported { what }.into());
+            }
+            Err(Closed::At(path, errno)) => (path, errno),
+        };
+        let unsupported = |what| Err(unsupported(share, &path, what).into());
+        match errno {
+            Errno::ELOOP => unsupported("a symbolic link"),
+            Errno::EXDEV => unsupported("another mount or file system"),
+            Errno::ENOTDIR => unsupported("something other than a directory"),
+            Errno::EISDIR => unsupported("a directory"),
+            Errno::EROFS => Err(self.read_only().into()),
+            errno => Err(system("open", &path)(errno)),
         }
     }
 
-    /// As [`Self::open_share`], with the bare error.
-    pub fn try_open(&self, pool: &Pool, share: ShareId) -> Result<OwnedFd, Errno> {
-        let Some(path) = self.explicit.get(&share) else {
-            return open_beneath(pool.fd.as_fd(), &self.template.relative_of(share), self.ground.way);
-        };
-        // It may be a mount point: only root can mount, so it is enough that it is still the same file system.
-        let share = open_without_links(path, self.ground.way)?;
-        if (self.ground.holds)(pool, share.as_fd())? { Ok(share) } else { Err(Errno::EXDEV) }
+    /// As [`Self::open_share`], for whoever need not know why not.
+    pub fn try_open(&self, pool: &Pool, share: ShareId) -> Option<Opened> {
+        self.find(pool, share).ok()
     }
 
-    /// What is said of something else in the place of a share.
-    pub fn unsupported(&self, share: ShareId, what: &str) -> Refusal {
-        let what = format!("{what} in the place of share {share} ({})", self.path_of(share).display());
-        Refusal::Unsupported { what }
+    fn find(&self, pool: &Pool, share: ShareId) -> Result<Opened, Closed> {
+        if let Some(path) = self.explicit.get(&share) {
+            let closed = |errno| if errno == Errno::ENOENT { Closed::Nowhere } else { Closed::At(path.clone(), errno) };
+            // It may be a mount point: only root can mount, so it is enough that it is still the same file system.
+            let fd = open_without_links(path, self.ground.way).map_err(closed)?;
+            return match (self.ground.holds)(pool, fd.as_fd()) {
+                Ok(true) => Ok(Opened { fd, path: path.clone(), project: ProjectLabel::default() }),
+                Ok(false) => Err(Closed::At(path.clone(), Errno::EXDEV)),
+                Err(errno) => Err(closed(errno)),
+            };
+        }
+        if !self.template.has_projects() {
+            return self.open_in(pool.fd.as_fd(), Path::new(""), ProjectLabel::default(), share);
+        }
+        let known = self.known().get(&share).map(|project| ProjectLabel::clone(project));
+        if let Some(project) = known {
+            let folder = self.template.folder_of(&project);
+            if let Ok(opened) = self.open_in(pool.fd.as_fd(), &folder, project, share) {
+                return Ok(opened);
+            }
+            self.known().remove(&share);
+        }
+        self.search(pool, share)
+    }
+
+    /// Looks into the folders of all projects, since two may have the share: then it is neither's.
+    fn search(&self, pool: &Pool, share: ShareId) -> Result<Opened, Closed> {
+        let mut found: Option<Opened> = None;
+        let closed = |errno| Closed::At(pool.path.clone(), errno);
+        for project in self.projects(pool).map_err(closed)? {
+            let path = pool.path.join(self.template.folder_of(&project));
+            let Some(folder) = self.open_folder(pool, &project).map_err(|errno| Closed::At(path, errno))? else {
+                continue;
+            };
+            match (self.open_in(folder.as_fd(), Path::new(""), project, share), found.take()) {
+                (Ok(other), Some(one)) => return Err(Closed::Twice(one.path, other.path)),
+                (Ok(opened), None) => found = Some(opened),
+                (Err(Closed::Nowhere), before) => found = before,
+                (Err(why), _) => return Err(why),
+            }
+        }
+        let opened = found.ok_or(Closed::Nowhere)?;
+        self.known().insert(share, Arc::new(opened.project.clone()));
+        Ok(opened)
+    }
+
+    /// Opens a share below the folder of its project, or below a directory from which that can be reached.
+    fn open_in(
+        &self,
+        from: BorrowedFd<'_>,
+        folder: &Path,
+        project: ProjectLabel,
+        share: ShareId,
+    ) -> Result<Opened, Closed> {
+        match open_beneath(from, &folder.join(self.template.relative_of(share)), self.ground.way) {
+            Ok(fd) => Ok(Opened { fd, path: self.template.path_of(&project, share), project }),
+            Err(Errno::ENOENT) => Err(Closed::Nowhere),
+            Err(errno) => Err(Closed::At(self.template.path_of(&project, share), errno)),
+        }
+    }
+
+    /// The folder of a project; `None` where there is none, or what leads to it is a link, a file or another mount: those
+    /// are not followed, so that nothing in them is a share of this pool.
+    fn open_folder(&self, pool: &Pool, project: &ProjectLabel) -> Result<Option<OwnedFd>, Errno> {
+        match open_beneath(pool.fd.as_fd(), &self.template.folder_of(project), DIRECTORY) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => Ok(None),
+            folder => folder.map(Some),
+        }
+    }
+
+    /// The projects that have a directory.
+    fn projects(&self, pool: &Pool) -> Result<Vec<ProjectLabel>, Errno> {
+        let mut projects = Vec::new();
+        for entry in Dir::openat(pool.fd.as_fd(), ".", DIRECTORY, Mode::empty())?.iter() {
+            let entry = entry?;
+            if matches!(entry.file_type(), None | Some(Type::Directory)) {
+                projects.extend(self.template.project_of(OsStr::from_bytes(entry.file_name().to_bytes())));
+            }
+        }
+        Ok(projects)
+    }
+
+    /// A panic while it was locked left whole entries.
+    fn known(&self) -> MutexGuard<'_, HashMap<ShareId, Arc<ProjectLabel>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses when the directory is on a file system that such a pool cannot be on: it is then most likely the empty
@@ -150,17 +249,156 @@ impl Places {
         Refusal::NotMounted { pool: self.pool.clone(), problem: problem.to_owned() }
     }
 
-    /// All shares whose names the pool's directory has, and those with a place of their own.
+    /// All shares that the pool's directory or the folders of its projects have, and those with a place of their own.
     pub fn list(&self, pool: &Pool) -> Result<BTreeSet<ShareId>, DriverError> {
         let read = || -> Result<BTreeSet<ShareId>, Errno> {
-            let mut directory = Dir::openat(pool.fd.as_fd(), ".", DIRECTORY, Mode::empty())?;
             let mut shares: BTreeSet<ShareId> = self.explicit.keys().copied().collect();
-            for entry in directory.iter() {
-                let entry = entry?;
-                shares.extend(self.template.share_of(OsStr::from_bytes(entry.file_name().to_bytes())));
+            if !self.template.has_projects() {
+                shares.extend(self.names(pool.fd.as_fd())?);
+                return Ok(shares);
             }
+            let (mut known, mut twice) = (HashMap::new(), Vec::new());
+            for project in self.projects(pool)?.into_iter().map(Arc::new) {
+                let Some(folder) = self.open_folder(pool, &project)? else { continue };
+                for share in self.names(folder.as_fd())? {
+                    twice.extend(known.insert(share, Arc::clone(&project)).map(|_| share));
+                }
+            }
+            shares.extend(known.keys());
+            // Whose they are is not known, and whoever asks shall be told so.
+            twice.iter().for_each(|share| drop(known.remove(share)));
+            *self.known() = known;
             Ok(shares)
         };
         read().map_err(system("list", &pool.path))
+    }
+
+    /// The shares whose places say this project, or none when it is empty.
+    pub fn list_of(&self, pool: &Pool, project: &ProjectLabel) -> Result<BTreeSet<ShareId>, DriverError> {
+        let read = || -> Result<BTreeSet<ShareId>, Errno> {
+            let legal = self.template.project_of(OsStr::new(project.as_str())).is_some();
+            let folder = if legal { self.open_folder(pool, project)? } else { None };
+            folder.map_or_else(|| Ok(BTreeSet::new()), |folder| Ok(self.names(folder.as_fd())?.into_iter().collect()))
+        };
+        if !project.as_str().is_empty() {
+            return read().map_err(system("list", &pool.path));
+        }
+        if self.template.has_projects() { Ok(self.explicit.keys().copied().collect()) } else { self.list(pool) }
+    }
+
+    fn names(&self, folder: BorrowedFd<'_>) -> Result<Vec<ShareId>, Errno> {
+        let mut shares = Vec::new();
+        for entry in Dir::openat(folder, ".", DIRECTORY, Mode::empty())?.iter() {
+            shares.extend(self.template.share_of(OsStr::from_bytes(entry?.file_name().to_bytes())));
+        }
+        Ok(shares)
+    }
+}
+
+/// What is said of something else in the place of a share.
+pub(super) fn unsupported(share: ShareId, path: &Path, what: &str) -> Refusal {
+    let what = format!("{what} in the place of share {share} ({})", path.display());
+    Refusal::Unsupported { what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Reason;
+    use nix::sys::stat::fstat;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    const GROUND: Ground = Ground {
+        way: DIRECTORY,
+        what: "file system",
+        is_there: |_| Ok(true),
+        holds: |pool, fd| Ok(fstat(fd)?.st_dev == pool.device),
+    };
+
+    fn share(n: u128) -> ShareId {
+        ShareId::from_uuid(uuid::Uuid::from_u128(n))
+    }
+
+    fn label(text: &str) -> ProjectLabel {
+        text.parse().unwrap()
+    }
+
+    /// A pool with projects a and b in a directory of its own, and share 9 in another place.
+    fn projects() -> (tempfile::TempDir, PathBuf, Places) {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().canonicalize().unwrap();
+        for (project, n) in [("a", 1), ("a", 2), ("b", 3)] {
+            fs::create_dir_all(root.join(format!("pool/{project}/{}", share(n)))).unwrap();
+        }
+        fs::create_dir(root.join("legacy")).unwrap();
+        let template = root.join("pool/{project_id}/{share_id}").to_str().unwrap().parse().unwrap();
+        let places = Places::new(GROUND, "home".parse().unwrap(), template, vec![(share(9), root.join("legacy"))]);
+        (temporary, root, places)
+    }
+
+    fn reason(places: &Places, n: u128) -> Result<(String, PathBuf), Reason> {
+        let opened = places.open_share(&places.open_pool().unwrap(), share(n));
+        let opened = opened.map_err(|error| error.into_refusal().reason())?;
+        Ok((opened.project.as_str().to_owned(), opened.path))
+    }
+
+    #[test]
+    fn a_share_is_found_in_the_folder_of_its_project_and_again_when_it_has_moved() {
+        let (_temporary, root, places) = projects();
+        let at = |project: &str, n| (project.to_owned(), root.join(format!("pool/{project}/{}", share(n))));
+        for _ in 0..2 {
+            assert_eq!(reason(&places, 1), Ok(at("a", 1)));
+            assert_eq!(reason(&places, 3), Ok(at("b", 3)));
+            assert_eq!(reason(&places, 9), Ok((String::new(), root.join("legacy"))));
+            assert_eq!(reason(&places, 4), Err(Reason::ShareNotFound));
+        }
+        fs::rename(at("a", 1).1, at("b", 1).1).unwrap();
+        assert_eq!(reason(&places, 1), Ok(at("b", 1)));
+        fs::remove_dir(at("b", 1).1).unwrap();
+        assert_eq!(reason(&places, 1), Err(Reason::ShareNotFound));
+
+        let pool = places.open_pool().unwrap();
+        let listed =
+            |shares: BTreeSet<ShareId>| shares.into_iter().map(|id| id.as_uuid().as_u128()).collect::<Vec<_>>();
+        assert_eq!(listed(places.list(&pool).unwrap()), [2, 3, 9]);
+        let of = |project| listed(places.list_of(&pool, &label(project)).unwrap());
+        assert_eq!((of("a"), of("b"), of("c"), of("")), (vec![2], vec![3], vec![], vec![9]));
+        assert_eq!((of(".."), of("a/.."), of(".")), (vec![], vec![], vec![]));
+        assert_eq!(places.known().len(), 2, "what is gone is known no more");
+    }
+
+    #[test]
+    fn a_share_that_two_projects_have_is_neithers() {
+        let (_temporary, root, places) = projects();
+        assert!(reason(&places, 1).is_ok());
+        fs::create_dir(root.join(format!("pool/b/{}", share(1)))).unwrap();
+        assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("a".to_owned()), "it had it first");
+        places.list(&places.open_pool().unwrap()).unwrap();
+        assert_eq!(reason(&places, 1), Err(Reason::Unsupported));
+        fs::remove_dir(root.join(format!("pool/a/{}", share(1)))).unwrap();
+        assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("b".to_owned()));
+    }
+
+    #[test]
+    fn no_link_leads_anywhere() {
+        let (_temporary, root, places) = projects();
+        fs::create_dir_all(root.join(format!("outside/{}", share(5)))).unwrap();
+        symlink("../outside", root.join("pool/c")).unwrap();
+        symlink("a", root.join("pool/d")).unwrap();
+        fs::write(root.join("pool/e"), "").unwrap();
+        symlink(share(3).to_string(), root.join(format!("pool/b/{}", share(6)))).unwrap();
+        let pool = places.open_pool().unwrap();
+        assert_eq!(reason(&places, 5), Err(Reason::ShareNotFound));
+        assert_eq!(reason(&places, 6), Err(Reason::Unsupported));
+        assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("a".to_owned()));
+        for project in ["c", "d", "e"] {
+            assert_eq!(places.list_of(&pool, &label(project)).unwrap(), BTreeSet::new(), "{project}");
+        }
+        assert!(!places.list(&pool).unwrap().contains(&share(5)));
+        // The folder that is known becomes a link.
+        fs::rename(root.join("pool/a"), root.join("aside")).unwrap();
+        symlink("../aside", root.join("pool/a")).unwrap();
+        assert_eq!(reason(&places, 1), Err(Reason::ShareNotFound));
     }
 }

@@ -54,7 +54,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Reserves without a question: for jobs that were accepted before a restart.
+    /// Reserves without a question: for jobs that were accepted before a restart, and for shrinks.
     pub fn add(&mut self, space: &SpaceId, growth: Bytes) {
         let account = self.accounts.entry(space.clone()).or_default();
         account.queued = account.queued.saturating_add(growth);

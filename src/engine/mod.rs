@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::driver::SpaceId;
 use crate::logging::spans;
 use crate::meters::Meters;
-use crate::model::{Bytes, Job, JobId, JobState, Reason, Refusal, ShareId};
+use crate::model::{Bytes, Job, JobId, JobKind, JobState, Reason, Refusal, ShareId};
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
@@ -57,7 +57,7 @@ struct Live {
     step_begun: Option<Instant>,
 }
 
-/// Growth that was reserved for a job.
+/// Space that was reserved for a job: the growth of an extend, or what a shrink may have to take back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promise {
     pub space: SpaceId,
@@ -96,6 +96,12 @@ impl Engine {
     /// [`Shortage`] when the growth does not fit into what is `left` since `moment`.
     pub fn reserve(&self, promise: &Promise, moment: &Moment, left: Bytes) -> Result<(), Shortage> {
         self.ledger.lock().reserve(&promise.space, moment, left, promise.growth)
+    }
+
+    /// Takes what a shrink gives back off what others may have, until the job has ended. The kernel's account loses it as
+    /// soon as the limit is lowered, and the old limit may have to be put back. Before that it counts twice, for a moment.
+    pub fn hold(&self, promise: &Promise) {
+        self.ledger.lock().add(&promise.space, promise.growth);
     }
 
     pub fn unreserve(&self, promise: &Promise) {
@@ -145,7 +151,7 @@ impl Engine {
         let promises = join_all(jobs.iter().map(|job| self.promise_of(job))).await;
         for (job, promise) in jobs.into_iter().zip(promises) {
             if let Some(promise) = &promise {
-                self.ledger.lock().add(&promise.space, promise.growth);
+                self.hold(promise);
             }
             if !self.claims.activate(job.share, job.id) {
                 warn!(job = %job.id, share = %job.share, "the share has another unfinished job; this one runs beside it");
@@ -160,7 +166,12 @@ impl Engine {
         let (share, target) = (job.share, job.requested_size);
         let pool = self.pools.get(&job.pool)?;
         let assessment = pool.call(move |driver| driver.assess(share, target)).await.ok()?;
-        Some(Promise { space: assessment.space.id, growth: assessment.growth.ok()? })
+        let growth = match job.kind {
+            JobKind::Extend => assessment.growth.ok()?,
+            // Also where the limit is lowered already: it may have to be put back.
+            JobKind::Shrink => job.size_before.saturating_sub(target),
+        };
+        Some(Promise { space: assessment.space.id, growth })
     }
 
     /// A job as it is now.
@@ -290,11 +301,12 @@ fn job_error(refusal: &Refusal) -> crate::model::JobError {
 #[cfg(test)]
 pub mod fixture {
     use super::*;
-    use crate::model::DriverKind;
+    use crate::model::{DriverKind, JobKind};
 
     pub fn job() -> Job {
         Job {
             id: JobId::from_uuid(Uuid::now_v7()),
+            kind: JobKind::Extend,
             share: ShareId::from_uuid(Uuid::from_u128(7)),
             pool: "home".parse().unwrap(),
             driver: DriverKind::ProjectQuota,

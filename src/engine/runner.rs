@@ -11,7 +11,7 @@ use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
 use crate::logging::spans;
-use crate::model::{Bytes, Job, JobId, JobState, Refusal};
+use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
@@ -84,7 +84,7 @@ impl Engine {
         let (engine, driver, span) = (Arc::clone(self), Arc::clone(&pool.driver), Span::current());
         let work = tokio::task::spawn_blocking(move || {
             let _job = span.entered();
-            if let Some(result) = engine.grow(&*driver, id).transpose() {
+            if let Some(result) = engine.carry_out(&*driver, id).transpose() {
                 Handle::current().block_on(engine.finish(id, result));
             }
         });
@@ -95,14 +95,40 @@ impl Engine {
     }
 
     /// The size that was reached; `None` when growd drains between two steps.
-    fn grow(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
+    fn carry_out(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
         let job = self.job(id)?;
-        let share = job.share;
+        match job.kind {
+            JobKind::Extend => self.grow(driver, &job),
+            JobKind::Shrink => self.lower(driver, &job).map(Some),
+        }
+    }
+
+    /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts
+    /// blocks, so what the step has read back is what can be had.
+    fn lower(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
+        let step = Step::LowerLimit { from: job.size_before, to: job.requested_size };
+        let (Outcome::Changed { to: reached, .. } | Outcome::AlreadyThere { size: reached }) =
+            self.take(driver, job, step)?;
+        let size = self.verify(driver, job)?;
+        if size > reached {
+            let problem = format!("share {} has {size} where {reached} was read before", job.share);
+            return Err(Refusal::Internal { problem });
+        }
+        Ok(size)
+    }
+
+    fn grow(&self, driver: &dyn Driver, job: &Job) -> Result<Option<Bytes>, Refusal> {
+        let (id, share) = (job.id, job.share);
         // What could be wrong with the share was looked at before it was accepted, and is by the step that would suffer.
         let mut sizes = driver.measure(share).map_err(DriverError::into_refusal)?;
         for taken in 0..MOST_STEPS {
             let Some(step) = plan::next_step(job.requested_size, sizes) else {
-                return self.verify(driver, &job).map(Some);
+                let size = self.verify(driver, job)?;
+                if size < job.requested_size {
+                    let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
+                    return Err(Refusal::Internal { problem });
+                }
+                return Ok(Some(size));
             };
             if taken > 0 {
                 if self.claims.is_closed() {
@@ -113,17 +139,10 @@ impl Engine {
                     warn!(%error, "a step's record must wait for the next commit");
                 }
             }
-            self.change(id, Event::BeginStep { name: step.name() });
-            let outcome = {
-                let _step = spans::step(step.name()).entered();
-                let outcome = driver.apply(share, step).map_err(DriverError::into_refusal)?;
-                info!(%outcome, "step done");
-                outcome
-            };
-            self.change(id, Event::EndStep { detail: outcome.to_string() });
+            let outcome = self.take(driver, job, step)?;
             sizes = match (step, outcome) {
                 // A limit has been read back.
-                (Step::SetLimit { .. }, Outcome::Grown { to: limit, .. } | Outcome::AlreadyThere { size: limit }) => {
+                (Step::SetLimit { .. }, Outcome::Changed { to: limit, .. } | Outcome::AlreadyThere { size: limit }) => {
                     Sizes::Limit(limit)
                 }
                 _ => driver.measure(share).map_err(DriverError::into_refusal)?,
@@ -133,6 +152,18 @@ impl Engine {
         Err(Refusal::Internal { problem })
     }
 
+    fn take(&self, driver: &dyn Driver, job: &Job, step: Step) -> Result<Outcome, Refusal> {
+        self.change(job.id, Event::BeginStep { name: step.name() });
+        let outcome = {
+            let _step = spans::step(step.name()).entered();
+            let outcome = driver.apply(job.share, step).map_err(DriverError::into_refusal)?;
+            info!(%outcome, "step done");
+            outcome
+        };
+        self.change(job.id, Event::EndStep { detail: outcome.to_string() });
+        Ok(outcome)
+    }
+
     /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
     /// SUCCEEDED with a limit that is the old one again would be a lie.
     fn verify(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
@@ -140,10 +171,6 @@ impl Engine {
         self.change(job.id, Event::BeginStep { name: "verify" });
         let _step = spans::step("verify").entered();
         let size = driver.verify(share).map_err(DriverError::into_refusal)?;
-        if size < job.requested_size {
-            let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
-            return Err(Refusal::Internal { problem });
-        }
         self.change(job.id, Event::EndStep { detail: format!("read back {size}") });
         Ok(size)
     }

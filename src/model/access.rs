@@ -12,7 +12,7 @@ use super::InvalidName;
 pub enum Role {
     /// Sees shares, jobs, pools and the node.
     Reader,
-    /// Extends shares and cancels jobs.
+    /// Extends and shrinks shares and cancels jobs.
     Operator,
     /// Everything.
     Admin,

@@ -1,10 +1,35 @@
-//! A job: one accepted request to extend a share, from its acceptance to its end.
+//! A job: one accepted request to extend or to shrink a share, from its acceptance to its end.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
 use super::{Bytes, DriverKind, InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId, TraceParent};
+
+/// What a job does to the size of its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobKind {
+    Extend,
+    /// Only a quota is ever lowered, no volume or file system.
+    Shrink,
+}
+
+impl JobKind {
+    pub const ALL: [Self; 2] = [Self::Extend, Self::Shrink];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Extend => "extend",
+            Self::Shrink => "shrink",
+        }
+    }
+}
+
+impl fmt::Display for JobKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobState {
@@ -72,10 +97,11 @@ pub struct JobError {
     pub retryable: bool,
 }
 
-/// One accepted request to extend a share.
+/// One accepted request to extend or to shrink a share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     pub id: JobId,
+    pub kind: JobKind,
     pub share: ShareId,
     pub pool: PoolName,
     pub driver: DriverKind,

@@ -13,7 +13,7 @@ mod trace;
 pub use access::{Identity, Name, Role, Roles, TlsFiles};
 pub use bytes::{Bytes, ParseBytesError};
 pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
-pub use job::{Job, JobError, JobState, StepRecord};
+pub use job::{Job, JobError, JobKind, JobState, StepRecord};
 pub use refusal::{Reason, Refusal};
 pub use share::{CommandRecord, DriverKind, Finding, PoolReport, ShareReport, ShareStatus, ThinPool, ThinUse};
 pub use trace::TraceParent;

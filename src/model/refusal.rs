@@ -33,6 +33,7 @@ reasons! {
     /// Another field of the request is wrong; the field violation names it.
     InvalidRequest = "INVALID_REQUEST",
     SizeNotGreater = "SIZE_NOT_GREATER",
+    SizeNotSmaller = "SIZE_NOT_SMALLER",
     /// The caller has no identity.
     Unauthenticated = "UNAUTHENTICATED",
     /// The caller has not the role that the call takes.
@@ -47,6 +48,8 @@ reasons! {
     NoProjectId = "NO_PROJECT_ID",
     ProjectIdShared = "PROJECT_ID_SHARED",
     Unlimited = "UNLIMITED",
+    /// More is in use than a shrink would leave.
+    WouldLoseData = "WOULD_LOSE_DATA",
     ThinPoolCritical = "THIN_POOL_CRITICAL",
     HasSnapshot = "HAS_SNAPSHOT",
     GrowthTooLarge = "GROWTH_TOO_LARGE",
@@ -106,6 +109,11 @@ pub enum Refusal {
         "Invalid input: New size for extend must be greater than current size (current: {current}, new: {requested})"
     )]
     SizeNotGreater { share: ShareId, current: Bytes, requested: Bytes },
+    #[error(
+        "Invalid input: New size for shrink must be less than current size and greater than 0 (current: {current}, new: \
+         {requested})"
+    )]
+    SizeNotSmaller { share: ShareId, current: Bytes, requested: Bytes },
     #[error("the caller is not known: this call takes the unix socket or a client certificate with a name")]
     Unauthenticated,
     #[error("{caller} may not call {rpc}, which takes the role {role}; roles are given in [access] of growd.toml")]
@@ -129,8 +137,10 @@ pub enum Refusal {
     #[error("{} shares project id {project_id} with {}", location.display(), other.display())]
     ProjectIdShared { location: PathBuf, project_id: u32, other: PathBuf },
     /// `quota` names what has no limit: `project id 7`, `qgroup 0/257`.
-    #[error("{} has no hard limit ({quota}): there is nothing to extend", location.display())]
+    #[error("{} has no hard limit ({quota}): there is no size to change", location.display())]
     Unlimited { location: PathBuf, quota: String },
+    #[error("share {share} cannot be made {requested}: {used} of it are in use")]
+    WouldLoseData { share: ShareId, used: Bytes, requested: Bytes },
     #[error(
         "thin pool {thin_pool} is too full to promise more: data {data_percent} % (from {max_data_percent} % on \
          nothing is extended), metadata {metadata_percent} % (from {max_metadata_percent} % on)"
@@ -178,6 +188,7 @@ impl Refusal {
             Self::InvalidSize { .. } => Reason::InvalidSize,
             Self::InvalidRequest { .. } => Reason::InvalidRequest,
             Self::SizeNotGreater { .. } => Reason::SizeNotGreater,
+            Self::SizeNotSmaller { .. } => Reason::SizeNotSmaller,
             Self::Unauthenticated => Reason::Unauthenticated,
             Self::Forbidden { .. } => Reason::Forbidden,
             Self::ShareNotFound { .. } => Reason::ShareNotFound,
@@ -190,6 +201,7 @@ impl Refusal {
             Self::NoProjectId { .. } => Reason::NoProjectId,
             Self::ProjectIdShared { .. } => Reason::ProjectIdShared,
             Self::Unlimited { .. } => Reason::Unlimited,
+            Self::WouldLoseData { .. } => Reason::WouldLoseData,
             Self::ThinPoolCritical { .. } => Reason::ThinPoolCritical,
             Self::HasSnapshot { .. } => Reason::HasSnapshot,
             Self::GrowthTooLarge { .. } => Reason::GrowthTooLarge,
@@ -210,11 +222,13 @@ impl Refusal {
         match self {
             Self::InvalidShareId { given } => vec![("share_id", given.clone())],
             Self::InvalidSize { field, given, .. } => vec![(field, given.to_string())],
-            Self::SizeNotGreater { share, current, requested } => vec![
-                ("share_id", share.to_string()),
-                ("current_size_bytes", bytes(current)),
-                ("new_size_bytes", bytes(requested)),
-            ],
+            Self::SizeNotGreater { share, current, requested } | Self::SizeNotSmaller { share, current, requested } => {
+                vec![
+                    ("share_id", share.to_string()),
+                    ("current_size_bytes", bytes(current)),
+                    ("new_size_bytes", bytes(requested)),
+                ]
+            }
             Self::ShareNotFound { share } => vec![("share_id", share.to_string())],
             Self::JobNotFound { job } => vec![("job_id", job.to_string())],
             Self::ShareBusy { share, job } => vec![("share_id", share.to_string()), ("job_id", job.to_string())],
@@ -240,6 +254,11 @@ impl Refusal {
             Self::Unlimited { location, quota } => {
                 vec![("location", location.display().to_string()), ("quota", quota.clone())]
             }
+            Self::WouldLoseData { share, used, requested } => vec![
+                ("share_id", share.to_string()),
+                ("used_bytes", bytes(used)),
+                ("requested_bytes", bytes(requested)),
+            ],
             Self::ThinPoolCritical {
                 thin_pool,
                 data_percent,

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use super::{Bytes, JobId, PoolName, Reason, ShareId};
+use super::{Bytes, JobId, PoolName, ProjectLabel, Reason, ShareId};
 
 /// How the shares of a pool are bounded and grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -33,6 +33,11 @@ impl DriverKind {
             Self::Btrfs => "btrfs",
         }
     }
+
+    /// Whether a share's size is a limit, which can be lowered, and not that of a device or a file.
+    pub const fn is_quota(self) -> bool {
+        matches!(self, Self::ProjectQuota | Self::Btrfs)
+    }
 }
 
 impl fmt::Display for DriverKind {
@@ -55,6 +60,8 @@ pub enum ShareStatus {
     Available,
     Extending,
     ExtendingError,
+    Shrinking,
+    ShrinkingError,
 }
 
 /// A share as the kernel reports it, with what the jobs say of it.
@@ -64,6 +71,8 @@ pub struct ShareReport {
     pub pool: PoolName,
     pub driver: DriverKind,
     pub location: PathBuf,
+    /// The project that its place says; empty where it says none.
+    pub project: ProjectLabel,
     /// Empty when the share could not be read.
     pub filesystem: String,
     pub size: Option<Bytes>,

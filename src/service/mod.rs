@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use crate::driver::Driver;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::engine::{Denied, Engine, Promise, store_refusal};
-use crate::model::{Job, JobId, JobState, ProjectLabel, Refusal};
+use crate::model::{Job, JobId, JobKind, JobState, ProjectLabel, Refusal};
 use crate::store::StoreError;
-use admission::ExtendRequest;
+use admission::SizeRequest;
 
 pub use crate::store::Selection;
 pub use report::NodeReport;
@@ -39,20 +39,21 @@ impl Service {
         Self { engine, max_active_jobs, started_at: SystemTime::now(), host, recorder }
     }
 
-    /// Accepts a request to extend a share: the job is on disk when this returns. Must be driven to its end, also when
-    /// the caller no longer waits.
+    /// Accepts a request to extend or to shrink a share: the job is on disk when this returns. Must be driven to its end,
+    /// also when the caller no longer waits.
     ///
     /// # Errors
-    /// Every refusal of an extend.
-    pub async fn extend(&self, request: ExtendRequest) -> Result<Job, Refusal> {
+    /// Every refusal of an extend, or of a shrink.
+    pub async fn resize(&self, request: SizeRequest) -> Result<Job, Refusal> {
+        let kind = request.kind;
         let answer = self.admit(request).await;
         if let Err(refusal) = &answer {
-            self.engine.meters.refused(refusal.reason());
+            self.engine.meters.refused(kind, refusal.reason());
         }
         answer
     }
 
-    async fn admit(&self, request: ExtendRequest) -> Result<Job, Refusal> {
+    async fn admit(&self, request: SizeRequest) -> Result<Job, Refusal> {
         let engine = &self.engine;
         if let Some(problem) = &*engine.store.failure().borrow() {
             return Err(store_refusal(&StoreError::Write { problem: problem.clone() }));
@@ -67,31 +68,50 @@ impl Service {
             Err(Denied::Closed) => return Err(Refusal::Draining),
         };
 
-        let (share, target) = (request.share, request.new_size);
+        let (share, target, kind) = (request.share, request.new_size, request.kind);
         let ask = {
             let engine = Arc::clone(engine);
             move |driver: &dyn Driver| {
+                if kind == JobKind::Shrink && !driver.kind().is_quota() {
+                    driver.observe(share)?;
+                    let what =
+                        format!("making share {share} smaller, which no quota bounds (driver {}),", driver.kind());
+                    return Err(Refusal::Unsupported { what }.into());
+                }
                 // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
                 let moment = engine.moment();
                 Ok((moment, driver.assess(share, target)?))
             }
         };
         let (pool, (moment, assessment)) = engine.pools.find(share, ask).await?;
+        admission::check_project(&request, &assessment.observed.project)?;
         let current = assessment.observed.extendable()?.usable();
         admission::check_size(&request, current)?;
-        let growth = assessment.growth?;
         let space = assessment.space;
-        let left = admission::left(&space, pool.reserve, pool.overcommit);
-        let promise = Promise { space: space.id, growth };
-        engine.reserve(&promise, &moment, left).map_err(|shortage| Refusal::PoolFull {
-            pool: pool.name.clone(),
-            free: shortage.free,
-            reserved: pool.reserve.saturating_add(shortage.queued),
-            asked: growth,
-        })?;
+        let promise = match kind {
+            JobKind::Extend => {
+                let growth = assessment.growth?;
+                let left = admission::left(&space, pool.reserve, pool.overcommit);
+                let promise = Promise { space: space.id, growth };
+                engine.reserve(&promise, &moment, left).map_err(|shortage| Refusal::PoolFull {
+                    pool: pool.name.clone(),
+                    free: shortage.free,
+                    reserved: pool.reserve.saturating_add(shortage.queued),
+                    asked: growth,
+                })?;
+                promise
+            }
+            JobKind::Shrink => {
+                admission::check_use(&request, assessment.observed.shrinkable()?)?;
+                let promise = Promise { space: space.id, growth: current.saturating_sub(target) };
+                engine.hold(&promise);
+                promise
+            }
+        };
 
         let mut job = Job {
             id: engine.new_id(),
+            kind,
             share: request.share,
             pool: pool.name.clone(),
             driver: pool.driver.kind(),
@@ -120,7 +140,7 @@ impl Service {
         engine.accept(claim, job, promise).await
     }
 
-    fn repeated(&self, request: &ExtendRequest, id: JobId) -> Result<Job, Refusal> {
+    fn repeated(&self, request: &SizeRequest, id: JobId) -> Result<Job, Refusal> {
         let job = self.engine.job(id)?;
         if let Some(request_id) = request.request_id {
             admission::same_request(request, request_id, &job)?;

@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::join_all;
 
 use super::{Service, admission};
-use crate::driver::{DriverError, Observed, Problem};
+use crate::driver::{Driver, DriverError, Observed, Problem};
 use crate::engine::pools::Pool;
 use crate::model::{
-    Bytes, CommandRecord, Finding, Job, JobState, PoolName, PoolReport, Reason, Refusal, ShareId, ShareReport,
-    ShareStatus,
+    Bytes, CommandRecord, Finding, Job, JobKind, JobState, PoolName, PoolReport, ProjectLabel, Reason, Refusal,
+    ShareId, ShareReport, ShareStatus,
 };
 
 /// A step that has been at work for so long is reported as stuck.
@@ -43,13 +43,15 @@ impl Service {
         Ok(report(&pool, share, observed, jobs))
     }
 
-    /// Shares in the order of their ids, of one pool or of all, from behind `after` on.
+    /// Shares in the order of their ids, of one pool or of all, from behind `after` on. With a project those whose places
+    /// say it, or say none when it is empty.
     ///
     /// # Errors
     /// INVALID_REQUEST for an unknown pool; NOT_MOUNTED when the only pool asked for is not there.
     pub async fn shares(
         &self,
         pool: Option<&PoolName>,
+        project: Option<&ProjectLabel>,
         after: Option<ShareId>,
         size: usize,
     ) -> Result<(Vec<ShareReport>, Option<ShareId>), Refusal> {
@@ -61,7 +63,15 @@ impl Service {
             })?],
         };
         let mut places: Vec<(ShareId, usize)> = Vec::new();
-        let lists = join_all(pools.iter().map(|pool| pool.call(|driver| driver.shares()))).await;
+        let listed = |pool: &Arc<Pool>| {
+            let (pool, project) = (Arc::clone(pool), project.cloned());
+            let list = move |driver: &dyn Driver| match &project {
+                None => driver.shares(),
+                Some(project) => driver.shares_of(project),
+            };
+            async move { pool.call(list).await }
+        };
+        let lists = join_all(pools.iter().map(listed)).await;
         for (index, shares) in lists.into_iter().enumerate() {
             match shares {
                 Ok(shares) => places.extend(shares.into_iter().map(|share| (share, index))),
@@ -76,7 +86,7 @@ impl Service {
         places.truncate(size);
         let pages = pools.iter().enumerate().map(|(index, pool)| {
             let own = places.iter().filter(|(_, place)| *place == index).map(|(share, _)| *share);
-            self.observe_all(pool, own.collect())
+            self.observe_all(pool, own.collect(), project)
         });
         let mut reports: Vec<ShareReport> = join_all(pages).await.into_iter().flatten().collect();
         reports.sort_by_key(|report| report.share);
@@ -85,7 +95,12 @@ impl Service {
     }
 
     /// Shares of one pool; those that cannot be read have a finding that says why.
-    async fn observe_all(&self, pool: &Arc<Pool>, shares: Vec<ShareId>) -> Vec<ShareReport> {
+    async fn observe_all(
+        &self,
+        pool: &Arc<Pool>,
+        shares: Vec<ShareId>,
+        project: Option<&ProjectLabel>,
+    ) -> Vec<ShareReport> {
         if shares.is_empty() {
             return Vec::new();
         }
@@ -101,6 +116,7 @@ impl Service {
         };
         let unreadable = |refusal| Observed {
             location: PathBuf::from(pool.driver.location()),
+            project: project.cloned().unwrap_or_default(),
             filesystem: "",
             sizes: None,
             used: None,
@@ -113,11 +129,16 @@ impl Service {
     fn jobs_of(&self, share: ShareId) -> Jobs {
         let active = self.engine.claims.active(share);
         let last = self.engine.store.newest_of(share);
-        let failed = self.engine.last_job(share).is_some_and(|job| job.state == JobState::Failed);
-        let status = match (active, failed) {
+        let job = match active {
+            Some(id) => self.engine.job(id).ok(),
+            None => self.engine.last_job(share).filter(|job| job.state == JobState::Failed),
+        };
+        let status = match (active, job.map(|job| job.kind)) {
+            (Some(_), Some(JobKind::Shrink)) => ShareStatus::Shrinking,
             (Some(_), _) => ShareStatus::Extending,
-            (None, true) => ShareStatus::ExtendingError,
-            (None, false) => ShareStatus::Available,
+            (None, Some(JobKind::Shrink)) => ShareStatus::ShrinkingError,
+            (None, Some(JobKind::Extend)) => ShareStatus::ExtendingError,
+            (None, None) => ShareStatus::Available,
         };
         Jobs { status, active, last }
     }
@@ -189,7 +210,7 @@ impl Service {
             return findings;
         }
         let Ok(shares) = pool.call(|driver| driver.shares()).await else { return findings };
-        for report in self.observe_all(pool, shares).await {
+        for report in self.observe_all(pool, shares, None).await {
             for of_share in report.findings {
                 // What holds for the whole pool has been said.
                 let said = |known: &Finding| known.share.is_none() && known.message == of_share.message;
@@ -268,6 +289,7 @@ fn report(pool: &Pool, share: ShareId, observed: Observed, jobs: Jobs) -> ShareR
         driver: pool.driver.kind(),
         size,
         location: observed.location,
+        project: observed.project,
         filesystem: observed.filesystem.to_owned(),
         used: observed.used,
         status: jobs.status,

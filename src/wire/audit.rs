@@ -4,6 +4,7 @@
 
 use tracing::info;
 
+use super::convert::Asked;
 use super::peer::Peer;
 use super::proto;
 use crate::model::{Job, Refusal};
@@ -12,21 +13,21 @@ use crate::model::{Job, Refusal};
 const TEXT_MOST: usize = 255;
 
 /// A check that changes nothing leaves no record.
-pub fn extend(who: &Peer, request: &proto::ExtendShareRequest, answer: &Result<Job, Refusal>) {
+pub fn resize(who: &Peer, request: &Asked, answer: &Result<Job, Refusal>) {
     if request.validate_only {
         return;
     }
-    let new_size = request.new_size_bytes;
+    let (change, new_size) = (request.kind.as_str(), request.new_size_bytes);
     let (share, project) = (cut(&request.share_id), cut(&request.project_id));
     let request_id = cut(request.request_id.as_deref().unwrap_or_default());
     match answer {
         Ok(job) => info!(
-            target: "audit", change = "extend", %who, share, size = job.size_before.get(), new_size, project, request_id,
-            job = %job.id, outcome = "accepted", "extend accepted"
+            target: "audit", change, %who, share, size = job.size_before.get(), new_size, project, request_id,
+            job = %job.id, outcome = "accepted", "{change} accepted"
         ),
         Err(refusal) => info!(
-            target: "audit", change = "extend", %who, share, new_size, project, request_id, outcome = "refused",
-            reason = refusal.reason().as_str(), "extend refused: {refusal}"
+            target: "audit", change, %who, share, new_size, project, request_id, outcome = "refused",
+            reason = refusal.reason().as_str(), "{change} refused: {refusal}"
         ),
     }
 }

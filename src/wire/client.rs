@@ -1,4 +1,4 @@
-//! The way to a growd for its clients: an endpoint as text becomes a connected channel.
+//! The way to a growd for its clients: an endpoint as text becomes a connected channel, and a change of a size a call.
 //!
 //! `unix:/path` and `unix:///path` name a unix socket, `https://host:port` a TCP port where both sides show certificates,
 //! `http://host:port` one without any protection. The channel connects again by itself when a call finds its connection
@@ -12,6 +12,11 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Response, Status};
+
+use super::proto::share_service_client::ShareServiceClient;
+use super::proto::{ExtendShareRequest, Job, ShrinkShareRequest};
+use crate::model::JobKind;
 
 /// Where growd listens unless its configuration says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "unix:/run/growd/growd.sock";
@@ -66,6 +71,28 @@ fn target(endpoint: &str) -> Result<Target, ConnectError> {
         Some(("http", _)) => Ok(Target::Http),
         Some(("https", _)) => Ok(Target::Https),
         _ => Err(form("write unix:/path or https://host:port")),
+    }
+}
+
+/// Asks for an extend or a shrink, whose requests have the same fields.
+///
+/// # Errors
+/// What growd answers, or the transport makes up.
+pub async fn resize(channel: Channel, kind: JobKind, request: ExtendShareRequest) -> Result<Response<Job>, Status> {
+    let mut shares = ShareServiceClient::new(channel);
+    match kind {
+        JobKind::Extend => shares.extend_share(request).await,
+        JobKind::Shrink => {
+            let request = ShrinkShareRequest {
+                share_id: request.share_id,
+                new_size_bytes: request.new_size_bytes,
+                expected_current_size_bytes: request.expected_current_size_bytes,
+                request_id: request.request_id,
+                project_id: request.project_id,
+                validate_only: request.validate_only,
+            };
+            shares.shrink_share(request).await
+        }
     }
 }
 

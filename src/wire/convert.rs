@@ -4,23 +4,53 @@ use std::time::SystemTime;
 
 use super::proto;
 use crate::model::{
-    Bytes, CommandRecord, Finding, Job, JobId, JobState, PoolReport, ProjectLabel, Refusal, ShareId, ShareReport,
-    ShareStatus, TraceParent,
+    Bytes, CommandRecord, Finding, Job, JobId, JobKind, JobState, PoolReport, ProjectLabel, Refusal, ShareId,
+    ShareReport, ShareStatus, TraceParent,
 };
 use crate::service::NodeReport;
-use crate::service::admission::ExtendRequest;
+use crate::service::admission::SizeRequest;
 
 /// Entries of a page when the caller names no size, and the most that are given.
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MOST: usize = 1000;
 
-pub fn extend_request(
-    message: &proto::ExtendShareRequest,
-    requested_by: String,
-    trace: Option<TraceParent>,
-) -> Result<ExtendRequest, Refusal> {
+/// What ExtendShare and ShrinkShare are asked with: the same fields, and which of the two it is.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub kind: JobKind,
+    pub share_id: String,
+    pub new_size_bytes: u64,
+    pub expected_current_size_bytes: Option<u64>,
+    pub request_id: Option<String>,
+    pub project_id: String,
+    pub validate_only: bool,
+}
+
+macro_rules! asked {
+    ($message:ident, $kind:expr) => {
+        impl From<proto::$message> for Asked {
+            fn from(message: proto::$message) -> Self {
+                Self {
+                    kind: $kind,
+                    share_id: message.share_id,
+                    new_size_bytes: message.new_size_bytes,
+                    expected_current_size_bytes: message.expected_current_size_bytes,
+                    request_id: message.request_id,
+                    project_id: message.project_id,
+                    validate_only: message.validate_only,
+                }
+            }
+        }
+    };
+}
+
+asked!(ExtendShareRequest, JobKind::Extend);
+asked!(ShrinkShareRequest, JobKind::Shrink);
+
+pub fn size_request(message: &Asked, requested_by: String, trace: Option<TraceParent>) -> Result<SizeRequest, Refusal> {
     let request_id = message.request_id.as_deref().map(str::parse).transpose();
-    Ok(ExtendRequest {
+    Ok(SizeRequest {
+        kind: message.kind,
         share: share_id(&message.share_id)?,
         new_size: size("new_size_bytes", message.new_size_bytes)?,
         expected_size: message.expected_current_size_bytes.map(Bytes::new),
@@ -88,6 +118,11 @@ fn filter_sum(filter: &str) -> String {
     format!("{:08x}", crc32fast::hash(filter.as_bytes()))
 }
 
+/// What the page tokens of a list of shares belong to. No pool's name has a slash.
+pub fn shares_filter(pool: &str, project: Option<&str>) -> String {
+    project.map_or_else(|| pool.to_owned(), |project| format!("{pool}/{project}"))
+}
+
 /// `None` for all states.
 pub fn state_filter(state: i32) -> Result<Option<JobState>, Refusal> {
     Ok(match proto::JobState::try_from(state) {
@@ -109,9 +144,14 @@ pub fn job(job: &Job) -> proto::Job {
         JobState::Failed => proto::JobState::Failed,
         JobState::Cancelled => proto::JobState::Cancelled,
     };
+    let kind = match job.kind {
+        JobKind::Extend => proto::JobKind::Extend,
+        JobKind::Shrink => proto::JobKind::Shrink,
+    };
     proto::Job {
         // Only a job that validate_only answers has the nil id.
         job_id: if job.id.as_uuid().is_nil() { String::new() } else { job.id.to_string() },
+        kind: kind.into(),
         share_id: job.share.to_string(),
         pool: job.pool.to_string(),
         driver: job.driver.to_string(),
@@ -151,6 +191,8 @@ pub fn share(report: ShareReport) -> proto::Share {
         ShareStatus::Available => proto::ShareStatus::Available,
         ShareStatus::Extending => proto::ShareStatus::Extending,
         ShareStatus::ExtendingError => proto::ShareStatus::ExtendingError,
+        ShareStatus::Shrinking => proto::ShareStatus::Shrinking,
+        ShareStatus::ShrinkingError => proto::ShareStatus::ShrinkingError,
     };
     let id = |id: Option<JobId>| id.map(|id| id.to_string()).unwrap_or_default();
     proto::Share {
@@ -165,6 +207,7 @@ pub fn share(report: ShareReport) -> proto::Share {
         active_job_id: id(report.active_job),
         last_job_id: id(report.last_job),
         findings: report.findings.into_iter().map(finding).collect(),
+        project_id: report.project.as_str().to_owned(),
     }
 }
 
@@ -246,7 +289,7 @@ mod tests {
             ..Default::default()
         };
         let reason = |message: &proto::ExtendShareRequest| {
-            extend_request(message, String::new(), None).map(|_| ()).map_err(|refusal| refusal.reason())
+            size_request(&message.clone().into(), String::new(), None).map(|_| ()).map_err(|refusal| refusal.reason())
         };
         assert_eq!(reason(&good), Ok(()));
         for share_id in ["", "../..", "x"] {

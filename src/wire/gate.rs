@@ -20,8 +20,9 @@ use crate::model::{Refusal, Role, Roles, TraceParent};
 
 /// The role that each RPC of the contract takes. Diagnose looks at every share of every pool, and shows what was said to
 /// the tools of the host and what they said.
-const RPCS: [(&str, Role); 10] = [
+const RPCS: [(&str, Role); 11] = [
     ("/growd.v1.ShareService/ExtendShare", Role::Operator),
+    ("/growd.v1.ShareService/ShrinkShare", Role::Operator),
     ("/growd.v1.ShareService/GetShare", Role::Reader),
     ("/growd.v1.ShareService/ListShares", Role::Reader),
     ("/growd.v1.JobService/GetJob", Role::Reader),

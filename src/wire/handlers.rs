@@ -31,6 +31,22 @@ impl Handlers {
         self.service.get().ok_or_else(starting)
     }
 
+    async fn resize<T: Into<convert::Asked>>(&self, request: Request<T>) -> Result<Response<proto::Job>, Status> {
+        let service = self.service().cloned();
+        let (caller, trace) = (caller(&request), request.extensions().get().copied());
+        let request = request.into_inner().into();
+        Self::change(async move {
+            let answer = async {
+                let request = convert::size_request(&request, caller.to_string(), trace)?;
+                service?.resize(request).await
+            };
+            let answer = answer.await;
+            audit::resize(&caller, &request, &answer);
+            answer
+        })
+        .await
+    }
+
     /// Runs a change to its end in a task of its own: a caller that goes away drops only its answer.
     async fn change<F>(change: F) -> Result<Response<proto::Job>, Status>
     where
@@ -70,19 +86,11 @@ fn caller<T>(request: &Request<T>) -> Arc<Peer> {
 #[tonic::async_trait]
 impl ShareService for Handlers {
     async fn extend_share(&self, request: Request<proto::ExtendShareRequest>) -> Result<Response<proto::Job>, Status> {
-        let service = self.service().cloned();
-        let (caller, trace) = (caller(&request), request.extensions().get().copied());
-        let request = request.into_inner();
-        Self::change(async move {
-            let answer = async {
-                let request = convert::extend_request(&request, caller.to_string(), trace)?;
-                service?.extend(request).await
-            };
-            let answer = answer.await;
-            audit::extend(&caller, &request, &answer);
-            answer
-        })
-        .await
+        self.resize(request).await
+    }
+
+    async fn shrink_share(&self, request: Request<proto::ShrinkShareRequest>) -> Result<Response<proto::Job>, Status> {
+        self.resize(request).await
     }
 
     async fn get_share(&self, request: Request<proto::GetShareRequest>) -> Result<Response<proto::Share>, Status> {
@@ -96,18 +104,21 @@ impl ShareService for Handlers {
         request: Request<proto::ListSharesRequest>,
     ) -> Result<Response<proto::ListSharesResponse>, Status> {
         let request = request.into_inner();
+        let filter = convert::shares_filter(&request.pool, request.project_id.as_deref());
         let answer = async {
+            let project = request.project_id.as_deref().map(convert::project).transpose()?;
             let pool = match request.pool.as_str() {
                 "" => None,
                 name => Some(name.parse::<PoolName>().map_err(|error| convert::invalid("pool", &error))?),
             };
-            let after = convert::page_after(&request.page_token, &request.pool)?;
-            self.service()?.shares(pool.as_ref(), after, convert::page_size(request.page_size)).await
+            let after = convert::page_after(&request.page_token, &filter)?;
+            let size = convert::page_size(request.page_size);
+            self.service()?.shares(pool.as_ref(), project.as_ref(), after, size).await
         };
         let (shares, next) = answer.await.map_err(status)?;
         Ok(Response::new(proto::ListSharesResponse {
             shares: shares.into_iter().map(convert::share).collect(),
-            next_page_token: convert::page_token(next, &request.pool),
+            next_page_token: convert::page_token(next, &filter),
         }))
     }
 }

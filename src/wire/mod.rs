@@ -20,6 +20,6 @@ mod turned_away;
 pub use convert::job as job_message;
 
 /// The token by which ListShares goes on behind a share, whether or not an earlier page ended there.
-pub fn page_behind(share: crate::model::ShareId, pool: &str) -> String {
-    convert::page_token(Some(share), pool)
+pub fn page_behind(share: crate::model::ShareId, pool: &str, project: Option<&str>) -> String {
+    convert::page_token(Some(share), &convert::shares_filter(pool, project))
 }

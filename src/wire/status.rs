@@ -11,9 +11,11 @@ const DOMAIN: &str = "growd";
 /// The gRPC code of a reason, and the HTTP status that an API tier answers for it.
 const fn codes(reason: Reason) -> (Code, u16) {
     match reason {
-        Reason::InvalidShareId | Reason::InvalidSize | Reason::InvalidRequest | Reason::SizeNotGreater => {
-            (Code::InvalidArgument, 400)
-        }
+        Reason::InvalidShareId
+        | Reason::InvalidSize
+        | Reason::InvalidRequest
+        | Reason::SizeNotGreater
+        | Reason::SizeNotSmaller => (Code::InvalidArgument, 400),
         Reason::Unauthenticated => (Code::Unauthenticated, 401),
         Reason::Forbidden => (Code::PermissionDenied, 403),
         Reason::ShareNotFound | Reason::JobNotFound => (Code::NotFound, 404),
@@ -25,6 +27,7 @@ const fn codes(reason: Reason) -> (Code, u16) {
         | Reason::NoProjectId
         | Reason::ProjectIdShared
         | Reason::Unlimited
+        | Reason::WouldLoseData
         | Reason::GrowthTooLarge
         | Reason::SoftLimitFirst
         | Reason::PoolOvercommitted
@@ -64,7 +67,7 @@ pub fn unlogged(refusal: &Refusal) -> Status {
     let field = match refusal {
         Refusal::InvalidShareId { .. } => Some("share_id"),
         Refusal::InvalidSize { field, .. } | Refusal::InvalidRequest { field, .. } => Some(*field),
-        Refusal::SizeNotGreater { .. } => Some("new_size_bytes"),
+        Refusal::SizeNotGreater { .. } | Refusal::SizeNotSmaller { .. } => Some("new_size_bytes"),
         _ => None,
     };
     if let Some(field) = field {

@@ -1,4 +1,5 @@
-"""Extends a share with OpenStack's libraries, unpatched: clients.py URL SHARE. The share has 3 GiB, and 5 in the end.
+"""Extends and shrinks a share with OpenStack's libraries, unpatched: clients.py URL SHARE. The share has 3 GiB, and 4 in
+the end.
 
 Prints what each says to a size that it cannot have.
 """
@@ -27,7 +28,7 @@ def until_available(size, get):
     share = get(share_id)
     # A generous bound: a lab node may be slow.
     end = time.monotonic() + 120
-    while share.status == "extending" and time.monotonic() < end:
+    while share.status in ("extending", "shrinking") and time.monotonic() < end:
         time.sleep(0.1)
         share = get(share_id)
     assert (share.status, share.size) == ("available", size), share
@@ -40,11 +41,15 @@ share = manila.shares.get(share_id)
 refused("python-manilaclient", lambda: manila.shares.extend(share, 1))
 manila.shares.extend(share, 4)
 until_available(4, manila.shares.get)
+refused("python-manilaclient", lambda: manila.shares.shrink(share, 4))
+manila.shares.shrink(share, 2)
+until_available(2, manila.shares.get)
 
 connection = openstack.connect(
     auth_type="none", endpoint=endpoint, load_yaml_config=False, load_envvars=False
 )
 refused("openstacksdk", lambda: connection.share.resize_share(share_id, 2147483648))
-refused("openstacksdk", lambda: connection.share.resize_share(share_id, 1))
 connection.share.resize_share(share_id, 5)
 until_available(5, connection.share.get_share)
+connection.share.resize_share(share_id, 4)
+until_available(4, connection.share.get_share)

@@ -45,7 +45,9 @@ pub enum Mood {
 pub struct State {
     pub shares: BTreeMap<String, Share>,
     pub jobs: BTreeMap<String, Job>,
+    /// Requests of both kinds that were received.
     pub extends: Vec<ExtendShareRequest>,
+    pub shrinks: Vec<ShrinkShareRequest>,
     /// Calls of ShareService.
     pub calls: usize,
     pub mood: Mood,
@@ -69,6 +71,12 @@ impl Simulated {
             ..Share::default()
         };
         self.with(|state| state.shares.insert(share_id.to_owned(), share));
+    }
+
+    /// Gives the node a share whose place says a project.
+    pub fn hold_for(&self, project: &str, share_id: &str, pool: &str, size: u64) {
+        self.hold(share_id, pool, size);
+        self.with(|state| project.clone_into(&mut state.shares.get_mut(share_id).unwrap().project_id));
     }
 
     /// Counts the call; what it is to be answered with.
@@ -99,29 +107,36 @@ fn unknown_share() -> Status {
     refusal(Code::NotFound, "SHARE_NOT_FOUND", 404, &[])
 }
 
-#[tonic::async_trait]
-impl ShareService for Simulated {
-    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
-        let request = request.into_inner();
+impl Simulated {
+    async fn resize(&self, kind: JobKind, request: ExtendShareRequest) -> Result<Response<Job>, Status> {
         let mood = self.mood().await?;
         let silent = matches!(mood, Mood::SilentAfterExtend);
         let answer = self.with(|state| {
-            state.extends.push(request.clone());
             if let Mood::Refusing(status) = mood {
                 return Err(status);
             }
             let share = state.shares.get_mut(&request.share_id).ok_or_else(unknown_share)?;
+            if !share.project_id.is_empty() && share.project_id != request.project_id {
+                return Err(unknown_share());
+            }
             let request_id = request.request_id.unwrap_or_default();
             if let Some(job) = state.jobs.values().find(|job| job.request_id == request_id) {
                 return Ok(job.clone());
             }
             let current = share.size_bytes.unwrap();
-            if share.status() == ShareStatus::Extending {
+            if matches!(share.status(), ShareStatus::Extending | ShareStatus::Shrinking) {
                 return Err(refusal(Code::Aborted, "SHARE_BUSY", 409, &[]));
             }
-            if request.new_size_bytes <= current {
+            let wrong = match kind {
+                JobKind::Shrink => (request.new_size_bytes >= current).then_some("SIZE_NOT_SMALLER"),
+                _ => (request.new_size_bytes <= current).then_some("SIZE_NOT_GREATER"),
+            };
+            if let Some(wrong) = wrong {
                 let current = ("current_size_bytes", current.to_string());
-                return Err(refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", 400, &[current]));
+                return Err(refusal(Code::InvalidArgument, wrong, 400, &[current]));
+            }
+            if kind == JobKind::Shrink && share.used_bytes() > request.new_size_bytes {
+                return Err(refusal(Code::FailedPrecondition, "WOULD_LOSE_DATA", 409, &[]));
             }
             let job = Job {
                 job_id: uuid::Uuid::new_v4().to_string(),
@@ -130,10 +145,12 @@ impl ShareService for Simulated {
                 size_before_bytes: current,
                 requested_size_bytes: request.new_size_bytes,
                 state: JobState::Running.into(),
+                kind: kind.into(),
                 request_id,
                 ..Job::default()
             };
-            share.set_status(ShareStatus::Extending);
+            let shrinks = kind == JobKind::Shrink;
+            share.set_status(if shrinks { ShareStatus::Shrinking } else { ShareStatus::Extending });
             share.active_job_id.clone_from(&job.job_id);
             share.last_job_id.clone_from(&job.job_id);
             // Half of the work is visible before all of it is done.
@@ -146,6 +163,28 @@ impl ShareService for Simulated {
             std::future::pending::<()>().await;
         }
         answer.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl ShareService for Simulated {
+    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        self.with(|state| state.extends.push(request.clone()));
+        self.resize(JobKind::Extend, request).await
+    }
+
+    async fn shrink_share(&self, request: Request<ShrinkShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        self.with(|state| state.shrinks.push(request.clone()));
+        let request = ExtendShareRequest {
+            share_id: request.share_id,
+            new_size_bytes: request.new_size_bytes,
+            request_id: request.request_id,
+            project_id: request.project_id,
+            ..ExtendShareRequest::default()
+        };
+        self.resize(JobKind::Shrink, request).await
     }
 
     async fn get_share(&self, request: Request<GetShareRequest>) -> Result<Response<Share>, Status> {
@@ -160,10 +199,11 @@ impl ShareService for Simulated {
 
     async fn list_shares(&self, request: Request<ListSharesRequest>) -> Result<Response<ListSharesResponse>, Status> {
         self.mood().await?;
-        let ListSharesRequest { pool, page_size, page_token } = request.into_inner();
+        let ListSharesRequest { pool, page_size, page_token, project_id } = request.into_inner();
         let behind = page_token.split_once('.').map(|(_, id)| id.to_owned()).unwrap_or_default();
         let shares = self.with(|state| {
             let all = state.shares.values().filter(|share| pool.is_empty() || share.pool == pool);
+            let all = all.filter(|share| project_id.as_ref().is_none_or(|project| *project == share.project_id));
             all.filter(|share| share.share_id > behind).cloned().collect::<Vec<_>>()
         });
         let more = shares.len() > page_size as usize;

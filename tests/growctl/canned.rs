@@ -27,12 +27,14 @@ pub const GIB: u64 = 1 << 30;
 /// What the server answers and what it was asked. Lists of answers are used up from the front.
 #[derive(Default)]
 pub struct Script {
+    /// Of extends and shrinks.
     pub extend: VecDeque<Act>,
     pub watch: VecDeque<Vec<Act>>,
     pub findings: Vec<Finding>,
     pub commands: Vec<HostCommand>,
     pub jobs: usize,
     pub extends: Vec<ExtendShareRequest>,
+    pub shrinks: Vec<ShrinkShareRequest>,
     pub job_lists: Vec<ListJobsRequest>,
     pub share_lists: Vec<ListSharesRequest>,
     pub watches: usize,
@@ -74,19 +76,13 @@ pub fn refusal(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
     Status::with_error_details(code, format!("refused with {reason}"), details)
 }
 
-#[tonic::async_trait]
-impl ShareService for Canned {
-    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
-        let request = request.into_inner();
-        let act = {
-            let mut script = self.0.lock().unwrap();
-            script.extends.push(request.clone());
-            script.extend.pop_front()
-        };
+impl Canned {
+    async fn resized(&self, request_id: Option<String>, validate_only: bool) -> Result<Response<Job>, Status> {
+        let act = self.0.lock().unwrap().extend.pop_front();
         match act {
             Some(Act::Job(mut job)) => {
-                job.request_id = request.request_id.unwrap_or_default();
-                if request.validate_only {
+                job.request_id = request_id.unwrap_or_default();
+                if validate_only {
                     job.job_id.clear();
                 }
                 Ok(Response::new(*job))
@@ -95,6 +91,21 @@ impl ShareService for Canned {
             Some(Act::Hang) => std::future::pending().await,
             None => Err(Status::internal("nothing scripted")),
         }
+    }
+}
+
+#[tonic::async_trait]
+impl ShareService for Canned {
+    async fn extend_share(&self, request: Request<ExtendShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        self.0.lock().unwrap().extends.push(request.clone());
+        self.resized(request.request_id, request.validate_only).await
+    }
+
+    async fn shrink_share(&self, request: Request<ShrinkShareRequest>) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        self.0.lock().unwrap().shrinks.push(request.clone());
+        self.resized(request.request_id, request.validate_only).await
     }
 
     async fn get_share(&self, request: Request<GetShareRequest>) -> Result<Response<Share>, Status> {

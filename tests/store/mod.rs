@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use growd::model::{Bytes, DriverKind, Job, JobId, JobState, RequestId, ShareId};
+use growd::model::{Bytes, DriverKind, Job, JobId, JobKind, JobState, RequestId, ShareId};
 use growd::store::{Retention, Store};
 use uuid::Uuid;
 
@@ -26,6 +26,7 @@ pub fn job_of(accepted: SystemTime, state: JobState) -> Job {
     let id = uuid::Builder::from_unix_timestamp_millis(millis, random[6..].try_into().unwrap()).into_uuid();
     Job {
         id: JobId::from_uuid(id),
+        kind: JobKind::Extend,
         share: ShareId::from_uuid(Uuid::from_u128(7)),
         pool: "home".parse().unwrap(),
         driver: DriverKind::ProjectQuota,

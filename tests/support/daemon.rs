@@ -17,7 +17,9 @@ use growd::wire::proto::{
     DiagnoseRequest, DiagnoseResponse, GetShareRequest, ListJobsRequest, ListJobsResponse, ListPoolsRequest, Pool,
     Share,
 };
-use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, WatchJobRequest};
+use growd::wire::proto::{
+    ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, ShrinkShareRequest, WatchJobRequest,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -26,6 +28,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
 use super::support::Filesystem;
+use super::support::btrfs::Btrfs;
 use super::support::hanging_disk::{Hang, HangingDisk};
 
 /// Longer than anything here takes on a busy machine; a test that hangs shall fail.
@@ -132,9 +135,16 @@ impl Daemon {
 
     /// Lets system calls of the daemon fail or wait for as long as the answer lives: `fsync:error=EIO`, see strace(1).
     pub async fn inject(&self, calls: &str) -> Injected {
+        self.inject_and_log(calls, Path::new("/dev/null")).await
+    }
+
+    /// As [`Daemon::inject`]; the calls are written down as strace does.
+    pub async fn inject_and_log(&self, calls: &str, log: &Path) -> Injected {
         let name = calls.split(':').next().unwrap();
         let strace = Command::new("strace")
-            .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}"), "-e", &format!("inject={calls}")])
+            .args(["-f", "-qq", "-o"])
+            .arg(log)
+            .args(["-e", &format!("trace={name}"), "-e", &format!("inject={calls}")])
             .args(["-p", &self.child.id().to_string()])
             .spawn()
             .unwrap();
@@ -219,6 +229,14 @@ impl Clients {
 
     pub async fn ask(&self, request: ExtendShareRequest) -> Result<Job, Status> {
         self.shares.clone().extend_share(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn shrink(&self, share: &str, size: u64) -> Result<Job, Status> {
+        self.ask_to_shrink(shrink_request(share, size)).await
+    }
+
+    pub async fn ask_to_shrink(&self, request: ShrinkShareRequest) -> Result<Job, Status> {
+        self.shares.clone().shrink_share(request).await.map(tonic::Response::into_inner)
     }
 
     /// Lets a pool's disk hang, so that jobs begin and do not end. growd sums the limits of a file system once a minute,
@@ -353,8 +371,17 @@ pub fn pool(fs: &Filesystem, more: &str) -> String {
     )
 }
 
+/// As [`pool`], of subvolumes.
+pub fn btrfs_pool(fs: &Btrfs) -> String {
+    format!("[[pool]]\nname = \"home\"\ndriver = \"btrfs\"\npath = \"{}/{{share_id}}\"\n", fs.path().display())
+}
+
 pub fn request(share: &str, size: u64) -> ExtendShareRequest {
     ExtendShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() }
+}
+
+pub fn shrink_request(share: &str, size: u64) -> ShrinkShareRequest {
+    ShrinkShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() }
 }
 
 /// The reason of a refusal, from its google.rpc.ErrorInfo.
@@ -368,11 +395,13 @@ pub fn metadata(status: &Status, key: &str) -> String {
 }
 
 /// What the contract says of each reason: code, HTTP status, and the keys that its metadata has beside that.
-const CONTRACT: [(&str, Code, &str, &[&str]); 24] = [
+const CONTRACT: [(&str, Code, &str, &[&str]); 26] = [
     ("INVALID_SHARE_ID", Code::InvalidArgument, "400", &["share_id"]),
     ("INVALID_SIZE", Code::InvalidArgument, "400", &["new_size_bytes"]),
     ("INVALID_REQUEST", Code::InvalidArgument, "400", &[]),
     ("SIZE_NOT_GREATER", Code::InvalidArgument, "400", &["share_id", "current_size_bytes", "new_size_bytes"]),
+    ("SIZE_NOT_SMALLER", Code::InvalidArgument, "400", &["share_id", "current_size_bytes", "new_size_bytes"]),
+    ("WOULD_LOSE_DATA", Code::FailedPrecondition, "409", &["share_id", "used_bytes", "requested_bytes"]),
     ("SHARE_NOT_FOUND", Code::NotFound, "404", &["share_id"]),
     ("JOB_NOT_FOUND", Code::NotFound, "404", &["job_id"]),
     ("SHARE_BUSY", Code::Aborted, "409", &["share_id", "job_id"]),

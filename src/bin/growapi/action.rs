@@ -1,6 +1,7 @@
 //! The body of an action: which it is, and the size that it names. Pure, so that every row of what clients may send is
 //! a test of one line.
 
+use growd::model::JobKind;
 use serde_json::Value;
 
 use crate::python_text::{repr, text};
@@ -9,16 +10,10 @@ use crate::refusal::Refusal;
 /// The largest size, in GiB.
 const MOST: u64 = i32::MAX as u64;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Extend,
-    Shrink,
-}
-
 /// An action that exists, with an argument that is not checked yet.
 #[derive(Debug)]
 pub struct Action {
-    pub kind: Kind,
+    pub kind: JobKind,
     name: String,
     argument: Value,
 }
@@ -38,8 +33,8 @@ impl Action {
         let mut fields = fields.into_iter();
         let (Some((name, argument)), None) = (fields.next(), fields.next()) else { return Err(malformed()) };
         let kind = match name.as_str() {
-            "os-extend" | "extend" => Kind::Extend,
-            "os-shrink" | "shrink" => Kind::Shrink,
+            "os-extend" | "extend" => JobKind::Extend,
+            "os-shrink" | "shrink" => JobKind::Shrink,
             _ => return Err(no_such(&name)),
         };
         Ok(Self { kind, name, argument })

@@ -30,7 +30,7 @@ impl Api {
             public_url: config.public_url.clone(),
             request_timeout: config.request_timeout,
             identity: Identity::new(&config.identity)?,
-            owners: Owners::new(&config.owners),
+            owners: Owners::new(config),
             nodes: Nodes::new(config, credentials.as_ref(), before.map(|before| &before.nodes)),
         })
     }

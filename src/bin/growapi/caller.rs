@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::api::{Api, Current};
 use crate::identity::{Project, Role, Who};
 use crate::microversion::Microversion;
+use crate::nodes::Place;
 use crate::refusal::Refusal;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
@@ -64,9 +65,9 @@ impl Caller {
         if self.who.role >= Some(least) { Ok(()) } else { Err(Refusal::forbidden()) }
     }
 
-    /// Whether the caller, who asks for this project, may see what is in a pool.
-    pub fn sees(&self, project: &str, node: &str, pool: &str) -> bool {
-        self.who.role == Some(Role::Admin) || self.api.owners.owns(project, node, pool)
+    /// Whether the caller, who asks for this project, may see what is there.
+    pub fn sees(&self, project: &str, place: &Place) -> bool {
+        self.who.role == Some(Role::Admin) || self.api.owners.owns(project, place)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Lists of shares, page by page.
 //!
-//! The order is that of the nodes' names, then of the pools', then of the shares' ids. A page so asks only the nodes
+//! The order is that of the nodes' names, then of the pools', then of the shares' ids; the shares whose places say the
+//! project come behind those of its pools. A page so asks only the nodes
 //! that it takes shares from, and the last share of a page is all that is needed to go on behind it.
 
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use growd::model::ShareId;
 use growd::wire::proto::Share;
 
 use crate::nodes::{Failure, Node, Nodes};
-use crate::owners::Owners;
+use crate::owners::{Owners, Stretch};
 use crate::refusal::Refusal;
 
 /// Shares in a page, and the most that a node is asked for at once.
@@ -91,18 +92,19 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     if query.named {
         return Ok(page);
     }
-    let pools = |node: &Arc<Node>| {
-        let pools = if query.all_projects { vec![String::new()] } else { owners.pools(project, &node.name) };
-        pools.into_iter().map(|pool| (Arc::clone(node), pool)).collect::<Vec<_>>()
+    let of_node = |node: &Arc<Node>| {
+        let all = query.all_projects;
+        let stretches = if all { vec![Stretch::all()] } else { owners.stretches(project, &node.name) };
+        stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect::<Vec<_>>()
     };
-    let mut stretches: VecDeque<(Arc<Node>, String)> = nodes.iter().flat_map(pools).collect();
+    let mut stretches: VecDeque<(Arc<Node>, Stretch)> = nodes.iter().flat_map(of_node).collect();
     let mut behind = match &query.marker {
         Some(marker) => Some(skip_to(nodes, &mut stretches, marker).await?),
         None => None,
     };
     let mut skip = query.offset;
     let (mut answered, mut failure) = (false, None);
-    'stretches: for (node, pool) in stretches {
+    'stretches: for (node, Stretch { pool, project }) in stretches {
         let mut behind = behind.take();
         loop {
             // One more than the page takes tells whether another page follows.
@@ -111,7 +113,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             let answer = if node.is_down() {
                 Err(Failure::Unreachable { problem: "it did not answer when it was last asked".to_owned() })
             } else {
-                nodes.page(&node, &pool, behind, asked).await
+                nodes.page(&node, &pool, project.as_deref(), behind, asked).await
             };
             let answer = match answer {
                 Ok(answer) => answer,
@@ -129,7 +131,9 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             };
             answered = true;
             behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
-            for share in answer.shares {
+            // A growd that does not know of projects yet tells of all shares.
+            let of_project = |share: &Share| project.as_ref().is_none_or(|project| *project == share.project_id);
+            for share in answer.shares.into_iter().filter(of_project) {
                 if skip > 0 {
                     skip -= 1;
                 } else if page.shares.len() == query.limit {
@@ -153,7 +157,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
 /// Leaves the stretches from the one on that has the marker.
 async fn skip_to(
     nodes: &Nodes,
-    stretches: &mut VecDeque<(Arc<Node>, String)>,
+    stretches: &mut VecDeque<(Arc<Node>, Stretch)>,
     marker: &str,
 ) -> Result<ShareId, Refusal> {
     let unknown = || Refusal::bad_request(format!("marker [{marker}] not found"));
@@ -162,8 +166,7 @@ async fn skip_to(
         Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => return Err(unknown()),
         place => place.map_err(|failure| failure.into_refusal(None))?,
     };
-    let has =
-        |(node, pool): &(Arc<Node>, String)| Arc::ptr_eq(node, &place.node) && (pool.is_empty() || *pool == place.pool);
+    let has = |(node, stretch): &(Arc<Node>, Stretch)| Arc::ptr_eq(node, &place.node) && stretch.has(&place);
     let first = stretches.iter().position(has).ok_or_else(unknown)?;
     stretches.drain(..first);
     Ok(id)

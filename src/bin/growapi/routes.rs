@@ -11,12 +11,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
-use growd::model::ShareId;
+use growd::model::{Bytes as Size, JobKind, ShareId};
 use growd::wire::proto::ExtendShareRequest;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
-use crate::action::{Action, Kind};
+use crate::action::Action;
 use crate::api::{Api, Current};
 use crate::caller::{Caller, REQUEST_ID, Traced, base_url};
 use crate::identity::Role;
@@ -132,10 +132,10 @@ async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, S
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
     let failed = |failure: crate::nodes::Failure| failure.into_refusal(None);
     let (place, share) = caller.api.nodes.share(id).await.map_err(failed)?;
-    if !caller.sees(project, &place.node.name, &place.pool) {
+    if !caller.sees(project, &place) {
         return Err(Refusal::not_found());
     }
-    let owner = caller.api.owners.owner(&place.node.name, &place.pool).unwrap_or(project).to_owned();
+    let owner = caller.api.owners.owner(&place.node.name, &place.pool, &place.project).unwrap_or(project).to_owned();
     Ok((Details::of(&place.node, share).await.map_err(failed)?, owner))
 }
 
@@ -169,7 +169,7 @@ async fn list_page(
             if !detailed {
                 return Ok(summary(base_url, project, &share.share_id));
             }
-            let owner = owners.owner(&node.name, &share.pool).unwrap_or(project).to_owned();
+            let owner = owners.owner(&node.name, &share.pool, &share.project_id).unwrap_or(project).to_owned();
             Details::of(&node, share).await.map(|details| details.json(base_url, project, &owner))
         }
     };
@@ -204,43 +204,48 @@ async fn act(caller: Caller, path: Of<(String, String)>, request: Request) -> Re
     caller.role(Role::Member)?;
     let unknown = || Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found.");
     let id: ShareId = share.parse().map_err(|_| unknown())?;
-    match action.kind {
-        Kind::Extend => extend(&caller, &project, id, size).await,
-        Kind::Shrink => {
-            let found = find(&caller, &project, &share).await;
-            found.map_err(|refusal| if refusal.status == StatusCode::NOT_FOUND { unknown() } else { refusal })?;
-            Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "Shares cannot be made smaller here."))
-        }
-    }
+    resize(&caller, &project, id, action.kind, size).await
 }
 
 /// Accepted means that the job is on the node's disk.
-async fn extend(caller: &Caller, project: &str, id: ShareId, size: u64) -> Result<Response, Refusal> {
+async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size: u64) -> Result<Response, Refusal> {
     let failed = |failure: crate::nodes::Failure| failure.into_refusal(Some(size));
     let nodes = &caller.api.nodes;
     let mut request = ExtendShareRequest {
         share_id: id.to_string(),
-        // growd does not take zero. No share is smaller than a byte, so one byte is refused just as surely.
-        new_size_bytes: (size << GIB_SHIFT).max(1),
+        new_size_bytes: match (size, kind) {
+            // growd does not take zero. No share is smaller than a byte or larger than the largest size, so these are
+            // refused just as surely.
+            (0, JobKind::Extend) => 1,
+            (0, JobKind::Shrink) => Size::MAX_FILE.get(),
+            (size, _) => size << GIB_SHIFT,
+        },
         request_id: Some(caller.traced.id.to_string()),
-        project_id: project.to_owned(),
         ..ExtendShareRequest::default()
     };
     // A share that has moved is found again, once.
     for _ in 0..2 {
-        let place = nodes.place(id).await.map_err(failed)?;
-        if !caller.sees(project, &place.node.name, &place.pool) {
+        let mut place = nodes.place(id).await.map_err(failed)?;
+        if !caller.sees(project, &place) {
+            // It may have moved from one project to another.
+            place = nodes.share(id).await.map_err(failed)?.0;
+        }
+        if !caller.sees(project, &place) {
             return Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."));
         }
-        let mut answer = nodes.extend(id, &place, request.clone()).await;
+        // An admin may ask for the share of any project; growd goes by what the place says.
+        let of_place = if place.project.is_empty() { project } else { &place.project };
+        of_place.clone_into(&mut request.project_id);
+        let mut answer = nodes.resize(kind, id, &place, request.clone()).await;
         if caller.traced.chosen_by_caller && matches!(&answer, Err(failure) if failure.has_reason("REQUEST_ID_REUSED"))
         {
             // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job.
             request.request_id = Some(Traced::fresh().to_string());
-            answer = nodes.extend(id, &place, request.clone()).await;
+            answer = nodes.resize(kind, id, &place, request.clone()).await;
         }
         if let Some(job) = answer.map_err(failed)? {
-            tracing::info!(request = %caller.traced.id, share = %id, node = place.node.name, job = job.job_id, "extending");
+            let (request, node) = (caller.traced.id, &place.node.name);
+            tracing::info!(%request, share = %id, node, job = job.job_id, %kind, "accepted");
             return Ok(StatusCode::ACCEPTED.into_response());
         }
     }

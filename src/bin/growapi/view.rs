@@ -15,19 +15,19 @@ pub struct Details {
     pub status: &'static str,
     /// GiB, rounded down. `None` when the kernel cannot tell.
     pub size: Option<u64>,
-    /// Why the last extend failed, or why there is no size.
+    /// Why the last change failed, or why there is no size.
     pub error: Option<String>,
 }
 
 impl Details {
-    /// Asks for the job of a share that is extending or has failed to.
+    /// Asks for the job of a share whose size is being changed, or could not be.
     ///
     /// # Errors
     /// Every [`Failure`].
     pub async fn of(node: &Node, share: Share) -> Result<Self, Failure> {
         let job = match share.status() {
-            ShareStatus::Extending => Some(&share.active_job_id),
-            ShareStatus::ExtendingError => Some(&share.last_job_id),
+            ShareStatus::Extending | ShareStatus::Shrinking => Some(&share.active_job_id),
+            ShareStatus::ExtendingError | ShareStatus::ShrinkingError => Some(&share.last_job_id),
             ShareStatus::Available | ShareStatus::Unspecified => None,
         };
         let job = match job {
@@ -41,17 +41,24 @@ impl Details {
         Self::new(share, job)
     }
 
-    /// While a share is extending its size is the old one, whatever part of the work is done: size and status change
+    /// While a share is extending or shrinking its size is the old one, whatever part of the work is done: size and status change
     /// together.
     fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
+        let before = job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes);
+        let error = job.and_then(|job| job.error);
+        let in_the_way = error.as_ref().is_some_and(|error| error.reason == "WOULD_LOSE_DATA");
         let (status, size) = match share.status() {
-            ShareStatus::Extending => ("extending", job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes)),
+            ShareStatus::Extending => ("extending", before),
+            ShareStatus::Shrinking => ("shrinking", before),
             ShareStatus::ExtendingError => ("extending_error", share.size_bytes),
+            // Nothing is lost: it is Manila's name for a shrink that would have lost something.
+            ShareStatus::ShrinkingError if in_the_way => ("shrinking_possible_data_loss_error", share.size_bytes),
+            ShareStatus::ShrinkingError => ("shrinking_error", share.size_bytes),
             ShareStatus::Available if share.size_bytes.is_some() => ("available", share.size_bytes),
             ShareStatus::Available => ("error", None),
             ShareStatus::Unspecified => return Err(Failure::nonsense("a share without status")),
         };
-        let failed = job.and_then(|job| job.error).map(|error| error.message);
+        let failed = error.map(|error| error.message);
         let finding = || share.findings.first().map(|finding| finding.message.clone());
         let error = failed.or_else(|| size.is_none().then(finding).flatten());
         Ok(Self { id: share.share_id, status, size: size.map(|bytes| bytes >> GIB_SHIFT), error })
@@ -113,6 +120,9 @@ mod tests {
         let job = Job { size_before_bytes: 2 * GIB, ..Job::default() };
         let extending = details(ShareStatus::Extending, Some(3 * GIB), Some(job));
         assert_eq!((extending.status, extending.size), ("extending", Some(2)));
+        let job = Job { size_before_bytes: 3 * GIB, ..Job::default() };
+        let shrinking = details(ShareStatus::Shrinking, Some(2 * GIB), Some(job));
+        assert_eq!((shrinking.status, shrinking.size), ("shrinking", Some(3)));
         let available = details(ShareStatus::Available, Some(3 * GIB), None);
         assert_eq!((available.status, available.size, available.error), ("available", Some(3), None));
     }
@@ -132,6 +142,14 @@ mod tests {
             (failed.status, failed.size, failed.error.as_deref()),
             ("extending_error", Some(2), Some("no space"))
         );
+        for (reason, status) in
+            [("INTERNAL", "shrinking_error"), ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error")]
+        {
+            let error = JobError { reason: reason.to_owned(), message: "why".to_owned(), ..JobError::default() };
+            let job = Job { error: Some(error), ..Job::default() };
+            let failed = details(ShareStatus::ShrinkingError, Some(2 * GIB), Some(job));
+            assert_eq!((failed.status, failed.size, failed.error.as_deref()), (status, Some(2), Some("why")));
+        }
         let unknown = details(ShareStatus::Available, None, None);
         assert_eq!((unknown.status, unknown.size, unknown.error.as_deref()), ("error", None, Some("no limit")));
         let unspecified = Share { status: 17, ..Share::default() };

@@ -21,7 +21,15 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
         Reason::InvalidSize => "give a size such as 10GiB, below 8EiB".to_owned(),
         Reason::InvalidRequest => "correct the named field; `growctl help` shows what each verb takes".to_owned(),
         Reason::SizeNotGreater => {
-            format!("ask for more than the current size (`growctl share {share}`); a share is never made smaller")
+            format!("ask for more than the current size (`growctl share {share}`); `growctl shrink` lowers a quota")
+        }
+        Reason::SizeNotSmaller => {
+            format!(
+                "ask for less than the current size (`growctl share {share}`); `growctl extend` makes a share larger"
+            )
+        }
+        Reason::WouldLoseData => {
+            format!("remove data from the share, or ask for at least what is in use (`growctl share {share}`)")
         }
         Reason::Unauthenticated => {
             "call over the unix socket, or show a certificate: --cert and --key with an https endpoint".to_owned()

@@ -16,13 +16,13 @@ Exit codes:
   2    bad usage: an argument, an id, a size or the endpoint is not well formed
   3    refused: the request itself is wrong, not permitted or not supported
   4    no such share or job
-  5    refused in this state: share busy, size is another one, quota not enforced, request id reused, ...
+  5    refused in this state: share busy, size is another one, more in use than a shrink would leave, ...
   6    refused: the pool has not enough space
   7    growd is not reachable, not serving or too busy, or did not answer in time: try again
   8    the job failed or was cancelled
   130  stopped waiting by Ctrl-C; the job goes on";
 
-/// Asks growd, the share host agent of this node: what shares there are, to extend them, what became of it.
+/// Asks growd, the share host agent of this node: what shares there are, to change their sizes, what became of it.
 #[derive(Debug, Parser)]
 #[command(name = "growctl", version, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -83,7 +83,10 @@ pub enum Verb {
     /// Shows one share
     Share { id: ShareId },
     /// Extends a share; returns when the job is accepted, which is on disk and survives restarts
-    Extend(ExtendArgs),
+    Extend(ResizeArgs),
+    /// Lowers the quota of a share, not below what is in use; returns when the job is accepted, as extend does. A volume or
+    /// an image is never made smaller
+    Shrink(ResizeArgs),
     /// Lists jobs, newest first
     Jobs(JobsArgs),
     /// Shows one job
@@ -103,10 +106,10 @@ pub enum Verb {
 }
 
 #[derive(Debug, Args)]
-pub struct ExtendArgs {
+pub struct ResizeArgs {
     /// The share
     pub id: ShareId,
-    /// The size that it shall have, such as 10GiB: the new total, not the growth
+    /// The size that it shall have, such as 10GiB: the new total, not the difference
     pub size: Bytes,
     /// Follow the job until it has ended; exits 8 when it failed or was cancelled
     #[arg(long, conflicts_with = "dry_run")]
@@ -163,5 +166,6 @@ mod tests {
     fn waiting_for_a_dry_run_makes_no_sense() {
         let id = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
         assert!(Cli::try_parse_from(["growctl", "extend", id, "3GiB", "--wait", "--dry-run"]).is_err());
+        assert!(Cli::try_parse_from(["growctl", "shrink", id, "3GiB", "--wait", "--dry-run"]).is_err());
     }
 }

@@ -1,9 +1,9 @@
-//! The calls to growd: each bounded in time, lists with all their pages, an extend repeated until it is answered.
+//! The calls to growd: each bounded in time, lists with all their pages, a change of a size repeated until it is answered.
 
 use std::future::Future;
 use std::time::Duration;
 
-use growd::model::{JobId, RequestId, ShareId};
+use growd::model::{JobId, JobKind, RequestId, ShareId};
 use growd::wire::client::{self, Credentials};
 use growd::wire::proto::{self, job_service_client::JobServiceClient, node_service_client::NodeServiceClient};
 use growd::wire::proto::{CancelJobRequest, GetJobRequest, GetShareRequest, WatchJobRequest};
@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use crate::failure::{CallError, Failure};
 
-/// How often an extend without an answer is asked in all. With the pause, a restart of growd lies between.
-const EXTEND_ATTEMPTS: u32 = 4;
+/// How often a change without an answer is asked in all. With the pause, a restart of growd lies between.
+const RESIZE_ATTEMPTS: u32 = 4;
 pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Items in a page: some hundred KiB, well below the 4 MiB that a gRPC message may have.
 const PAGE: u32 = 500;
@@ -87,7 +87,7 @@ impl Calls {
     /// All shares, of one pool when it is named.
     pub async fn all_shares(&self, pool: String) -> Result<ListSharesResponse, Failure> {
         let mut all = ListSharesResponse::default();
-        let mut request = ListSharesRequest { pool, page_size: PAGE, page_token: String::new() };
+        let mut request = ListSharesRequest { pool, page_size: PAGE, ..ListSharesRequest::default() };
         loop {
             let page = self.answer(self.shares().list_shares(request.clone())).await?;
             all.shares.extend(page.shares);
@@ -117,16 +117,21 @@ impl Calls {
         Ok(all)
     }
 
-    /// Asks for an extend and, when the connection fails before the answer, asks again: the request id makes all
+    /// Asks for an extend or a shrink and, when the connection fails before the answer, asks again: the request id makes all
     /// attempts one request. The limit holds for all of them together.
-    pub async fn extend(&self, mut request: ExtendShareRequest, id: Option<RequestId>) -> Result<proto::Job, Failure> {
+    pub async fn resize(
+        &self,
+        kind: JobKind,
+        mut request: ExtendShareRequest,
+        id: Option<RequestId>,
+    ) -> Result<proto::Job, Failure> {
         let id = id.unwrap_or_else(|| RequestId::from_uuid(Uuid::new_v4()));
         request.request_id = Some(id.to_string());
         let attempts = async {
             let mut attempt = 1;
             loop {
-                match self.shares().extend_share(request.clone()).await.map_err(CallError::from) {
-                    Err(CallError::Lost(_)) if attempt < EXTEND_ATTEMPTS => attempt += 1,
+                match client::resize(self.channel.clone(), kind, request.clone()).await.map_err(CallError::from) {
+                    Err(CallError::Lost(_)) if attempt < RESIZE_ATTEMPTS => attempt += 1,
                     answer => return answer,
                 }
                 tokio::time::sleep(RETRY_PAUSE).await;
@@ -136,12 +141,12 @@ impl Calls {
         match answer {
             Ok(job) => Ok(job.into_inner()),
             Err(CallError::Refused(status)) => Err(CallError::Refused(status).into()),
-            Err(unanswered) => Err(Failure::unanswered_extend(unanswered, id)),
+            Err(unanswered) => Err(Failure::unanswered_change(unanswered, id)),
         }
     }
 
-    /// Lets growd check the extend without accepting it; the answer is no job.
-    pub async fn try_extend(&self, request: ExtendShareRequest) -> Result<proto::Job, Failure> {
-        Ok(self.answer(self.shares().extend_share(request)).await?)
+    /// Lets growd check the request without accepting it; the answer is no job.
+    pub async fn try_resize(&self, kind: JobKind, request: ExtendShareRequest) -> Result<proto::Job, Failure> {
+        Ok(self.answer(client::resize(self.channel.clone(), kind, request)).await?)
     }
 }

@@ -86,7 +86,7 @@ impl Failure {
             }
             proto::JobState::Cancelled => {
                 let message = format!("job {id} was cancelled; nothing was changed");
-                let next = "extend again if the share shall grow after all".to_owned();
+                let next = "ask again if the size shall change after all".to_owned();
                 Some(Self::new(Exit::JobEnded, "JOB_CANCELLED", message, next))
             }
             _ => None,
@@ -104,8 +104,8 @@ impl Failure {
         Self::new(Exit::Unavailable, "TIMEOUT", message, next)
     }
 
-    /// An extend without an answer: growd may have the job, and asking with the same id finds out.
-    pub fn unanswered_extend(error: CallError, request_id: RequestId) -> Self {
+    /// A change of a size without an answer: growd may have the job, and asking with the same id finds out.
+    pub fn unanswered_change(error: CallError, request_id: RequestId) -> Self {
         let mut failure = Self::from(error);
         failure.message += "; growd may have accepted the request";
         failure.next = format!("repeat it with --request-id {request_id}: that never makes a second job");
@@ -295,7 +295,7 @@ mod tests {
             "error: SIZE_NOT_GREATER: New size must be greater\n  \
              current size: 2GiB (2147483648 bytes)\n  \
              new size: 1073741825B (1073741825 bytes)\n  \
-             next: ask for more than the current size (`growctl share s`); a share is never made smaller\n"
+             next: ask for more than the current size (`growctl share s`); `growctl shrink` lowers a quota\n"
         );
         let json: serde_json::Value = serde_json::from_str(&failure.json()).unwrap();
         assert_eq!(json["error"]["code"], "INVALID_ARGUMENT");

@@ -15,10 +15,11 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
+use growd::model::JobKind;
 use growd::wire::json::to_json_pretty;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
 
-use args::{Cli, ExtendArgs, JobsArgs, Output, Verb};
+use args::{Cli, JobsArgs, Output, ResizeArgs, Verb};
 use calls::Calls;
 use failure::{Exit, Failure};
 use render::{detail, list};
@@ -62,7 +63,8 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
             print_list(output, &answer, "growd.v1.ListSharesResponse", "no shares", |all| list::shares(&all.shares))
         }
         Verb::Share { id } => print(output, &calls.share(id).await?, "growd.v1.Share", detail::share),
-        Verb::Extend(args) => extend(calls, args, output).await,
+        Verb::Extend(args) => resize(calls, JobKind::Extend, args, output).await,
+        Verb::Shrink(args) => resize(calls, JobKind::Shrink, args, output).await,
         Verb::Jobs(args) => jobs(calls, args, output, now).await,
         Verb::Job { id, watch: true } => {
             print_ended(output, &follow::to_the_end(calls, &id.to_string(), output).await?)
@@ -82,7 +84,7 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
     }
 }
 
-async fn extend(calls: &Calls, args: ExtendArgs, output: Output) -> Result<ExitCode, Failure> {
+async fn resize(calls: &Calls, kind: JobKind, args: ResizeArgs, output: Output) -> Result<ExitCode, Failure> {
     let request = ExtendShareRequest {
         share_id: args.id.to_string(),
         new_size_bytes: args.size.get(),
@@ -92,9 +94,9 @@ async fn extend(calls: &Calls, args: ExtendArgs, output: Output) -> Result<ExitC
         validate_only: args.dry_run,
     };
     if args.dry_run {
-        return print(output, &calls.try_extend(request).await?, "growd.v1.Job", detail::dry_run);
+        return print(output, &calls.try_resize(kind, request).await?, "growd.v1.Job", detail::dry_run);
     }
-    let job = calls.extend(request, args.request_id).await?;
+    let job = calls.resize(kind, request, args.request_id).await?;
     if args.wait {
         print_ended(output, &follow::to_the_end(calls, &job.job_id, output).await?)
     } else {

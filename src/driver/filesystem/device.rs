@@ -91,7 +91,7 @@ impl Device {
         if before >= to {
             return Ok(Outcome::AlreadyThere { size: before });
         }
-        Ok(Outcome::Grown { from: before, to: filesystem.grow()? })
+        Ok(Outcome::Changed { from: before, to: filesystem.grow()? })
     }
 
     /// Makes the growth of the file system durable.

@@ -22,7 +22,7 @@ use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
-use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId, ThinPool, ThinUse};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
 const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
@@ -119,7 +119,7 @@ impl Lvm {
         problems.extend(sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes)));
         let filesystem = device.as_ref().map_or("", Device::filesystem);
         let used = device.as_ref().and_then(Device::used);
-        let observed = Observed { location, filesystem, sizes, used, problems };
+        let observed = Observed { location, project: ProjectLabel::default(), filesystem, sizes, used, problems };
         Ok(Share { volume, device, observed })
     }
 
@@ -152,7 +152,7 @@ impl Lvm {
         let words = self.group.change(&self.pool, &command)?;
         let after = self.look_at(&name)?.size;
         if after >= wanted {
-            return Ok(Outcome::Grown { from: before, to: after });
+            return Ok(Outcome::Changed { from: before, to: after });
         }
         let Share { volume, observed, .. } = self.find(share)?;
         observed.extendable()?;
@@ -187,6 +187,11 @@ impl Driver for Lvm {
         let mut shares: Vec<ShareId> = found.chain(explicit).collect();
         shares.sort_unstable();
         Ok(shares)
+    }
+
+    /// The name of a volume says no project.
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
+        if project.as_str().is_empty() { self.shares() } else { Ok(Vec::new()) }
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
@@ -262,7 +267,7 @@ impl Driver for Lvm {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
             Step::GrowFilesystem { to } => self.look_at(&self.name_of(share))?.grow_filesystem(to),
-            Step::SetLimit { .. } => Err(step.unknown_to(self.kind())),
+            Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 

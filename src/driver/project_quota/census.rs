@@ -1,7 +1,8 @@
 //! Which share of a pool has which project id, to find two with the same: an extend of one would extend both.
 //!
 //! A scan opens every share, so its result is kept for a while. What is kept only raises a suspicion: both sides are
-//! read afresh before anybody is accused. A share that was given another's id since the scan is found by the next one.
+//! read afresh before anybody is accused. A share that was given another's id since the scan is found by the next one;
+//! so is one that was made since in the folder of a project, which does not change the pool's directory.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::libc::dev_t;
 
 use crate::driver::DriverError;
-use crate::driver::places::{Places, Pool};
+use crate::driver::places::{Opened, Places, Pool};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
 
@@ -79,8 +80,10 @@ impl Census {
         };
         let suspects = scan.by_project.get(&project_id).into_iter().flatten();
         let mut others = suspects.filter(|other| **other != share);
-        let twin = others.find(|other| project_of(places, pool, **other) == Some(project_id));
-        Ok(twin.map(|other| places.path_of(*other)))
+        Ok(others.find_map(|other| {
+            let (opened, project) = project_of(places, pool, *other)?;
+            (project == project_id).then_some(opened.path)
+        }))
     }
 }
 
@@ -89,7 +92,7 @@ fn scan(places: &Places, pool: &Pool, directory: Version) -> Result<Scan, Driver
     let settled = directory.is_settled(SystemTime::now());
     let mut by_project: BTreeMap<u32, Vec<ShareId>> = BTreeMap::new();
     for share in places.list(pool)? {
-        if let Some(project) = project_of(places, pool, share) {
+        if let Some((_, project)) = project_of(places, pool, share) {
             by_project.entry(project).or_default().push(share);
         }
     }
@@ -97,10 +100,10 @@ fn scan(places: &Places, pool: &Pool, directory: Version) -> Result<Scan, Driver
 }
 
 /// The project of a share; `None` for what is none, has none or cannot be read, and so cannot be accused.
-fn project_of(places: &Places, pool: &Pool, share: ShareId) -> Option<u32> {
-    let directory = places.try_open(pool, share).ok()?;
-    let attributes = fsxattr::get(directory.as_fd()).ok()?;
-    (attributes.project_id != 0).then_some(attributes.project_id)
+fn project_of(places: &Places, pool: &Pool, share: ShareId) -> Option<(Opened, u32)> {
+    let opened = places.try_open(pool, share)?;
+    let attributes = fsxattr::get(opened.fd.as_fd()).ok()?;
+    (attributes.project_id != 0).then_some((opened, attributes.project_id))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Directories with a project quota, on XFS or ext4: a share's size is the hard limit of its project.
 //!
 //! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
-//! Nothing here lowers a limit.
+//! Nothing but [`lower`] lowers a limit.
 
 mod census;
 mod findings;
+mod lower;
 mod promises;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,9 +20,9 @@ use self::census::Census;
 use self::findings::Case;
 pub use self::promises::Promises;
 use super::path_template::PathTemplate;
-use super::places::{Ground, Places, Pool};
+use super::places::{Ground, Opened, Places, Pool};
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, Step, system};
-use crate::model::{Bytes, DriverKind, PoolName, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::open_beneath::DIRECTORY;
 use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, Route};
@@ -48,6 +49,13 @@ struct Share {
     quota: Option<quotactl::ProjectQuota>,
 }
 
+impl Share {
+    fn just_turned_off(&self) -> Refusal {
+        let (location, problem) = (self.observed.location.clone(), "it was just turned off".to_owned());
+        Refusal::QuotaNotEnforced { location, problem }
+    }
+}
+
 impl ProjectQuota {
     /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
     /// be on its file system. `promises` is one for all pools of the daemon, since pools may share a file system.
@@ -61,8 +69,7 @@ impl ProjectQuota {
     }
 
     fn find(&self, pool: &Pool, share: ShareId) -> Result<Share, DriverError> {
-        let location = self.places.path_of(share);
-        let directory = self.places.open_share(pool, share)?;
+        let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
         let fd = directory.as_fd();
         let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?;
         let kind = kind.ok_or_else(|| unsupported(pool))?;
@@ -88,7 +95,8 @@ impl ProjectQuota {
         let bounded = state.enforcement && attributes.inherits;
         let limit = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
         let used = quota.map(|quota| quota.used);
-        let observed = Observed { location, filesystem: kind.name(), sizes: limit.map(Sizes::Limit), used, problems };
+        let (sizes, filesystem) = (limit.map(Sizes::Limit), kind.name());
+        let observed = Observed { location, project, filesystem, sizes, used, problems };
         Ok(Share { directory, observed, quota })
     }
 
@@ -117,35 +125,39 @@ impl ProjectQuota {
         let found = self.find(&pool, share)?;
         found.observed.extendable()?;
         let location = &found.observed.location;
-        let off = || Refusal::QuotaNotEnforced { location: location.clone(), problem: "it was just turned off".into() };
-        let old = found.quota.ok_or_else(off)?;
+        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
         let Some(Limits { hard, soft }) = raised(old, to) else {
             return Ok(Outcome::AlreadyThere { size: old.hard });
         };
         let begun = Instant::now();
-        match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
-            Ok(()) => {}
-            Err(QuotaError::Off) => return Err(off().into()),
-            Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
-                let free = file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free);
-                let (pool, asked) = (self.places.pool().clone(), hard.saturating_sub(old.hard));
-                return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
-            }
-            Err(QuotaError::System(Errno::ERANGE)) => {
-                let what = format!("a limit of {hard} on {}", found.observed.filesystem);
-                return Err(Refusal::Unsupported { what }.into());
-            }
-            Err(QuotaError::System(errno)) => return Err(system("set the quota of", location)(errno)),
-        }
+        self.write_limits(&pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(pool.device, hard.saturating_sub(old.hard), begun);
-        let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(off)?;
+        let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(|| found.just_turned_off())?;
         if new.hard < to {
             let (location, new) = (location.display(), new.hard);
             let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
             return Err(Refusal::Internal { problem }.into());
         }
-        Ok(Outcome::Grown { from: old.hard, to: new.hard })
+        Ok(Outcome::Changed { from: old.hard, to: new.hard })
+    }
+
+    fn write_limits(&self, pool: &Pool, found: &Share, hard: Bytes, soft: Bytes) -> Result<(), DriverError> {
+        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
+        match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
+            Ok(()) => Ok(()),
+            Err(QuotaError::Off) => Err(found.just_turned_off().into()),
+            Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
+                let free = file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free);
+                let (pool, asked) = (self.places.pool().clone(), hard.saturating_sub(old.hard));
+                Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into())
+            }
+            Err(QuotaError::System(Errno::ERANGE)) => {
+                let what = format!("a limit of {hard} on {}", found.observed.filesystem);
+                Err(Refusal::Unsupported { what }.into())
+            }
+            Err(QuotaError::System(errno)) => Err(system("set the quota of", &found.observed.location)(errno)),
+        }
     }
 }
 
@@ -165,6 +177,10 @@ impl Driver for ProjectQuota {
             self.places.check_mounted(&pool)?;
         }
         Ok(shares.into_iter().collect())
+    }
+
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
+        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
@@ -191,6 +207,7 @@ impl Driver for ProjectQuota {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::SetLimit { to } => self.set_limit(share, to),
+            Step::LowerLimit { from, to } => self.lower_limit(share, from, to),
             Step::GrowVolume { .. } | Step::GrowFilesystem { .. } => Err(step.unknown_to(self.kind())),
         }
     }

@@ -50,12 +50,21 @@ impl Promises {
 
     /// Counts a limit that was raised at some time since `begun`.
     pub(super) fn add(&self, device: dev_t, grown: Bytes, begun: Instant) {
+        self.move_sum(device, begun, |promised| promised.saturating_add(grown));
+    }
+
+    /// Counts a limit that was lowered at some time since `begun`.
+    pub(super) fn take(&self, device: dev_t, freed: Bytes, begun: Instant) {
+        self.move_sum(device, begun, |promised| promised.saturating_sub(freed));
+    }
+
+    fn move_sum(&self, device: dev_t, begun: Instant, moved: impl FnOnce(Bytes) -> Bytes) {
         let cell = self.cell(device);
         let mut last = lock(&cell);
         // A scan that ended later may have seen it or not.
         *last = last.take().filter(|sum| sum.ended < begun);
         if let Some(sum) = last.as_mut() {
-            sum.promised = sum.promised.saturating_add(grown);
+            sum.promised = moved(sum.promised);
         }
     }
 
@@ -97,6 +106,8 @@ mod tests {
         promises.add(7, Bytes::gib(2), later);
         promises.add(8, Bytes::gib(2), later);
         assert_eq!(lock(&promises.cell(7)).as_ref().map(|sum| sum.promised), Some(Bytes::gib(3)));
+        promises.take(7, Bytes::gib(2), later);
+        assert_eq!(lock(&promises.cell(7)).as_ref().map(|sum| sum.promised), Some(Bytes::gib(1)));
 
         promises.add(7, Bytes::gib(2), before);
         assert!(lock(&promises.cell(7)).is_none());

@@ -85,7 +85,7 @@ impl Failure {
         matches!(self, Self::Refused(refused) if refused.reason == reason)
     }
 
-    /// What the client hears. `asked` is the size that an extend named, in GiB.
+    /// What the client hears. `asked` is the size that an action named, in GiB.
     pub fn into_refusal(self, asked: Option<u64>) -> Refusal {
         match self {
             Self::Refused(refused) => refused.into_refusal(asked),
@@ -124,6 +124,11 @@ impl Refused {
                 let problem = "New size for extend must be greater than current size.";
                 let sizes = format!("(current: {current}, extended: {asked})");
                 Refusal::bad_request(format!("Invalid input received: {problem} {sizes}."))
+            }
+            ("SIZE_NOT_SMALLER", Some(asked)) => {
+                let current = self.current_size.unwrap_or_default() >> GIB_SHIFT;
+                let problem = "New size for shrink must be less than current size and greater than 0";
+                Refusal::bad_request(format!("Invalid input received: {problem} (current: {current}, new: {asked})."))
             }
             _ => {
                 let status = StatusCode::from_u16(self.http_status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -194,12 +199,17 @@ mod tests {
             "Invalid input received: New size for extend must be greater than current size. (current: 2, extended: 1).";
         let smaller = refused(Code::InvalidArgument, "SIZE_NOT_GREATER", &size);
         assert_eq!(heard(smaller, Some(1)), (400, text.to_owned()));
+        let text = "Invalid input received: New size for shrink must be less than current size and greater than 0 \
+                    (current: 2, new: 3).";
+        let larger = refused(Code::InvalidArgument, "SIZE_NOT_SMALLER", &size);
+        assert_eq!(heard(larger, Some(3)), (400, text.to_owned()));
         let unknown = refused(Code::NotFound, "SHARE_NOT_FOUND", &[("http_status", "404")]);
         assert_eq!(heard(unknown.clone(), Some(1)), (404, "Resource could not be found.".to_owned()));
         assert_eq!(heard(unknown, None), (404, "The resource could not be found.".to_owned()));
         for (code, reason, http) in [
             (Code::Aborted, "SHARE_BUSY", "409"),
             (Code::ResourceExhausted, "POOL_FULL", "409"),
+            (Code::FailedPrecondition, "WOULD_LOSE_DATA", "409"),
             (Code::Unimplemented, "UNSUPPORTED", "501"),
             (Code::Internal, "INTERNAL", "500"),
             (Code::Unavailable, "DRAINING", "503"),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt};
 use growd::config::{ApiConfig, NodeConfig};
-use growd::model::ShareId;
+use growd::model::{JobKind, ShareId};
 use growd::wire::client::{self, ConnectError, Credentials};
 use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
 use parking_lot::Mutex;
@@ -31,6 +31,14 @@ const SEARCHES_WIDTH: usize = 256;
 pub struct Place {
     pub node: Arc<Node>,
     pub pool: String,
+    /// The project that the share's place on the node says; empty where it says none.
+    pub project: String,
+}
+
+impl Place {
+    fn of(node: &Arc<Node>, share: &Share) -> Self {
+        Self { node: Arc::clone(node), pool: share.pool.clone(), project: share.project_id.clone() }
+    }
 }
 
 pub struct Nodes {
@@ -114,19 +122,20 @@ impl Nodes {
         }
     }
 
-    /// Asks the node for an extend; `None` when the share is no longer there, and where it is has to be found again.
+    /// Asks the node for an extend or a shrink; `None` when the share is no longer there, and where it is has to be found again.
     ///
     /// # Errors
     /// Every other [`Failure`].
-    pub async fn extend(
+    pub async fn resize(
         &self,
+        kind: JobKind,
         id: ShareId,
         place: &Place,
         request: ExtendShareRequest,
     ) -> Result<Option<Job>, Failure> {
-        match place.node.extend(request).await {
+        match place.node.resize(kind, request).await {
             Ok(job) => {
-                self.places.lock().insert(id, Place { node: Arc::clone(&place.node), pool: job.pool.clone() });
+                self.places.lock().insert(id, Place { pool: job.pool.clone(), ..place.clone() });
                 Ok(Some(job))
             }
             Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {
@@ -137,7 +146,7 @@ impl Nodes {
         }
     }
 
-    /// A page of the shares of a node and pool, whose places are known then.
+    /// A page of the shares of a node, pool and project, whose places are known then.
     ///
     /// # Errors
     /// Every [`Failure`].
@@ -145,14 +154,15 @@ impl Nodes {
         &self,
         node: &Arc<Node>,
         pool: &str,
+        project: Option<&str>,
         behind: Option<ShareId>,
         size: u32,
     ) -> Result<ListSharesResponse, Failure> {
-        let page = node.shares(pool, behind, size).await?;
+        let page = node.shares(pool, project, behind, size).await?;
         let mut places = self.places.lock();
         for share in &page.shares {
             if let Ok(id) = share.share_id.parse() {
-                places.insert(id, Place { node: Arc::clone(node), pool: share.pool.clone() });
+                places.insert(id, Place::of(node, share));
             }
         }
         Ok(page)
@@ -163,7 +173,7 @@ impl Nodes {
     }
 
     fn remember(&self, id: ShareId, node: &Arc<Node>, share: Share) -> (Place, Share) {
-        let place = Place { node: Arc::clone(node), pool: share.pool.clone() };
+        let place = Place::of(node, &share);
         self.places.lock().insert(id, place.clone());
         (place, share)
     }

@@ -4,7 +4,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use growd::model::ShareId;
+use growd::model::{JobKind, ShareId};
 use growd::wire::client::{self, Credentials};
 use growd::wire::page_behind;
 use growd::wire::proto::job_service_client::JobServiceClient;
@@ -20,7 +20,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::failure::Failure;
 
 /// How often a call is made again after its connection broke. Every call is safe to repeat: reads change nothing, and
-/// an extend with a request id is one request however often it is sent.
+/// a change with a request id is one request however often it is sent.
 const RETRIES: u32 = 2;
 /// The first pause is half of this up to one and a half, the second twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -71,25 +71,28 @@ impl Node {
     ///
     /// # Errors
     /// Every [`Failure`].
-    pub async fn extend(&self, request: ExtendShareRequest) -> Result<Job, Failure> {
+    pub async fn resize(&self, kind: JobKind, request: ExtendShareRequest) -> Result<Job, Failure> {
         let share_id = request.share_id.clone();
-        let job = self.call(|channel| extend_share(channel, request.clone())).await?;
+        let job = self.call(|channel| client::resize(channel, kind, request.clone())).await?;
         let fits = job.share_id == share_id && !job.job_id.is_empty();
         if fits { Ok(job) } else { Err(Failure::nonsense("it took the job of another share")) }
     }
 
-    /// A page of the shares of a pool, or of all with an empty name, in the order of their ids.
+    /// A page of the shares of a pool, or of all with an empty name, in the order of their ids. With a project those whose
+    /// places say it, or say none when it is empty.
     ///
     /// # Errors
     /// Every [`Failure`].
     pub async fn shares(
         &self,
         pool: &str,
+        project: Option<&str>,
         behind: Option<ShareId>,
         page_size: u32,
     ) -> Result<ListSharesResponse, Failure> {
-        let page_token = behind.map(|share| page_behind(share, pool)).unwrap_or_default();
-        let request = ListSharesRequest { pool: pool.to_owned(), page_size, page_token };
+        let page_token = behind.map(|share| page_behind(share, pool, project)).unwrap_or_default();
+        let project_id = project.map(str::to_owned);
+        let request = ListSharesRequest { pool: pool.to_owned(), page_size, page_token, project_id };
         self.call(|channel| list_shares(channel, request.clone())).await
     }
 
@@ -173,10 +176,6 @@ async fn get_share(channel: Channel, request: GetShareRequest) -> Result<Respons
 
 async fn list_shares(channel: Channel, request: ListSharesRequest) -> Result<Response<ListSharesResponse>, Status> {
     ShareServiceClient::new(channel).list_shares(request).await
-}
-
-async fn extend_share(channel: Channel, request: ExtendShareRequest) -> Result<Response<Job>, Status> {
-    ShareServiceClient::new(channel).extend_share(request).await
 }
 
 async fn get_job(channel: Channel, request: GetJobRequest) -> Result<Response<Job>, Status> {

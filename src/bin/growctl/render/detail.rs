@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::SystemTime;
 
-use growd::wire::proto::{Job, JobStep, Node, Share};
+use growd::wire::proto::{Job, JobKind, JobStep, Node, Share};
 
 use super::list::{findings, percent};
 use super::{NONE, age, duration, exact, or_none, utc};
@@ -45,6 +45,7 @@ pub fn share(share: &Share) -> String {
         ("pool", share.pool.clone()),
         ("driver", share.driver.clone()),
         ("location", share.location.clone()),
+        ("project", share.project_id.clone()),
         ("file system", share.filesystem.clone()),
         ("size", size(share.size_bytes)),
         ("used", used),
@@ -91,10 +92,13 @@ pub fn dry_run(job: &Job) -> String {
 }
 
 fn request_lines(job: &Job) -> Vec<(&'static str, String)> {
+    // A growd that does not tell knows extends only.
+    let kind = if job.kind() == JobKind::Shrink { JobKind::Shrink } else { JobKind::Extend };
     vec![
         ("share", job.share_id.clone()),
         ("pool", job.pool.clone()),
         ("driver", job.driver.clone()),
+        ("kind", kind.as_str_name().to_owned()),
         ("size before", exact(job.size_before_bytes)),
         ("requested size", exact(job.requested_size_bytes)),
     ]
@@ -161,6 +165,7 @@ mod tests {
              share:          s\n\
              pool:           home\n\
              driver:         project-quota\n\
+             kind:           EXTEND\n\
              size before:    2GiB\n\
              requested size: 1610612737B (about 1.5GiB)\n\
              size after:     -\n\

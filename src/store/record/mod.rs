@@ -3,6 +3,9 @@
 //! The structs here are the disk's own: the model may change without them. A record of an unknown format is refused,
 //! never guessed at: three of four single-bit flips would decode as some valid payload, so the checksum decides.
 
+#[cfg(test)]
+pub mod tests;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
@@ -10,10 +13,13 @@ use uuid::Uuid;
 
 use super::calendar::{Calendar, Note};
 use crate::model::{
-    Bytes, DriverKind, Job, JobError, JobId, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
+    Bytes, DriverKind, Job, JobError, JobId, JobKind, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
 
-const FORMAT: u8 = 1;
+/// Format of the records of extends. Those of shrinks have one of their own: a growd that knows no shrinks would take an
+/// unfinished one for an extend that is done, and refuses the store instead.
+const EXTEND: u8 = 1;
+const SHRINK: u8 = 2;
 const HEADER: usize = 1 + 8;
 const CHECKSUM: usize = 4;
 
@@ -110,7 +116,7 @@ struct NoteOnDisk {
 /// Why a record cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    #[error("it is of format {0}, and this growd knows only format {FORMAT}: it was written by a newer growd")]
+    #[error("it is of format {0}, and this growd knows only formats up to {SHRINK}: it was written by a newer growd")]
     Newer(u8),
     #[error("its checksum does not match")]
     Checksum,
@@ -162,7 +168,14 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         finished_at: job.finished_at.map(nanos),
         trace: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     };
-    seal(&key(job.id), commit, &record.encode_to_vec())
+    seal(format(job.kind), &key(job.id), commit, &record.encode_to_vec())
+}
+
+pub const fn format(kind: JobKind) -> u8 {
+    match kind {
+        JobKind::Extend => EXTEND,
+        JobKind::Shrink => SHRINK,
+    }
 }
 
 /// The job and the commit number of a record.
@@ -171,11 +184,13 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
 /// When the record is not exactly what [`encode`] wrote under this key.
 pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (commit, payload) = unseal(key, value)?;
+    let (format, commit, payload) = unseal(key, value)?;
+    let kind = if format == SHRINK { JobKind::Shrink } else { JobKind::Extend };
     let record = JobRecord::decode(payload).map_err(|_| RecordError::Field("payload"))?;
     let uuid = |bytes: &[u8], field| Uuid::from_slice(bytes).map_err(|_| RecordError::Field(field));
     let job = Job {
         id,
+        kind,
         share: ShareId::from_uuid(uuid(&record.share, "share")?),
         pool: record.pool.parse::<PoolName>().map_err(|_| RecordError::Field("pool"))?,
         driver: DriverKind::ALL
@@ -217,13 +232,13 @@ pub fn encode_mark(commit: u64, calendar: &Calendar) -> Vec<u8> {
     let note = |note: &Note| NoteOnDisk { at: whole_nanos(note.at), newest: note.newest.as_uuid().as_bytes().to_vec() };
     let calendar =
         CalendarOnDisk { open: whole_nanos(calendar.open), notes: calendar.notes.iter().map(note).collect() };
-    seal(MARK_KEY, commit, &calendar.encode_to_vec())
+    seal(EXTEND, MARK_KEY, commit, &calendar.encode_to_vec())
 }
 
 /// # Errors
 /// When the record is not what [`encode_mark`] wrote.
 pub fn decode_mark(value: &[u8]) -> Result<(u64, Calendar), RecordError> {
-    let (commit, payload) = unseal(MARK_KEY, value)?;
+    let (_, commit, payload) = unseal(MARK_KEY, value)?;
     let invalid = RecordError::Field("calendar");
     let calendar = CalendarOnDisk::decode(payload).map_err(|_| invalid.clone())?;
     let mut notes = Vec::new();
@@ -235,9 +250,9 @@ pub fn decode_mark(value: &[u8]) -> Result<(u64, Calendar), RecordError> {
 }
 
 /// A payload with all that goes around it.
-pub fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
+pub fn seal(format: u8, key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CHECKSUM);
-    value.push(FORMAT);
+    value.push(format);
     value.extend_from_slice(&commit.to_be_bytes());
     value.extend_from_slice(payload);
     let checksum = checksum(key, &value);
@@ -245,17 +260,18 @@ pub fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     value
 }
 
-fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u64, &'a [u8]), RecordError> {
+/// The format, the commit number and the payload.
+fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u8, u64, &'a [u8]), RecordError> {
     let (body, found) = value.split_last_chunk::<CHECKSUM>().ok_or(RecordError::Checksum)?;
     if checksum(key, body) != *found {
         return Err(RecordError::Checksum);
     }
     let (format, rest) = body.split_first().ok_or(RecordError::Checksum)?;
-    if *format != FORMAT {
+    if !(EXTEND..=SHRINK).contains(format) {
         return Err(RecordError::Newer(*format));
     }
     let (commit, payload) = rest.split_first_chunk::<8>().ok_or(RecordError::Field("commit number"))?;
-    Ok((u64::from_be_bytes(*commit), payload))
+    Ok((*format, u64::from_be_bytes(*commit), payload))
 }
 
 fn checksum(key: &[u8], body: &[u8]) -> [u8; CHECKSUM] {
@@ -293,163 +309,4 @@ fn whole_nanos(duration: Duration) -> u64 {
 
 fn time(nanos: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(nanos)
-}
-
-#[cfg(test)]
-pub mod tests {
-    use super::*;
-    use crate::model::TraceParent;
-    use proptest::prelude::*;
-
-    /// A job with something in every field.
-    pub fn any_job(id: u128, state: JobState) -> Job {
-        Job {
-            id: JobId::from_uuid(Uuid::from_u128(id)),
-            share: ShareId::from_uuid(Uuid::from_u128(7)),
-            pool: "home".parse().unwrap(),
-            driver: DriverKind::ProjectQuota,
-            state,
-            size_before: Bytes::gib(1),
-            requested_size: Bytes::gib(2),
-            expected_size: Some(Bytes::gib(1)),
-            size_after: Some(Bytes::gib(2)),
-            steps: vec![StepRecord {
-                name: "set_limit".to_owned(),
-                started_at: time(5),
-                finished_at: Some(time(6)),
-                detail: "1GiB -> 2GiB".to_owned(),
-            }],
-            error: Some(JobError {
-                reason: "INTERNAL".to_owned(),
-                message: "read back nothing".to_owned(),
-                retryable: true,
-            }),
-            attempt: 2,
-            revision: 3,
-            requested_by: "uid=0 pid=1".to_owned(),
-            project: "demo".parse().unwrap(),
-            request_id: Some(RequestId::from_uuid(Uuid::from_u128(9))),
-            trace: Some(TraceParent { trace_id: 1, span_id: 2, flags: 1 }),
-            created_at: time(1_700_000_000_123_456_789),
-            started_at: Some(time(4)),
-            finished_at: None,
-        }
-    }
-
-    #[test]
-    fn every_field_comes_back() {
-        for state in JobState::ALL {
-            let job = any_job(42, state);
-            assert_eq!(decode(&key(job.id), &encode(&job, 77)), Ok((job, 77)));
-        }
-        let note = |at, newest| Note { at: Duration::from_secs(at), newest: JobId::from_uuid(Uuid::from_u128(newest)) };
-        let calendar = Calendar { open: Duration::from_secs(9), notes: vec![note(1, 2), note(3, 4)] };
-        assert_eq!(decode_mark(&encode_mark(5, &calendar)), Ok((5, calendar)));
-        assert_eq!(decode_mark(&seal(MARK_KEY, 5, &[])), Ok((5, Calendar::default())), "of the first version");
-    }
-
-    #[test]
-    fn a_newer_format_is_named_as_such() {
-        let key = key(JobId::from_uuid(Uuid::from_u128(1)));
-        let mut body = vec![2_u8, 0, 0];
-        let sum = checksum(&key, &body);
-        body.extend_from_slice(&sum);
-        assert_eq!(decode(&key, &body), Err(RecordError::Newer(2)));
-    }
-
-    fn any_time() -> impl Strategy<Value = SystemTime> {
-        any::<u64>().prop_map(time)
-    }
-
-    fn any_step() -> impl Strategy<Value = StepRecord> {
-        (any::<String>(), any_time(), prop::option::of(any_time()), any::<String>())
-            .prop_map(|(name, started_at, finished_at, detail)| StepRecord { name, started_at, finished_at, detail })
-    }
-
-    fn any_trace() -> impl Strategy<Value = TraceParent> {
-        (1..=u128::MAX, 1..=u64::MAX, any::<u8>()).prop_map(|(trace_id, span_id, flags)| TraceParent {
-            trace_id,
-            span_id,
-            flags,
-        })
-    }
-
-    fn any_calendar() -> impl Strategy<Value = Calendar> {
-        let note = (any::<u64>(), any::<u128>()).prop_map(|(at, newest)| Note {
-            at: Duration::from_nanos(at),
-            newest: JobId::from_uuid(Uuid::from_u128(newest)),
-        });
-        (any::<u64>(), prop::collection::vec(note, 0..5))
-            .prop_map(|(open, notes)| Calendar { open: Duration::from_nanos(open), notes })
-    }
-
-    fn arbitrary_job() -> impl Strategy<Value = Job> {
-        let ids = (any::<u128>(), any::<u128>(), prop::option::of(any::<u128>()));
-        let names = ("[a-zA-Z0-9][-_a-zA-Z0-9]{0,62}", "\\PC{0,255}", any::<String>());
-        let sizes = (any::<u64>(), any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>());
-        let kinds = (prop::sample::select(&DriverKind::ALL[..]), prop::sample::select(&JobState::ALL[..]));
-        let error = prop::option::of((any::<String>(), any::<String>(), any::<bool>()));
-        let times = (any_time(), prop::option::of(any_time()), prop::option::of(any_time()));
-        let history =
-            (prop::collection::vec(any_step(), 0..5), error, any::<u32>(), any::<u64>(), prop::option::of(any_trace()));
-        (ids, names, sizes, kinds, times, history).prop_map(|(ids, names, sizes, (driver, state), times, history)| {
-            let (steps, error, attempt, revision, trace) = history;
-            Job {
-                id: JobId::from_uuid(Uuid::from_u128(ids.0)),
-                share: ShareId::from_uuid(Uuid::from_u128(ids.1)),
-                request_id: ids.2.map(|id| RequestId::from_uuid(Uuid::from_u128(id))),
-                pool: names.0.parse().unwrap(),
-                project: names.1.parse().unwrap(),
-                requested_by: names.2,
-                driver,
-                state,
-                trace,
-                size_before: Bytes::new(sizes.0),
-                requested_size: Bytes::new(sizes.1),
-                expected_size: sizes.2.map(Bytes::new),
-                size_after: sizes.3.map(Bytes::new),
-                steps,
-                error: error.map(|(reason, message, retryable)| JobError { reason, message, retryable }),
-                attempt,
-                revision,
-                created_at: times.0,
-                started_at: times.1,
-                finished_at: times.2,
-            }
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_written_reads_back(job in arbitrary_job(), commit: u64, calendar in any_calendar()) {
-            prop_assert_eq!(decode(&key(job.id), &encode(&job, commit)), Ok((job, commit)));
-            prop_assert_eq!(decode_mark(&encode_mark(commit, &calendar)), Ok((commit, calendar)));
-        }
-
-        #[test]
-        fn keys_sort_as_their_ids(one: u128, other: u128) {
-            let [one, other] = [one, other].map(|id| JobId::from_uuid(Uuid::from_u128(id)));
-            prop_assert_eq!(key(one).cmp(&key(other)), one.cmp(&other));
-            prop_assert_eq!(job_of_key(&key(one)), Ok(one));
-        }
-
-        #[test]
-        fn no_flipped_bit_and_no_other_key_is_taken(bit in 0..8_usize, at in 0..400_usize, other in 0..u128::MAX) {
-            let job = any_job(42, JobState::Failed);
-            let good = encode(&job, 1);
-            let mut bad = good.clone();
-            let at = at % bad.len();
-            bad[at] ^= 1 << bit;
-            prop_assert!(decode(&key(job.id), &bad).is_err());
-            if other != 42 {
-                prop_assert!(decode(&key(JobId::from_uuid(Uuid::from_u128(other))), &good).is_err());
-            }
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(key in any::<Vec<u8>>(), value in any::<Vec<u8>>()) {
-            let _ = decode(&key, &value);
-            let _ = decode_mark(&value);
-        }
-    }
 }

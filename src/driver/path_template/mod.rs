@@ -1,7 +1,10 @@
-//! Where the shares of a pool are: `/srv/shares/{share_id}`.
+//! Where the shares of a pool are: `/srv/shares/{share_id}`, or `/srv/{project_id}/{share_id}`.
 //!
-//! Pure text: never looks at a file system. One template gives exactly one place for a share, and one place belongs to
-//! at most one share, so no list of shares is needed that could be wrong.
+//! Pure text: never looks at a file system. One template gives exactly one place for a share, or one for each project,
+//! and one place belongs to at most one share, so no list of shares is needed that could be wrong.
+
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,14 +13,17 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use crate::model::ShareId;
+use crate::model::{ProjectLabel, ShareId};
 
 const PLACEHOLDER: &str = "{share_id}";
+const PROJECT: &str = "{project_id}";
 
-/// An absolute path in which one component holds `{share_id}`.
+/// An absolute path in which one component holds `{share_id}`, and one before it may be `{project_id}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathTemplate {
     directory: PathBuf,
+    /// What is between the component of the project and that of the share, mostly nothing. `None` without projects.
+    below_project: Option<PathBuf>,
     name: NameTemplate,
     /// What follows the component with the id; empty when nothing does.
     tail: PathBuf,
@@ -46,8 +52,14 @@ pub enum TemplateError {
     #[error("{text:?} contains {PLACEHOLDER} more than once")]
     ManyShareIds { text: String },
     /// Braces are kept for placeholders, so that a misspelt one is not taken for a directory's name.
-    #[error("{text:?} contains a brace outside of {PLACEHOLDER}, the only placeholder there is")]
+    #[error(
+        "{text:?} contains a brace outside of {PLACEHOLDER} and, in paths, {PROJECT}, the only placeholders there are"
+    )]
     UnknownPlaceholder { text: String },
+    #[error(
+        "{text:?} has {PROJECT} in a wrong place: it is a whole component, once, before the one with {PLACEHOLDER}"
+    )]
+    ProjectIdPlace { text: String },
     #[error("{text:?} is not the name of a logical volume: {problem}")]
     Name { text: String, problem: &'static str },
 }
@@ -73,16 +85,39 @@ pub fn plain_path(text: &str) -> Result<PathBuf, PathError> {
 }
 
 impl PathTemplate {
-    /// The directory whose entries are the shares, or hold them.
+    /// The directory whose entries are the shares or hold them, or those of the projects.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    pub fn path_of(&self, share: ShareId) -> PathBuf {
-        self.directory.join(self.relative_of(share))
+    /// Whether places say which project a share belongs to.
+    pub const fn has_projects(&self) -> bool {
+        self.below_project.is_some()
     }
 
-    /// The share's place below [`Self::directory`].
+    /// Where the shares of a project are, below [`Self::directory`]. Without projects it is empty.
+    pub fn folder_of(&self, project: &ProjectLabel) -> PathBuf {
+        let Some(below) = &self.below_project else { return PathBuf::new() };
+        let mut folder = PathBuf::from(project.as_str());
+        // Joining an empty path would add a slash.
+        folder.extend(below);
+        folder
+    }
+
+    /// The project that an entry of [`Self::directory`] belongs to, `None` for a stranger.
+    pub fn project_of(&self, entry_name: &OsStr) -> Option<ProjectLabel> {
+        self.below_project.as_ref()?;
+        project_named(entry_name)
+    }
+
+    pub fn path_of(&self, project: &ProjectLabel, share: ShareId) -> PathBuf {
+        let mut path = self.directory.clone();
+        path.extend(&self.folder_of(project));
+        path.extend(&self.relative_of(share));
+        path
+    }
+
+    /// The share's place below [`Self::directory`], or below the folder of its project.
     pub fn relative_of(&self, share: ShareId) -> PathBuf {
         let mut relative = PathBuf::from(self.name.name_of(share));
         // Joining an empty path would add a slash.
@@ -90,7 +125,7 @@ impl PathTemplate {
         relative
     }
 
-    /// The share that an entry of [`Self::directory`] belongs to, `None` for a stranger.
+    /// The share that an entry of [`Self::directory`], or of a project's folder, belongs to, `None` for a stranger.
     pub fn share_of(&self, entry_name: &OsStr) -> Option<ShareId> {
         self.name.share_of(entry_name.to_str()?)
     }
@@ -101,6 +136,10 @@ impl PathTemplate {
             (Part::Fixed(mine), Part::Fixed(theirs)) => mine == theirs,
             (Part::Share, Part::Fixed(name)) => self.share_of(name).is_some(),
             (Part::Fixed(name), Part::Share) => other.share_of(name).is_some(),
+            (Part::Project, Part::Fixed(name)) | (Part::Fixed(name), Part::Project) => project_named(name).is_some(),
+            (Part::Project, Part::Project) => true,
+            (Part::Project, Part::Share) => other.names_could_be_projects(),
+            (Part::Share, Part::Project) => self.names_could_be_projects(),
             // Ids are of one length, so two patterns give the same names when they are the same.
             (Part::Share, Part::Share) => self.name == other.name,
         })
@@ -110,19 +149,38 @@ impl PathTemplate {
     pub fn meets_path(&self, path: &Path) -> bool {
         self.parts().zip(names(path)).all(|(part, name)| match part {
             Part::Fixed(fixed) => fixed == name,
+            Part::Project => project_named(name).is_some(),
             Part::Share => self.share_of(name).is_some(),
         })
     }
 
+    /// Whether a share's directory could be taken for a project's.
+    fn names_could_be_projects(&self) -> bool {
+        project_named(OsStr::new(&self.name.name_of(ShareId::from_uuid(Uuid::nil())))).is_some()
+    }
+
     fn parts(&self) -> impl Iterator<Item = Part<'_>> {
         let fixed = |path| names(path).map(Part::Fixed);
-        fixed(&self.directory).chain([Part::Share]).chain(fixed(&self.tail))
+        let between = self.below_project.iter().flat_map(move |below| [Part::Project].into_iter().chain(fixed(below)));
+        fixed(&self.directory).chain(between).chain([Part::Share]).chain(fixed(&self.tail))
     }
 }
 
 enum Part<'a> {
     Fixed(&'a OsStr),
+    Project,
     Share,
+}
+
+/// The project whose directory has this name. Names that administrators give to other things beside them, such as
+/// `lost+found` or `.snapshots`, are no projects.
+fn project_named(name: &OsStr) -> Option<ProjectLabel> {
+    let name = name.to_str()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.starts_with('.') || !name.chars().all(plain) {
+        return None;
+    }
+    name.parse().ok().filter(|project: &ProjectLabel| !project.as_str().is_empty())
 }
 
 fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
@@ -137,11 +195,25 @@ impl FromStr for PathTemplate {
 
     fn from_str(text: &str) -> Result<Self, TemplateError> {
         plain_path(text)?;
-        let (before, after) = around_share_id(text)?;
-        let (directory, prefix) = before.rsplit_once('/').unwrap_or(("", before));
+        let wrong = || TemplateError::ProjectIdPlace { text: text.to_owned() };
+        let (projects, place) = match text.split_once(PROJECT) {
+            Some((before, after)) => match (before.ends_with('/'), after.strip_prefix('/')) {
+                (true, Some(place)) if !before.contains(PLACEHOLDER) && !place.contains(PROJECT) => {
+                    (Some(before), place)
+                }
+                _ => return Err(wrong()),
+            },
+            None => (None, text),
+        };
+        if projects.is_some_and(|before| before.contains(['{', '}'])) {
+            return Err(TemplateError::UnknownPlaceholder { text: text.to_owned() });
+        }
+        let (before, after) = around_share_id(text, place)?;
+        let (folder, prefix) = before.rsplit_once('/').unwrap_or(("", before));
         let (suffix, tail) = after.split_once('/').unwrap_or((after, ""));
         Ok(Self {
-            directory: Path::new("/").join(directory),
+            directory: Path::new("/").join(projects.map_or(folder, |before| before.trim_end_matches('/'))),
+            below_project: projects.map(|_| PathBuf::from(folder)),
             name: NameTemplate { prefix: prefix.to_owned(), suffix: suffix.to_owned() },
             tail: PathBuf::from(tail),
         })
@@ -150,7 +222,12 @@ impl FromStr for PathTemplate {
 
 impl fmt::Display for PathTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut path = self.directory.join(self.name.to_string());
+        let mut path = self.directory.clone();
+        if let Some(below) = &self.below_project {
+            path.push(PROJECT);
+            path.extend(below);
+        }
+        path.push(self.name.to_string());
         path.extend(&self.tail);
         f.pad(&path.to_string_lossy())
     }
@@ -181,7 +258,7 @@ impl FromStr for NameTemplate {
     type Err = TemplateError;
 
     fn from_str(text: &str) -> Result<Self, TemplateError> {
-        let (prefix, suffix) = around_share_id(text)?;
+        let (prefix, suffix) = around_share_id(text, text)?;
         check_lvm_name(&format!("{prefix}{}{suffix}", Uuid::nil()))
             .map_err(|problem| TemplateError::Name { text: text.to_owned(), problem })?;
         Ok(Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
@@ -212,10 +289,10 @@ pub fn check_lvm_name(name: &str) -> Result<(), &'static str> {
     if name.len() > 127 { Err("it is longer than 127 characters") } else { Ok(()) }
 }
 
-/// What comes before the placeholder and behind it.
-fn around_share_id(text: &str) -> Result<(&str, &str), TemplateError> {
+/// What comes before the placeholder and behind it, in a part of the text.
+fn around_share_id<'p>(text: &str, part: &'p str) -> Result<(&'p str, &'p str), TemplateError> {
     let (before, after) =
-        text.split_once(PLACEHOLDER).ok_or_else(|| TemplateError::NoShareId { text: text.to_owned() })?;
+        part.split_once(PLACEHOLDER).ok_or_else(|| TemplateError::NoShareId { text: text.to_owned() })?;
     if after.contains(PLACEHOLDER) {
         return Err(TemplateError::ManyShareIds { text: text.to_owned() });
     }
@@ -223,106 +300,4 @@ fn around_share_id(text: &str) -> Result<(&str, &str), TemplateError> {
         return Err(TemplateError::UnknownPlaceholder { text: text.to_owned() });
     }
     Ok((before, after))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const ID: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
-
-    fn template(text: &str) -> PathTemplate {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn gives_places_and_finds_them_again() {
-        let share: ShareId = ID.parse().unwrap();
-        for (text, directory, relative) in [
-            ("/srv/shares/{share_id}", "/srv/shares", ID.to_owned()),
-            ("/srv/share-{share_id}.d", "/srv", format!("share-{ID}.d")),
-            ("/srv/{share_id}/data/export", "/srv", format!("{ID}/data/export")),
-            ("/{share_id}", "/", ID.to_owned()),
-        ] {
-            let template = template(text);
-            assert_eq!(template.to_string(), text);
-            assert_eq!(template.directory(), Path::new(directory));
-            // As text, since paths with and without a last slash count as equal.
-            assert_eq!(template.relative_of(share).to_str(), Some(relative.as_str()));
-            assert_eq!(template.path_of(share), Path::new(directory).join(&relative));
-            assert_eq!(template.path_of(share).to_str(), Some(text.replace(PLACEHOLDER, ID).as_str()));
-            let entry = relative.split('/').next().unwrap();
-            assert_eq!(template.share_of(OsStr::new(entry)), Some(share));
-        }
-    }
-
-    #[test]
-    fn strangers_are_no_shares() {
-        let plain = template("/srv/{share_id}");
-        for name in ["", "lost+found", "6d0ad3f47c5e4c0e9a3e0c2d2f7c9a11", &ID.to_uppercase(), &format!("{ID}x")] {
-            assert_eq!(plain.share_of(OsStr::new(name)), None, "{name}");
-        }
-        let affixed = template("/srv/a-{share_id}-a");
-        for name in [ID, "a-a", "a--a", &format!("a-{ID}"), &format!("{ID}-a")] {
-            assert_eq!(affixed.share_of(OsStr::new(name)), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn says_what_is_wrong() {
-        for (text, problem) in [
-            ("srv/{share_id}", r#""srv/{share_id}" is not absolute: it must start with "/""#),
-            ("", r#""" is not absolute: it must start with "/""#),
-            ("/srv/../{share_id}", r#""/srv/../{share_id}" must not contain "..""#),
-            ("/srv/./{share_id}/", r#""/srv/./{share_id}/" has an empty or "." component: write "/srv/{share_id}""#),
-            ("/srv//{share_id}", r#""/srv//{share_id}" has an empty or "." component: write "/srv/{share_id}""#),
-            ("/srv/{share_id}\0", r#""/srv/{share_id}\0" contains a control character"#),
-            ("/srv/shares", r#""/srv/shares" does not say where the share's id goes: it needs {share_id} once"#),
-            ("/srv/{shareid}", r#""/srv/{shareid}" does not say where the share's id goes: it needs {share_id} once"#),
-            ("/{share_id}/{share_id}", r#""/{share_id}/{share_id}" contains {share_id} more than once"#),
-            (
-                "/{pool}/{share_id}",
-                r#""/{pool}/{share_id}" contains a brace outside of {share_id}, the only placeholder there is"#,
-            ),
-        ] {
-            assert_eq!(text.parse::<PathTemplate>().unwrap_err().to_string(), problem);
-        }
-    }
-
-    #[test]
-    fn knows_which_places_meet() {
-        let home = template("/srv/{share_id}");
-        let inside_a_share = format!("/srv/{ID}/shares/{{share_id}}");
-        for other in ["/srv/{share_id}", "/srv/{share_id}/data", inside_a_share.as_str()] {
-            assert!(home.meets(&template(other)), "{other}");
-            assert!(template(other).meets(&home), "{other}");
-        }
-        for other in ["/srv/a-{share_id}", "/srv/more/{share_id}", "/{share_id}", "/data/{share_id}"] {
-            assert!(!home.meets(&template(other)), "{other}");
-            assert!(!template(other).meets(&home), "{other}");
-        }
-        for path in ["/", "/srv", &format!("/srv/{ID}"), &format!("/srv/{ID}/deep/er")] {
-            assert!(home.meets_path(Path::new(path)), "{path}");
-        }
-        for path in ["/srv/legacy", "/data", "/srv2"] {
-            assert!(!home.meets_path(Path::new(path)), "{path}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn never_panics_and_prints_what_it_read_of_names(text in "[{}a-z_.]{0,6}(\\{share_id\\})?[{}a-z_.]{0,6}") {
-            if let Ok(template) = text.parse::<NameTemplate>() {
-                prop_assert_eq!(template.to_string(), text);
-            }
-        }
-
-        #[test]
-        fn never_panics_and_prints_what_it_read(text in "/?[{}a-z_./]{0,12}(\\{share_id\\})?[{}a-z_./]{0,12}") {
-            if let Ok(template) = text.parse::<PathTemplate>() {
-                prop_assert_eq!(template.to_string(), text);
-            }
-        }
-    }
 }
