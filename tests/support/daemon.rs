@@ -1,7 +1,9 @@
 //! The real daemon with a state directory and socket of its own, and clients of it.
 
 // Every test binary compiles its own copy of this module and uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
+
+mod refusals;
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -21,11 +23,12 @@ use growd::wire::proto::{
     ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, ShrinkShareRequest, WatchJobRequest,
 };
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Status;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_types::StatusExt;
+
+pub use refusals::{assert_refused, metadata, reason};
 
 use super::support::Filesystem;
 use super::support::btrfs::Btrfs;
@@ -382,75 +385,4 @@ pub fn request(share: &str, size: u64) -> ExtendShareRequest {
 
 pub fn shrink_request(share: &str, size: u64) -> ShrinkShareRequest {
     ShrinkShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() }
-}
-
-/// The reason of a refusal, from its google.rpc.ErrorInfo.
-pub fn reason(status: &Status) -> String {
-    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
-}
-
-pub fn metadata(status: &Status, key: &str) -> String {
-    let details = status.get_error_details();
-    details.error_info().and_then(|info| info.metadata.get(key).cloned()).unwrap_or_default()
-}
-
-/// What the contract says of each reason: code, HTTP status, and the keys that its metadata has beside that.
-const CONTRACT: [(&str, Code, &str, &[&str]); 26] = [
-    ("INVALID_SHARE_ID", Code::InvalidArgument, "400", &["share_id"]),
-    ("INVALID_SIZE", Code::InvalidArgument, "400", &["new_size_bytes"]),
-    ("INVALID_REQUEST", Code::InvalidArgument, "400", &[]),
-    ("SIZE_NOT_GREATER", Code::InvalidArgument, "400", &["share_id", "current_size_bytes", "new_size_bytes"]),
-    ("SIZE_NOT_SMALLER", Code::InvalidArgument, "400", &["share_id", "current_size_bytes", "new_size_bytes"]),
-    ("WOULD_LOSE_DATA", Code::FailedPrecondition, "409", &["share_id", "used_bytes", "requested_bytes"]),
-    ("SHARE_NOT_FOUND", Code::NotFound, "404", &["share_id"]),
-    ("JOB_NOT_FOUND", Code::NotFound, "404", &["job_id"]),
-    ("SHARE_BUSY", Code::Aborted, "409", &["share_id", "job_id"]),
-    ("REQUEST_ID_REUSED", Code::AlreadyExists, "409", &["request_id", "job_id"]),
-    (
-        "CURRENT_SIZE_MISMATCH",
-        Code::FailedPrecondition,
-        "409",
-        &["share_id", "current_size_bytes", "expected_current_size_bytes"],
-    ),
-    ("NOT_MOUNTED", Code::FailedPrecondition, "409", &["pool"]),
-    ("QUOTA_NOT_ENFORCED", Code::FailedPrecondition, "409", &["location"]),
-    ("NO_PROJECT_ID", Code::FailedPrecondition, "409", &["location"]),
-    ("PROJECT_ID_SHARED", Code::FailedPrecondition, "409", &["location", "quota_project_id", "other_location"]),
-    ("UNLIMITED", Code::FailedPrecondition, "409", &["location", "quota"]),
-    (
-        "THIN_POOL_CRITICAL",
-        Code::FailedPrecondition,
-        "409",
-        &["thin_pool", "data_percent", "metadata_percent", "max_data_percent", "max_metadata_percent"],
-    ),
-    ("HAS_SNAPSHOT", Code::FailedPrecondition, "409", &["location"]),
-    (
-        "GROWTH_TOO_LARGE",
-        Code::FailedPrecondition,
-        "409",
-        &["location", "filesystem", "volume_size_bytes", "limit", "needed", "most"],
-    ),
-    ("JOB_NOT_QUEUED", Code::FailedPrecondition, "409", &["job_id", "state"]),
-    ("POOL_FULL", Code::ResourceExhausted, "409", &["pool", "free_bytes", "reserved_bytes", "asked_bytes"]),
-    ("QUEUE_FULL", Code::Unavailable, "503", &["active_jobs"]),
-    ("DRAINING", Code::Unavailable, "503", &[]),
-    ("STORE_UNAVAILABLE", Code::Unavailable, "503", &[]),
-    ("UNSUPPORTED", Code::Unimplemented, "501", &[]),
-    ("INTERNAL", Code::Internal, "500", &[]),
-];
-
-/// Panics unless this is the refusal with that reason, with everything that the contract says of it.
-pub fn assert_refused(status: &Status, expected: &str) {
-    let (_, code, http, keys) = CONTRACT.iter().find(|row| row.0 == expected).expect("a reason of the contract");
-    let details = status.get_error_details();
-    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo, but {expected} expected: {status:?}"));
-    assert_eq!((info.reason.as_str(), info.domain.as_str()), (expected, "growd"), "{status:?}");
-    assert_eq!((status.code(), info.metadata.get("http_status").map(String::as_str)), (*code, Some(*http)));
-    for key in *keys {
-        assert!(info.metadata.contains_key(*key), "{expected} without {key}: {info:?}");
-    }
-    assert_eq!(info.metadata.len(), keys.len() + 1, "{info:?}");
-    assert_eq!(details.bad_request().is_some(), *code == Code::InvalidArgument, "{expected} and BadRequest");
-    assert_eq!(details.retry_info().is_some(), expected == "QUEUE_FULL", "{expected} and RetryInfo");
-    assert!(!status.message().is_empty());
 }
