@@ -22,8 +22,8 @@ use growd::wire::proto::{
 use growd::wire::proto::{
     ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, ShrinkShareRequest, WatchJobRequest,
 };
-use tonic::transport::Channel;
 use tonic::Status;
+use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
