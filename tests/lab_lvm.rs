@@ -102,6 +102,28 @@ async fn thin_volumes_grow_under_their_writers() {
     assert_eq!(pool.shares, 4);
 }
 
+/// XFS recovers a growth that is in its log alone, but not two of them: the first must be at its place before the second.
+#[tokio::test]
+async fn xfs_that_grew_three_times_in_a_moment_mounts_after_a_power_cut() {
+    let group = Group::on("vg", &["ubda"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let mut volume = group.create(1, "-L 400m").formatted("mkfs.xfs -q");
+    let mut size = 0;
+    for _ in 0..3 {
+        size = grown(&clients, &share(1), volume.usable() + MIB).await.size_after_bytes();
+        fs::write(volume.path().join(size.to_string()), "after a growth").unwrap();
+    }
+    // The log is on the disk, and nothing after it: as a power cut leaves it.
+    let mount = volume.path().display().to_string();
+    shell(&format!("sync -f {mount} && xfs_io -x -c 'shutdown -f' {mount}"));
+    volume.unmount();
+    volume.mount();
+    assert_eq!(volume.usable(), size);
+    assert_eq!(fs::read(volume.path().join(size.to_string())).unwrap(), b"after a growth");
+    grown(&clients, &share(1), size + MIB).await;
+}
+
 /// What LVM rounds to, and what a growth costs the group.
 #[tokio::test]
 async fn stripes_and_copies_are_rounded_and_counted_as_lvm_does() {

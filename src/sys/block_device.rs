@@ -23,6 +23,10 @@ pub struct BlockDevice {
     fd: OwnedFd,
 }
 
+/// As large and as well aligned as direct reads of any device must be.
+#[repr(align(4096))]
+pub struct FirstBlock(pub [u8; 4096]);
+
 impl BlockDevice {
     /// Opens the device by its node, which may be a symbolic link as those of LVM are.
     ///
@@ -44,6 +48,18 @@ impl BlockDevice {
         // SAFETY: the descriptor is that of an open block device, and the kernel fills 64 bits.
         unsafe { raw::blkgetsize64(self.fd.as_raw_fd(), &raw mut size) }?;
         Ok(Bytes::new(size))
+    }
+
+    /// Reads what is on the device now, past its page cache, where XFS keeps nothing of its own. `None` behind the end.
+    ///
+    /// # Errors
+    /// Those of open(2) and pread(2).
+    pub fn read_direct(&self) -> Result<Option<FirstBlock>, Errno> {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let fd = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_DIRECT | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut block = FirstBlock([0; 4096]);
+        let read = pread(&fd, &mut block.0, 0)?;
+        Ok((read == block.0.len()).then_some(block))
     }
 
     /// Reads through the device's page cache, which a mounted ext4 keeps its superblock in. `None` behind the end.

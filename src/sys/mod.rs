@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod block_device;
 pub mod btrfs;
 pub mod file_system;
+pub mod freeze;
 pub mod fsxattr;
 pub mod growfs;
 pub mod journal;

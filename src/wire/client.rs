@@ -12,11 +12,12 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
+use super::gate::TRACEPARENT;
 use super::proto::share_service_client::ShareServiceClient;
 use super::proto::{ExtendShareRequest, Job, ShrinkShareRequest};
-use crate::model::JobKind;
+use crate::model::{JobKind, TraceParent};
 
 /// Where growd listens unless its configuration says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "unix:/run/growd/growd.sock";
@@ -74,14 +75,19 @@ fn target(endpoint: &str) -> Result<Target, ConnectError> {
     }
 }
 
-/// Asks for an extend or a shrink, whose requests have the same fields.
+/// Asks for an extend or a shrink, whose requests have the same fields; as part of a trace where there is one.
 ///
 /// # Errors
 /// What growd answers, or the transport makes up.
-pub async fn resize(channel: Channel, kind: JobKind, request: ExtendShareRequest) -> Result<Response<Job>, Status> {
+pub async fn resize(
+    channel: Channel,
+    kind: JobKind,
+    request: ExtendShareRequest,
+    caller: Option<TraceParent>,
+) -> Result<Response<Job>, Status> {
     let mut shares = ShareServiceClient::new(channel);
     match kind {
-        JobKind::Extend => shares.extend_share(request).await,
+        JobKind::Extend => shares.extend_share(called_from(request, caller)).await,
         JobKind::Shrink => {
             let request = ShrinkShareRequest {
                 share_id: request.share_id,
@@ -91,9 +97,17 @@ pub async fn resize(channel: Channel, kind: JobKind, request: ExtendShareRequest
                 project_id: request.project_id,
                 validate_only: request.validate_only,
             };
-            shares.shrink_share(request).await
+            shares.shrink_share(called_from(request, caller)).await
         }
     }
+}
+
+fn called_from<T>(message: T, caller: Option<TraceParent>) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(caller) = caller.and_then(|caller| caller.to_string().parse().ok()) {
+        request.metadata_mut().insert(TRACEPARENT, caller);
+    }
+    request
 }
 
 /// As [`connect_as`], for endpoints that need no credentials.

@@ -35,7 +35,7 @@ const RPCS: [(&str, Role); 11] = [
 ];
 
 /// Metadata in which a caller says which span it calls from.
-const TRACEPARENT: &str = "traceparent";
+pub(super) const TRACEPARENT: &str = "traceparent";
 
 /// `None` for what is open to all who can connect. What is not known here is for admins only.
 fn role_for(rpc: &str) -> Option<Role> {

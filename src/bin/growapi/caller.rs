@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
-use growd::model::RequestId;
+use growd::model::{RequestId, TraceParent};
 use uuid::Uuid;
 
 use crate::api::{Api, Current};
@@ -15,6 +15,7 @@ use crate::nodes::Place;
 use crate::refusal::Refusal;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
 /// The id of a request: the caller's own where that is a UUID, or `req-` and a UUID, as OpenStack's are.
@@ -22,15 +23,16 @@ const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 pub struct Traced {
     pub id: RequestId,
     pub chosen_by_caller: bool,
+    /// The span that it was called from; growapi makes none of its own and hands it on.
+    pub from: Option<TraceParent>,
 }
 
 impl Traced {
     pub fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-        match given.and_then(|text| text.strip_prefix("req-").unwrap_or(text).parse().ok()) {
-            Some(id) => Self { id, chosen_by_caller: true },
-            None => Self { id: Self::fresh(), chosen_by_caller: false },
-        }
+        let id = given.and_then(|text| text.strip_prefix("req-").unwrap_or(text).parse().ok());
+        let from = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
+        Self { id: id.unwrap_or_else(Self::fresh), chosen_by_caller: id.is_some(), from }
     }
 
     pub fn fresh() -> RequestId {
@@ -100,7 +102,7 @@ mod tests {
         let id = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
         let traced = |value: &str| Traced::of(&[(REQUEST_ID, value.parse().unwrap())].into_iter().collect());
         for text in [id.to_owned(), format!("req-{id}")] {
-            assert_eq!(traced(&text), Traced { id: id.parse().unwrap(), chosen_by_caller: true });
+            assert_eq!(traced(&text), Traced { id: id.parse().unwrap(), chosen_by_caller: true, from: None });
         }
         for text in ["", "req-", "7", "req-req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11"] {
             assert!(!traced(text).chosen_by_caller, "{text}");

@@ -236,12 +236,12 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         // An admin may ask for the share of any project; growd goes by what the place says.
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
-        let mut answer = nodes.resize(kind, id, &place, request.clone()).await;
+        let mut answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
         if caller.traced.chosen_by_caller && matches!(&answer, Err(failure) if failure.has_reason("REQUEST_ID_REUSED"))
         {
             // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job.
             request.request_id = Some(Traced::fresh().to_string());
-            answer = nodes.resize(kind, id, &place, request.clone()).await;
+            answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
         }
         if let Some(job) = answer.map_err(failed)? {
             let (request, node) = (caller.traced.id, &place.node.name);

@@ -130,7 +130,7 @@ impl Calls {
         let attempts = async {
             let mut attempt = 1;
             loop {
-                match client::resize(self.channel.clone(), kind, request.clone()).await.map_err(CallError::from) {
+                match client::resize(self.channel.clone(), kind, request.clone(), None).await.map_err(CallError::from) {
                     Err(CallError::Lost(_)) if attempt < RESIZE_ATTEMPTS => attempt += 1,
                     answer => return answer,
                 }
@@ -147,6 +147,6 @@ impl Calls {
 
     /// Lets growd check the request without accepting it; the answer is no job.
     pub async fn try_resize(&self, kind: JobKind, request: ExtendShareRequest) -> Result<proto::Job, Failure> {
-        Ok(self.answer(client::resize(self.channel.clone(), kind, request)).await?)
+        Ok(self.answer(client::resize(self.channel.clone(), kind, request, None)).await?)
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt};
 use growd::config::{ApiConfig, NodeConfig};
-use growd::model::{JobKind, ShareId};
+use growd::model::{JobKind, ShareId, TraceParent};
 use growd::wire::client::{self, ConnectError, Credentials};
 use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
 use parking_lot::Mutex;
@@ -132,8 +132,9 @@ impl Nodes {
         id: ShareId,
         place: &Place,
         request: ExtendShareRequest,
+        caller: Option<TraceParent>,
     ) -> Result<Option<Job>, Failure> {
-        match place.node.resize(kind, request).await {
+        match place.node.resize(kind, request, caller).await {
             Ok(job) => {
                 self.places.lock().insert(id, Place { pool: job.pool.clone(), ..place.clone() });
                 Ok(Some(job))

@@ -4,7 +4,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use growd::model::{JobKind, ShareId};
+use growd::model::{JobKind, ShareId, TraceParent};
 use growd::wire::client::{self, Credentials};
 use growd::wire::page_behind;
 use growd::wire::proto::job_service_client::JobServiceClient;
@@ -71,9 +71,14 @@ impl Node {
     ///
     /// # Errors
     /// Every [`Failure`].
-    pub async fn resize(&self, kind: JobKind, request: ExtendShareRequest) -> Result<Job, Failure> {
+    pub async fn resize(
+        &self,
+        kind: JobKind,
+        request: ExtendShareRequest,
+        caller: Option<TraceParent>,
+    ) -> Result<Job, Failure> {
         let share_id = request.share_id.clone();
-        let job = self.call(|channel| client::resize(channel, kind, request.clone())).await?;
+        let job = self.call(|channel| client::resize(channel, kind, request.clone(), caller)).await?;
         let fits = job.share_id == share_id && !job.job_id.is_empty();
         if fits { Ok(job) } else { Err(Failure::nonsense("it took the job of another share")) }
     }
