@@ -131,7 +131,9 @@ async fn of_eight_extends_at_once_one_is_accepted_and_a_repetition_is_no_second_
 
     // The caller does not hear the answer, and asks again: through another growapi, and after a restart of the first.
     let path = format!("/v2/p/shares/{}/action", share(2));
-    let headers = [JSON, ("X-OpenStack-Request-ID", "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11")];
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let id = ("X-OpenStack-Request-ID", "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11");
+    let headers = [JSON, id, ("traceparent", traceparent)];
     let body = b"{\"os-extend\": {\"new_size\": 3}}";
     drop(first.send("POST", &path, &headers, body));
     second.ask("POST", &path, &headers, body).accepted();
@@ -149,7 +151,7 @@ async fn of_eight_extends_at_once_one_is_accepted_and_a_repetition_is_no_second_
     assert_eq!(jobs.len(), 2);
     let repeated = jobs.iter().find(|job| job.share_id == share(2)).unwrap();
     assert_eq!(repeated.request_id, "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11");
-    assert_eq!(repeated.project_id, "p");
+    assert_eq!((repeated.project_id.as_str(), repeated.traceparent.as_str()), ("p", traceparent));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,8 @@ pub struct Engine {
     /// How many jobs are at work, for whoever waits until none is.
     running: watch::Sender<usize>,
     pub meters: Arc<Meters>,
+    /// When growd was started.
+    begun: Instant,
 }
 
 /// A job that has not ended.
@@ -77,6 +79,7 @@ impl Engine {
             last_id: Mutex::new(last_id),
             running: watch::channel(0).0,
             meters,
+            begun: Instant::now(),
         })
     }
 

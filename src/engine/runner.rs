@@ -1,7 +1,7 @@
 //! One run of one job: wait for a turn, then observe, plan, apply one step, observe again, until nothing is left.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tracing::{Span, info, warn};
@@ -15,6 +15,10 @@ use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
+
+/// How long after growd's start mounts may still come: longer than systemd waits for a device.
+const MOUNTS_COME: Duration = Duration::from_secs(120);
+const MOUNT_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) async fn run(self: Arc<Self>, id: JobId) {
@@ -97,10 +101,28 @@ impl Engine {
     /// The size that was reached; `None` when growd drains between two steps.
     fn carry_out(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
         let job = self.job(id)?;
-        match job.kind {
-            JobKind::Extend => self.grow(driver, &job),
-            JobKind::Shrink => self.lower(driver, &job).map(Some),
+        loop {
+            let result = match job.kind {
+                JobKind::Extend => self.grow(driver, &job),
+                JobKind::Shrink => self.lower(driver, &job).map(Some),
+            };
+            match &result {
+                Err(Refusal::NotMounted { problem, .. }) if self.may_be_mounted_yet(&job)? => {
+                    info!(problem, "the job waits: its share may be mounted yet");
+                }
+                _ => return result,
+            }
+            std::thread::sleep(MOUNT_LOOKS_EVERY);
+            if self.claims.is_closed() {
+                return Ok(None);
+            }
         }
+    }
+
+    /// After a boot growd may be there before volumes and mounts are: a job of before is worth a wait.
+    fn may_be_mounted_yet(&self, job: &Job) -> Result<bool, Refusal> {
+        let at_work = self.job(job.id)?.steps.last().is_some_and(|step| step.finished_at.is_none());
+        Ok(job.attempt > 1 && self.begun.elapsed() < MOUNTS_COME && !at_work)
     }
 
     /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts

@@ -1,0 +1,67 @@
+//! Freezing a file system for a moment, which brings all that is in its log to its place: ioctls FIFREEZE and FITHAW of
+//! `linux/fs.h`. They need CAP_SYS_ADMIN.
+
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::libc::{_exit, c_int};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, setsid};
+
+mod raw {
+    use nix::libc::c_int;
+
+    nix::ioctl_readwrite!(fifreeze, b'X', 119, c_int);
+    nix::ioctl_readwrite!(fithaw, b'X', 120, c_int);
+}
+
+/// Freezes the file system and thaws it, in a process of its own: whatever kills growd in between, it is thawed. Whoever
+/// writes to it waits for that moment.
+///
+/// # Errors
+/// Those of the ioctls, and `EINTR` when somebody has killed that process. Nothing when the file system is frozen
+/// already, for then all is at its place.
+pub fn for_a_moment(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let fd = fd.as_raw_fd();
+    // SAFETY: until its end the child calls setsid(2), ioctl(2) and _exit(2) alone, which are async-signal-safe.
+    let child = match unsafe { fork() }? {
+        ForkResult::Child => {
+            // What is sent to growd's session and group does not reach it.
+            let _ = setsid();
+            let code = freeze(fd).and_then(|()| thaw(fd)).map_or_else(|errno| errno as c_int, |()| 0);
+            // SAFETY: it ends the process, and runs nothing of growd's at its end.
+            unsafe { _exit(code) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    match end_of(child)? {
+        WaitStatus::Exited(_, code) => match Errno::from_raw(code) {
+            Errno::UnknownErrno | Errno::EBUSY => Ok(()),
+            errno => Err(errno),
+        },
+        _ => {
+            // It is not frozen if the child had not come to that.
+            let _ = thaw(fd);
+            Err(Errno::EINTR)
+        }
+    }
+}
+
+fn end_of(child: Pid) -> Result<WaitStatus, Errno> {
+    loop {
+        match waitpid(child, None) {
+            Err(Errno::EINTR) => {}
+            end => return end,
+        }
+    }
+}
+
+fn freeze(fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open, and the kernel does not use the argument.
+    unsafe { raw::fifreeze(fd, &mut 0) }.map(drop)
+}
+
+fn thaw(fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: as above.
+    unsafe { raw::fithaw(fd, &mut 0) }.map(drop)
+}
