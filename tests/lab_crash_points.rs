@@ -22,10 +22,13 @@ mod log_writes;
 #[path = "support/seed.rs"]
 mod seed;
 
+#[path = "support/without_fdatasync.rs"]
+mod without_fdatasync;
+
 mod store;
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -42,6 +45,7 @@ use support::{Disk, Filesystem, Kind, PRJQUOTA, lab};
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 use uuid::Uuid;
+use without_fdatasync::without_fdatasync;
 
 const SHARES: u32 = 8;
 const JOBS_PER_SHARE: u64 = 25;
@@ -224,17 +228,6 @@ fn difference(then: &Job, now: &Job) -> Option<String> {
     };
     let same = if ended { then == now } else { parameters(then) == parameters(now) && now.revision >= then.revision };
     (!same).then(|| format!("{then:?} has become {now:?}"))
-}
-
-/// A library that answers fdatasync with what sled would do by itself.
-fn without_fdatasync(dir: &Path) -> PathBuf {
-    let (source, library) = (dir.join("sync.c"), dir.join("sync.so"));
-    let text = "#define _GNU_SOURCE\n#include <fcntl.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
-        int fdatasync(int fd) { return syscall(SYS_sync_file_range, fd, 0L, 0L, SYNC_FILE_RANGE_WAIT_BEFORE |\n\
-        SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER); }\n";
-    std::fs::write(&source, text).unwrap();
-    lab::run("gcc", &["-shared", "-fPIC", "-o", library.to_str().unwrap(), source.to_str().unwrap()]);
-    library
 }
 
 async fn outcome(kind: Kind, preload: Option<&Path>, random: &mut Random) -> Outcome {
