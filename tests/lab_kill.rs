@@ -1,4 +1,5 @@
-//! SIGKILL at random moments under load: what was acknowledged is there afterwards, and all of it ends.
+//! SIGKILL at random moments under load: what was acknowledged is there afterwards, and all of it ends. Beside each extend
+//! comes something else, which must change nothing: a repetition, a conflict, a bad request, or its own cancellation.
 //!
 //! The moments come from a seed, which is printed. GROWD_SEED sets it; the moments are then the same, what growd happens
 //! to do at them need not be.
@@ -12,10 +13,11 @@ mod daemon;
 #[path = "support/seed.rs"]
 mod seed;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use daemon::{Clients, Daemon, MIB, create_shares, pool, project, request, share};
-use growd::wire::proto::{ExtendShareRequest, Job, JobState};
+use daemon::{Clients, Daemon, MIB, create_shares, pool, project, reason, request, share};
+use growd::wire::proto::{CancelJobRequest, ExtendShareRequest, Job, JobState};
 use seed::{Random, rounds};
 use support::{Filesystem, lab};
 use tokio::task::JoinSet;
@@ -35,14 +37,77 @@ fn asked(round: u64, n: u32) -> ExtendShareRequest {
     ExtendShareRequest { request_id: Some(id.to_string()), ..request(&share(n), (1 + round) * MIB) }
 }
 
-/// Asks all shares for their size of the round at once; the answers of those that got one.
-fn load(clients: &Clients, round: u64) -> JoinSet<Option<Job>> {
+/// What is asked beside an extend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Beside {
+    Nothing,
+    Repetition,
+    Conflict,
+    OtherUseOfItsId,
+    Smaller,
+    Zero,
+    UnknownShare,
+    Cancellation,
+}
+
+const BESIDE: [Beside; 8] = [
+    Beside::Nothing,
+    Beside::Repetition,
+    Beside::Conflict,
+    Beside::OtherUseOfItsId,
+    Beside::Smaller,
+    Beside::Zero,
+    Beside::UnknownShare,
+    Beside::Cancellation,
+];
+
+/// What a caller was told: a job as it was accepted, and as it was cancelled.
+type Told = Option<(Job, Option<Job>)>;
+
+/// Asks all shares for their size of the round at once, with something beside each; what was answered before the kill.
+fn load(clients: &Clients, round: u64, beside: &[Beside]) -> JoinSet<Told> {
     let mut load = JoinSet::new();
-    for n in 1..=SHARES {
-        let clients = clients.clone();
-        load.spawn(async move { clients.ask(asked(round, n)).await.ok() });
+    for (n, beside) in (1..=SHARES).zip(beside.iter().copied()) {
+        let caller = clients.clone();
+        load.spawn(async move {
+            let job = caller.ask(asked(round, n)).await.ok()?;
+            let request = CancelJobRequest { job_id: job.job_id.clone() };
+            let cancelled = match beside {
+                Beside::Cancellation => caller.jobs.clone().cancel_job(request).await.ok(),
+                _ => None,
+            };
+            Some((job, cancelled.map(tonic::Response::into_inner)))
+        });
+        let caller = clients.clone();
+        load.spawn(async move { beside_it(&caller, beside, asked(round, n)).await.map(|job| (job, None)) });
     }
     load
+}
+
+/// The job of a repetition; everything else is refused with its reason, unless the kill comes first.
+async fn beside_it(clients: &Clients, beside: Beside, good: ExtendShareRequest) -> Option<Job> {
+    let without_id = ExtendShareRequest { request_id: None, ..good.clone() };
+    let (request, reasons): (_, &[&str]) = match beside {
+        Beside::Nothing | Beside::Cancellation => return None,
+        Beside::Repetition => return clients.ask(good).await.ok(),
+        Beside::Conflict => {
+            let never = ExtendShareRequest { expected_current_size_bytes: Some(1), ..without_id };
+            (never, &["CURRENT_SIZE_MISMATCH", "SHARE_BUSY"])
+        }
+        // Of its own it would be refused as well, for it may come first.
+        Beside::OtherUseOfItsId => {
+            (ExtendShareRequest { new_size_bytes: MIB, ..good }, &["REQUEST_ID_REUSED", "SIZE_NOT_GREATER"])
+        }
+        Beside::Smaller => {
+            (ExtendShareRequest { new_size_bytes: MIB, ..without_id }, &["SIZE_NOT_GREATER", "SHARE_BUSY"])
+        }
+        Beside::Zero => (ExtendShareRequest { new_size_bytes: 0, ..without_id }, &["INVALID_SIZE"]),
+        Beside::UnknownShare => (ExtendShareRequest { share_id: share(999), ..without_id }, &["SHARE_NOT_FOUND"]),
+    };
+    let refusal = clients.ask(request).await.expect_err("a bad request was accepted");
+    let reason = reason(&refusal);
+    assert!(reason.is_empty() || reasons.contains(&&*reason), "{beside:?}: {refusal:?}");
+    None
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,17 +121,26 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
     // More rounds promise more than the disk has.
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "overcommit = 100.0")).await;
     let mut acknowledged: Vec<Job> = Vec::new();
-    let (mut kills, mut resumed) = (0, 0);
+    let (mut kills, mut resumed, mut cancelled) = (0, 0, 0);
 
     for round in 1..=rounds {
         let before = fs.hard_limits();
-        let mut answers = load(&daemon.clients().await, round);
+        let beside: Vec<Beside> = (0..SHARES).map(|_| BESIDE[random.below(BESIDE.len())]).collect();
+        let mut answers = load(&daemon.clients().await, round, &beside);
         tokio::time::sleep(moment(&mut random)).await;
         daemon.kill();
         kills += 1;
         let mut answered = Vec::new();
+        let mut cancellations = Vec::new();
         while let Some(answer) = answers.join_next().await {
-            answered.extend(answer.unwrap());
+            if let Some((job, cancellation)) = answer.unwrap() {
+                cancellations.extend(cancellation);
+                let known = answered.iter().find(|known: &&Job| known.share_id == job.share_id);
+                match known.map(|known| known.job_id == job.job_id) {
+                    None => answered.push(job),
+                    Some(same) => assert!(same, "a request id gave two jobs at once"),
+                }
+            }
         }
         // Every fourth time growd is killed again, while it takes up what the first kill left.
         if round % 4 == 0 {
@@ -88,11 +162,22 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
             assert_same(job, &now);
             resumed += u64::from(now.attempt > 1);
         }
+        for job in &cancellations {
+            assert_eq!(clients.job(&job.job_id).await.state(), JobState::Cancelled, "{job:?}");
+        }
         // A caller without an answer asks again with the same id, and so does one with an answer: it is one job.
         for n in 1..=SHARES {
             let job = clients.ask(asked(round, n)).await.unwrap();
             let ended = clients.end_of(&job.job_id).await;
-            assert_eq!(ended.state(), JobState::Succeeded, "{ended:?}");
+            if ended.state() == JobState::Cancelled {
+                assert_eq!(beside[n as usize - 1], Beside::Cancellation, "{ended:?}");
+                assert_eq!(fs.hard_limit(project(n)), before[&project(n)], "a cancelled job changed something");
+                let job = clients.ask(ExtendShareRequest { request_id: None, ..asked(round, n) }).await.unwrap();
+                assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+                cancelled += 1;
+            } else {
+                assert_eq!(ended.state(), JobState::Succeeded, "{ended:?}");
+            }
             if let Some(first) = answered.iter().find(|first| first.share_id == share(n)) {
                 assert_eq!(job.job_id, first.job_id, "a request id gave two jobs");
             }
@@ -107,18 +192,23 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
         let now = all.get(&job.job_id).unwrap_or_else(|| panic!("lost: {job:?}"));
         assert_same(job, now);
     }
-    assert_eq!(all.len() as u64, rounds * u64::from(SHARES), "each request id has made one job");
+    assert_eq!(all.len() as u64, rounds * u64::from(SHARES) + cancelled, "each request id has made one job");
+    assert_one_after_the_other(&all);
     let ended = |job: &Job| match job.state() {
         JobState::Succeeded => job.size_after_bytes >= Some(job.requested_size_bytes),
+        JobState::Cancelled => job.steps.is_empty() && job.size_after_bytes.is_none(),
         JobState::Failed => job.error.as_ref().is_some_and(|error| !error.reason.is_empty()),
         _ => false,
     };
     assert!(all.values().all(ended), "{all:?}");
     // Both kinds of kill must have been among them, or nothing was shown.
     let count = acknowledged.len() as u64;
-    assert!(0 < count && count < rounds * u64::from(SHARES), "{count} acknowledged");
+    assert!(0 < count && resumed < count, "{count} acknowledged");
     assert!(resumed > 0, "no kill came between an acknowledgement and the job's end");
-    println!("{count} jobs were acknowledged before {kills} kills, {resumed} of them unfinished; none was lost");
+    println!(
+        "{count} jobs were acknowledged before {kills} kills, {resumed} of them unfinished, {cancelled} cancelled; none was \
+         lost"
+    );
     assert!(daemon.terminate());
 }
 
@@ -130,4 +220,15 @@ fn assert_same(then: &Job, now: &Job) {
     };
     assert_eq!(what(then), what(now));
     assert!(now.revision >= then.revision, "the revision fell: {then:?} {now:?}");
+}
+
+/// Panics when two jobs of a share were at work at once: ids are in the order of acceptance.
+fn assert_one_after_the_other(all: &BTreeMap<String, Job>) {
+    let mut ended: BTreeMap<&str, &Job> = BTreeMap::new();
+    for job in all.values() {
+        let moment = |time: Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos));
+        if let (Some(before), Some(begun)) = (ended.insert(&job.share_id, job), moment(job.started_at)) {
+            assert!(moment(before.finished_at) <= Some(begun), "{before:?} {job:?}");
+        }
+    }
 }
