@@ -4,7 +4,7 @@
 //! project come behind those of its pools. A page so asks only the nodes
 //! that it takes shares from, and the last share of a page is all that is needed to go on behind it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use growd::model::ShareId;
@@ -104,6 +104,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     };
     let mut skip = query.offset;
     let (mut answered, mut failure) = (false, None);
+    let mut missing = BTreeSet::new();
     'stretches: for (node, Stretch { pool, project }) in stretches {
         let mut behind = behind.take();
         loop {
@@ -124,7 +125,8 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                 }
                 Err(error) => {
                     tracing::warn!(node = node.name, pool, ?error, "shares are missing from a list");
-                    page.missing += 1;
+                    // A node may be asked for several lists, and is one node.
+                    missing.insert(node.name.clone());
                     failure.get_or_insert(error);
                     break;
                 }
@@ -148,6 +150,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             }
         }
     }
+    page.missing = missing.len();
     match failure {
         Some(failure) if !answered => Err(failure.into_refusal(None)),
         _ => Ok(page),
