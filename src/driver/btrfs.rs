@@ -1,8 +1,8 @@
 //! Subvolumes of btrfs: a share's size is the limit of what its quota group references.
 //!
 //! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
-//! Nothing but [`Btrfs::lower_limit`] lowers a limit. A group counts one subvolume: what tenants put into subvolumes of their own, below the
-//! share, counts for those, and so do snapshots.
+//! Nothing but [`Btrfs::lower_limit`] lowers a limit. A group counts one subvolume: what tenants put into subvolumes of
+//! their own, below the share, counts for those, and so do snapshots.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::unistd::syncfs;
 use uuid::Uuid;
 
+use super::lowering::{Lowering, lowering, not_put_back};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::shell::quoted;
@@ -148,19 +149,18 @@ impl Btrfs {
             let bounds = found.observed.shrinkable()?;
             Ok((found, bounds))
         };
-        let (found, Bounds { limit: before, used }) = look()?;
+        let (found, now) = look()?;
+        let Bounds { limit: before, used } = now;
         let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
-        if before < to || (before == to && used <= to) {
-            return Ok(Outcome::AlreadyThere { size: before });
+        match lowering(now, to, to) {
+            Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
+            Lowering::PutBack => {
+                self.put_back(&found, from, used)?;
+                return Err(too_small(used));
+            }
+            Lowering::TooMuchInUse => return Err(too_small(used)),
+            Lowering::Lower => self.write_limit(&found, to, before)?,
         }
-        if before == to {
-            self.put_back(&found, from, used)?;
-            return Err(too_small(used));
-        }
-        if used > to {
-            return Err(too_small(used));
-        }
-        self.write_limit(&found, to, before)?;
         match look() {
             Ok((_, Bounds { limit, used })) if limit <= to && used <= limit => {
                 Ok(Outcome::Changed { from: before, to: limit })
@@ -185,12 +185,8 @@ impl Btrfs {
     fn put_back(&self, found: &Share, limit: Bytes, used: Bytes) -> Result<(), DriverError> {
         let location = &found.observed.location;
         let commit = || btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", location));
-        self.write_limit(found, limit, limit).and_then(|()| commit()).map_err(|error| {
-            let (location, error) = (location.display(), error.into_refusal());
-            let problem =
-                format!("{location} has {used} in use and a lower limit, since {limit} was not put back: {error}");
-            Refusal::Internal { problem }.into()
-        })
+        let done = self.write_limit(found, limit, limit).and_then(|()| commit());
+        done.map_err(|error| not_put_back(location, limit, used, error))
     }
 }
 

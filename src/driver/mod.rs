@@ -8,6 +8,7 @@ pub mod btrfs;
 pub mod filesystem;
 pub mod flight_recorder;
 pub mod image;
+mod lowering;
 pub mod lvm;
 pub mod path_template;
 mod places;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use nix::sys::statfs::fstatfs;
 
 use super::{ProjectQuota, Share, read_quota};
+use crate::driver::lowering::{Lowering, lowering, not_put_back};
 use crate::driver::places::Pool;
 use crate::driver::{Bounds, DriverError, Outcome, system};
 use crate::model::{Bytes, Refusal, ShareId};
@@ -18,18 +19,18 @@ impl ProjectQuota {
     pub(super) fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
         let pool = self.places.open_pool()?;
         let found = self.find(&pool, share)?;
-        let Bounds { limit: before, used } = found.observed.shrinkable()?;
+        let now = found.observed.shrinkable()?;
+        let Bounds { limit: before, used } = now;
         let hard = in_blocks(&pool, to)?;
         let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
-        if before < hard || (before == hard && used <= hard) {
-            return Ok(Outcome::AlreadyThere { size: before });
-        }
-        if before == hard {
-            self.put_back(&pool, &found, from, used)?;
-            return Err(too_small(used));
-        }
-        if used > to {
-            return Err(too_small(used));
+        match lowering(now, hard, to) {
+            Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
+            Lowering::PutBack => {
+                self.put_back(&pool, &found, from, used)?;
+                return Err(too_small(used));
+            }
+            Lowering::TooMuchInUse => return Err(too_small(used)),
+            Lowering::Lower => {}
         }
         let old = found.quota.ok_or_else(|| found.just_turned_off())?;
         // XFS ignores a hard limit below the soft one.
@@ -68,12 +69,7 @@ impl ProjectQuota {
         let done = self
             .write_limits(pool, found, hard, soft)
             .and_then(|()| journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path)));
-        done.map_err(|error| {
-            let (location, error) = (found.observed.location.display(), error.into_refusal());
-            let problem =
-                format!("{location} has {used} in use and a lower limit, since {hard} was not put back: {error}");
-            Refusal::Internal { problem }.into()
-        })
+        done.map_err(|error| not_put_back(&found.observed.location, hard, used, error))
     }
 }
 
