@@ -106,6 +106,13 @@ pub struct XfsGeometry {
     pub inode_percent: u32,
 }
 
+/// The size that the superblock on a device tells of: `sb_blocksize` and `sb_dblocks` of `xfs_format.h`, big-endian.
+pub fn xfs_size_on_device(superblock: &[u8; 4096]) -> Bytes {
+    let number = |at: usize| superblock[at..].first_chunk().map_or(0, |bytes| u64::from(u32::from_be_bytes(*bytes)));
+    let (block_size, blocks) = (number(4), number(8) << 32 | number(12));
+    Bytes::new(blocks.saturating_mul(block_size))
+}
+
 /// Asks XFS for its size: XFS_IOC_FSGEOMETRY.
 ///
 /// # Errors
@@ -216,6 +223,13 @@ pub fn btrfs_commit(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_superblock_tells_blocks_of_a_size() {
+        let mut superblock = [0; 4096];
+        superblock[..16].copy_from_slice(b"XFSB\0\0\x10\0\0\0\0\x01\0\0\0\x02");
+        assert_eq!(xfs_size_on_device(&superblock), Bytes::new(((1 << 32) + 2) * 4096));
+    }
     use std::fs::File;
     use std::os::fd::AsFd;
 

@@ -25,7 +25,6 @@ use self::geometry::Geometry;
 use super::DriverError;
 use crate::model::{Bytes, PoolName, Refusal};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
-use crate::sys::growfs::XfsGeometry;
 use crate::sys::{freeze, growfs, journal};
 
 /// What is on a volume.
@@ -154,7 +153,7 @@ impl Mounted {
         let root = self.root.as_fd();
         let grown = match &now {
             Geometry::Xfs(xfs) => {
-                self.settle(xfs)?;
+                self.settle(now.size())?;
                 growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent)
             }
             Geometry::Ext4(ext4) => growfs::ext4_grow(root, volume.get() / ext4.block_size),
@@ -174,10 +173,9 @@ impl Mounted {
     /// cut XFS recovers one growth from its log and no second one: it does not mount then, "Structure needs cleaning". And
     /// when the one made its last allocation group larger, it cannot be grown again before it is mounted anew. Measured
     /// with Linux 6.1; that it recovers any came with the kernel's commit a798011c8fd4.
-    fn settle(&self, xfs: &XfsGeometry) -> Result<(), DriverError> {
+    fn settle(&self, size: Bytes) -> Result<(), DriverError> {
         let block = self.device.read_direct().map_err(system("read the superblock on", &self.node))?;
-        let in_place = block.and_then(|FirstBlock(bytes)| bytes.get(8..16)?.try_into().ok()).map(u64::from_be_bytes);
-        if in_place == Some(xfs.blocks) {
+        if block.is_some_and(|FirstBlock(superblock)| growfs::xfs_size_on_device(&superblock) == size) {
             return Ok(());
         }
         let root = self.root.as_fd();
@@ -193,16 +191,16 @@ impl Mounted {
     pub fn flush(&self) -> Result<(), DriverError> {
         let root = self.root.as_fd();
         let flushed = match &self.geometry {
-            Geometry::Xfs(_) => {
-                journal::force(root).map_err(system("flush", &self.mount_point))?;
-                let Geometry::Xfs(now) = self.measure()? else { return Ok(()) };
-                return self.settle(&now);
-            }
-            Geometry::Ext4(_) => journal::force(root),
+            Geometry::Xfs(_) | Geometry::Ext4(_) => journal::force(root),
             // An fsync there writes a log of the file alone.
             Geometry::Btrfs { .. } => growfs::btrfs_commit(root),
         };
-        flushed.map_err(system("flush", &self.mount_point))
+        flushed.map_err(system("flush", &self.mount_point))?;
+        // As large as it is now, and not as it was observed.
+        match &self.geometry {
+            Geometry::Xfs(_) => self.settle(self.measure()?.size()),
+            Geometry::Ext4(_) | Geometry::Btrfs { .. } => Ok(()),
+        }
     }
 
     fn check_obstacle(&self, geometry: &Geometry) -> Result<(), Refusal> {
