@@ -121,8 +121,8 @@ impl Engine {
 
     /// After a boot growd may be there before volumes and mounts are: a job of before is worth a wait.
     fn may_be_mounted_yet(&self, job: &Job) -> Result<bool, Refusal> {
-        let at_work = self.job(job.id)?.steps.last().is_some_and(|step| step.finished_at.is_none());
-        Ok(job.attempt > 1 && self.begun.elapsed() < MOUNTS_COME && !at_work)
+        let at_rest = state::step_at_work(&self.job(job.id)?).is_none();
+        Ok(job.attempt > 1 && self.begun.elapsed() < MOUNTS_COME && at_rest)
     }
 
     /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts

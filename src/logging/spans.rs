@@ -8,11 +8,12 @@ use tracing::{Span, debug_span, info_span};
 use crate::model::{Job, TraceParent};
 
 /// What only reads is asked for all the time by whoever waits, so it has a span at the level debug only.
-pub fn rpc(method: &str, changes: bool, caller: Option<TraceParent>) -> Span {
+/// Also gives what follows from the call: the span itself where it is exported, or else the caller's.
+pub fn rpc(method: &str, changes: bool, caller: Option<TraceParent>) -> (Span, Option<TraceParent>) {
     let span =
         if changes { info_span!("rpc", method, trace = Empty) } else { debug_span!("rpc", method, trace = Empty) };
-    belongs(&span, caller);
-    span
+    let onward = belongs(&span, caller);
+    (span, onward)
 }
 
 pub fn job(job: &Job) -> Span {
@@ -32,21 +33,14 @@ pub fn failed(job: &Job) {
     let _ = job;
 }
 
-fn belongs(span: &Span, caller: Option<TraceParent>) {
+/// Makes the span part of its caller's trace, and gives what follows from it.
+fn belongs(span: &Span, caller: Option<TraceParent>) -> Option<TraceParent> {
     #[cfg(feature = "otlp")]
     super::otlp::follow(span, caller);
-    if let Some(trace) = onward(span, caller) {
+    #[cfg(feature = "otlp")]
+    let caller = super::otlp::exported(span).or(caller);
+    if let Some(trace) = caller {
         span.record("trace", format_args!("{:032x}", trace.trace_id));
     }
-}
-
-/// What follows from a span of ours names it as where it belongs: the span itself when it is exported, or else the
-/// caller's.
-pub fn onward(span: &Span, caller: Option<TraceParent>) -> Option<TraceParent> {
-    #[cfg(feature = "otlp")]
-    if let Some(exported) = super::otlp::exported(span) {
-        return Some(exported);
-    }
-    let _ = span;
     caller
 }

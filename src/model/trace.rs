@@ -14,6 +14,11 @@ pub struct TraceParent {
     pub flags: u8,
 }
 
+impl TraceParent {
+    /// The header of HTTP, and the key of gRPC's metadata.
+    pub const HEADER: &str = "traceparent";
+}
+
 impl FromStr for TraceParent {
     type Err = InvalidName;
 

@@ -14,7 +14,6 @@ use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Response, Status};
 
-use super::gate::TRACEPARENT;
 use super::proto::share_service_client::ShareServiceClient;
 use super::proto::{ExtendShareRequest, Job, ShrinkShareRequest};
 use crate::model::{JobKind, TraceParent};
@@ -105,7 +104,7 @@ pub async fn resize(
 fn called_from<T>(message: T, caller: Option<TraceParent>) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(caller) = caller.and_then(|caller| caller.to_string().parse().ok()) {
-        request.metadata_mut().insert(TRACEPARENT, caller);
+        request.metadata_mut().insert(TraceParent::HEADER, caller);
     }
     request
 }

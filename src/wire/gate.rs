@@ -34,9 +34,6 @@ const RPCS: [(&str, Role); 11] = [
     ("/growd.v1.NodeService/Diagnose", Role::Admin),
 ];
 
-/// Metadata in which a caller says which span it calls from.
-pub(super) const TRACEPARENT: &str = "traceparent";
-
 /// `None` for what is open to all who can connect. What is not known here is for admins only.
 fn role_for(rpc: &str) -> Option<Role> {
     if rpc.starts_with("/grpc.health.v1.Health/") {
@@ -72,14 +69,15 @@ impl Guard {
         Self { rules: RwLock::new(rules), turned_away: TurnedAway::default(), meters }
     }
 
-    fn check(&self, rpc: &str, peer: &Peer) -> Result<(), Refusal> {
-        let Some(needed) = role_for(rpc) else { return Ok(()) };
+    /// The role that the call takes, which the caller has.
+    fn check(&self, rpc: &str, peer: &Peer) -> Result<Option<Role>, Refusal> {
+        let Some(needed) = role_for(rpc) else { return Ok(None) };
         let rules = self.rules.read();
         let refusal = match rules.roles.of(&peer.identities) {
             Some(role) if role >= needed && is_reflection(rpc) && !rules.reflection => {
                 return Err(Refusal::Unsupported { what: "server reflection is switched off".to_owned() });
             }
-            Some(role) if role >= needed => return Ok(()),
+            Some(role) if role >= needed => return Ok(Some(needed)),
             _ if !peer.is_known() => Refusal::Unauthenticated,
             _ => {
                 // The caller chooses it, and it goes into a header and into the log.
@@ -131,14 +129,14 @@ where
         let nobody = Peer::default();
         let peer = request.extensions().get::<Arc<Peer>>().map_or(&nobody, |peer| peer);
         let rpc = request.uri().path();
-        if let Err(refusal) = self.guard.check(rpc, peer) {
-            return Either::Left(ready(Ok(status::unlogged(&refusal).into_http())));
-        }
-        let caller = request.headers().get(TRACEPARENT).and_then(|text| text.to_str().ok()?.parse().ok());
-        let changes = role_for(rpc) == Some(Role::Operator);
-        let span = spans::rpc(rpc.trim_start_matches('/'), changes, caller);
+        let needed = match self.guard.check(rpc, peer) {
+            Ok(needed) => needed,
+            Err(refusal) => return Either::Left(ready(Ok(status::unlogged(&refusal).into_http()))),
+        };
+        let caller = request.headers().get(TraceParent::HEADER).and_then(|text| text.to_str().ok()?.parse().ok());
+        let (span, trace) = spans::rpc(rpc.trim_start_matches('/'), needed == Some(Role::Operator), caller);
         debug!(parent: &span, who = %peer, "called");
-        if let Some(trace) = spans::onward(&span, caller) {
+        if let Some(trace) = trace {
             request.extensions_mut().insert::<TraceParent>(trace);
         }
         Either::Right(self.inner.call(request).instrument(span))

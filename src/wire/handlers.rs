@@ -36,11 +36,8 @@ impl Handlers {
         let (caller, trace) = (caller(&request), request.extensions().get().copied());
         let request = request.into_inner().into();
         Self::change(async move {
-            let answer = async {
-                let request = convert::size_request(&request, caller.to_string(), trace)?;
-                service?.resize(request).await
-            };
-            let answer = answer.await;
+            let resize = async { service?.resize(convert::size_request(&request, caller.to_string(), trace)?).await };
+            let answer = resize.await;
             audit::resize(&caller, &request, &answer);
             answer
         })

@@ -15,7 +15,6 @@ use crate::nodes::Place;
 use crate::refusal::Refusal;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
 /// The id of a request: the caller's own where that is a UUID, or `req-` and a UUID, as OpenStack's are.
@@ -31,7 +30,7 @@ impl Traced {
     pub fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let id = given.and_then(|text| text.strip_prefix("req-").unwrap_or(text).parse().ok());
-        let from = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
+        let from = headers.get(TraceParent::HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
         Self { id: id.unwrap_or_else(Self::fresh), chosen_by_caller: id.is_some(), from }
     }
 
