@@ -7,53 +7,16 @@ mod support;
 
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/kill_at_calls.rs"]
+mod kill_at_calls;
 
-use std::path::Path;
-
-use daemon::{Daemon, MIB, btrfs_pool, eventually, pool, project, share, shrink_request};
-use growd::wire::proto::{JobKind, JobState, ShrinkShareRequest};
+use daemon::{Daemon, MIB, btrfs_pool, eventually, pool, project, share};
+use growd::wire::proto::JobKind;
+use kill_at_calls::killed_at_every_call;
 use support::btrfs::Btrfs;
 use support::{Filesystem, PRJQUOTA, fill, lab};
 
 const GIB: u64 = 1 << 30;
-
-async fn killed_at_every_call(dir: &Path, pool: &str, calls: &[&str], limit: impl Fn() -> u64) {
-    let mut daemon = Daemon::start(dir, pool).await;
-    let (mut killed, mut resumed) = (0, 0);
-    for call in calls {
-        for nth in 1.. {
-            let clients = daemon.clients().await;
-            let (before, size) = (limit(), limit() - 8 * MIB);
-            let request_id = Some(uuid::Uuid::now_v7().to_string());
-            let request = ShrinkShareRequest { request_id, ..shrink_request(&share(1), size) };
-            let injected = daemon.inject(&format!("{call}:signal=KILL:when={nth}")).await;
-            let answer = clients.ask_to_shrink(request.clone()).await;
-            let ended = match &answer {
-                Ok(job) => clients.end_or_death(&job.job_id).await.is_some(),
-                Err(_) => false,
-            };
-            assert!(ended || daemon.was_killed(), "{call} {nth}: {answer:?}");
-            drop(injected);
-            assert!(limit() == before || limit() == size, "{call} {nth}: {}", limit());
-            if !ended {
-                killed += 1;
-                daemon.start_again().await;
-                let clients = daemon.clients().await;
-                let job = clients.ask_to_shrink(request).await.unwrap();
-                let job = clients.end_of(&job.job_id).await;
-                assert_eq!((job.state(), job.size_after_bytes()), (JobState::Succeeded, size), "{call} {nth}: {job:?}");
-                assert_eq!(job.kind(), JobKind::Shrink);
-                resumed += u32::from(answer.is_ok() && job.attempt == 2);
-            }
-            assert_eq!(limit(), size, "{call} {nth}");
-            if ended {
-                break;
-            }
-        }
-    }
-    println!("growd was killed {killed} times, {resumed} of them in the middle of an accepted job");
-    assert!(resumed > 0, "{killed}, {resumed}");
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_call_a_shrink_ends_after_the_restart() {
@@ -62,12 +25,15 @@ async fn killed_at_every_call_a_shrink_ends_after_the_restart() {
         let dir = tempfile::tempdir().unwrap();
         fs.create_share(&share(1), project(1), GIB);
         let calls = ["quotactl_fd", "utimensat", "fsync", "fdatasync"];
-        killed_at_every_call(dir.path(), &pool(&fs, ""), &calls, || fs.hard_limit(project(1))).await;
+        killed_at_every_call(JobKind::Shrink, dir.path(), &pool(&fs, ""), &calls, || fs.hard_limit(project(1))).await;
     }
     let fs = Btrfs::new("ubdc");
     let dir = tempfile::tempdir().unwrap();
     let path = fs.create_share(&share(1), GIB);
-    killed_at_every_call(dir.path(), &btrfs_pool(&fs), &["ioctl", "fdatasync"], || fs.limit(&path).unwrap()).await;
+    killed_at_every_call(JobKind::Shrink, dir.path(), &btrfs_pool(&fs), &["ioctl", "fdatasync"], || {
+        fs.limit(&path).unwrap()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
