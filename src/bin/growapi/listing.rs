@@ -1,8 +1,8 @@
 //! Lists of shares, page by page.
 //!
 //! The order is that of the nodes' names, then of the pools', then of the shares' ids; the shares whose places say the
-//! project come behind those of its pools. A page so asks only the nodes
-//! that it takes shares from, and the last share of a page is all that is needed to go on behind it.
+//! project come behind those of its pools. A page so asks only the nodes that it takes shares from, and the last share of a
+//! page is all that is needed to go on behind it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;

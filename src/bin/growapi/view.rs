@@ -41,8 +41,8 @@ impl Details {
         Self::new(share, job)
     }
 
-    /// While a share is extending or shrinking its size is the old one, whatever part of the work is done: size and status change
-    /// together.
+    /// While a share is extending or shrinking its size is the old one, whatever part of the work is done: size and status
+    /// change together.
     fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
         let before = job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes);
         let error = job.and_then(|job| job.error);

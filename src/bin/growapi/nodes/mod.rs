@@ -122,7 +122,8 @@ impl Nodes {
         }
     }
 
-    /// Asks the node for an extend or a shrink; `None` when the share is no longer there, and where it is has to be found again.
+    /// Asks the node for an extend or a shrink; `None` when the share is no longer there, and where it is has to be found
+    /// again.
     ///
     /// # Errors
     /// Every other [`Failure`].
