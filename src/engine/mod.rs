@@ -115,11 +115,16 @@ impl Engine {
         self.ledger.lock().queued(space)
     }
 
-    /// Takes up a job that has just been made durable.
-    fn take_up(self: &Arc<Self>, job: Job, promise: Option<Promise>) {
-        let (id, span) = (job.id, spans::job(&job));
-        self.live.lock().insert(id, Live { job: watch::channel(job).0, promise, cancelling: false, step_begun: None });
-        tokio::spawn(Arc::clone(self).run(id).instrument(span));
+    /// Has a job that is durable seen as one that has not ended.
+    fn enliven(&self, job: Job, promise: Option<Promise>) {
+        let live = Live { job: watch::channel(job.clone()).0, promise, cancelling: false, step_begun: None };
+        self.live.lock().insert(job.id, live);
+    }
+
+    /// Begins the run of a job that is live and whose share is claimed for it: the run may have ended at once, and gives
+    /// the share free then.
+    fn begin(self: &Arc<Self>, job: &Job) {
+        tokio::spawn(Arc::clone(self).run(job.id).instrument(spans::job(job)));
     }
 
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
@@ -132,8 +137,9 @@ impl Engine {
             self.unreserve(&promise);
             return Err(store_refusal(&error));
         }
-        self.take_up(job.clone(), Some(promise));
+        self.enliven(job.clone(), Some(promise));
         claim.accepted(job.id);
+        self.begin(&job);
         Ok(job)
     }
 
@@ -159,7 +165,8 @@ impl Engine {
             if !self.claims.activate(job.share, job.id) {
                 warn!(job = %job.id, share = %job.share, "the share has another unfinished job; this one runs beside it");
             }
-            self.take_up(job, promise);
+            self.enliven(job.clone(), promise);
+            self.begin(&job);
         }
         Ok(())
     }
@@ -257,8 +264,7 @@ impl Engine {
                 live.cancelling = false;
             }
             // Its turn may have come and passed meanwhile; a second run of it finds nothing to start.
-            let span = spans::job(&cancelled);
-            tokio::spawn(Arc::clone(&self).run(id).instrument(span));
+            self.begin(&cancelled);
             return Err(store_refusal(&error));
         }
         self.ended(cancelled.clone());
@@ -267,13 +273,16 @@ impl Engine {
 
     /// Tells everyone that a job has ended; its record is on disk.
     fn ended(&self, job: Job) {
-        let Some(live) = self.live.lock().remove(&job.id) else { return };
+        let mut all = self.live.lock();
+        let Some(live) = all.remove(&job.id) else { return };
+        // Before anyone can see the end: who sees it may ask for the next change of the share at once.
         if let Some(promise) = &live.promise {
             self.unreserve(promise);
         }
         if self.claims.active(job.share) == Some(job.id) {
             self.claims.release(job.share);
         }
+        drop(all);
         self.meters.ended(&job);
         live.job.send_replace(job);
     }
