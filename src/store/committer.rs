@@ -150,7 +150,7 @@ impl Committer {
         let db = db.as_ref().ok_or("it is being opened again")?;
         for job in jobs {
             self.commit += 1;
-            db.insert(record::key(job.id), record::encode(job, self.commit)).map_err(|error| error.to_string())?;
+            put(db, &record::key(job.id), record::encode(job, self.commit))?;
         }
         // The one flush of the group; answered by fdatasync, see `sys::sync_file_range`.
         db.flush().map_err(|error| error.to_string())?;
@@ -219,7 +219,7 @@ impl Committer {
     fn write_calendar(&mut self, db: &sled::Db) -> Result<(), String> {
         self.commit += 1;
         let mark = record::encode_mark(self.commit, &self.calendar);
-        db.insert(record::MARK_KEY, mark).map_err(|error| error.to_string())?;
+        put(db, &record::MARK_KEY, mark)?;
         db.flush().map_err(|error| error.to_string())?;
         self.durable = self.commit;
         Ok(())
@@ -313,6 +313,13 @@ impl Committer {
         }
         self.shared.failure.send_replace(Some("it is closed".to_owned()));
     }
+}
+
+/// Inserts, and leaves no node of the tree too large: sled splits those when they are next looked at, which is a write, so
+/// that a read would fail on a disk that has become full.
+fn put(db: &sled::Db, key: &[u8], value: Vec<u8>) -> Result<(), String> {
+    let inserted = db.insert(key, value).and_then(|_| db.contains_key(key));
+    inserted.map(drop).map_err(|error| error.to_string())
 }
 
 /// Starts the thread that writes the mark; it ends when the sender is dropped.
