@@ -219,7 +219,7 @@ impl Committer {
     fn write_calendar(&mut self, db: &sled::Db) -> Result<(), String> {
         self.commit += 1;
         let mark = record::encode_mark(self.commit, &self.calendar);
-        put(db, &record::MARK_KEY, mark)?;
+        put(db, record::MARK_KEY, mark)?;
         db.flush().map_err(|error| error.to_string())?;
         self.durable = self.commit;
         Ok(())

@@ -1,0 +1,93 @@
+//! growd against the limits of disk and wire and against what else does its work, in one run.
+//!
+//! `cargo bench` measures everything, `cargo bench -- SECTION...` a part. What needs quotas and volumes runs in the lab,
+//! which this program boots with itself in it; what needs none runs here first. The results are in target/bench.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing benchmark panics")]
+
+mod baselines;
+mod chart;
+mod get_job;
+mod growd;
+#[path = "../../tests/support/mod.rs"]
+mod lab_node;
+mod results;
+mod stored;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use results::Results;
+
+/// A part of the measurements, by its name.
+type Section = (&'static str, fn(&mut Results));
+
+const HERE: [Section; 1] = [("get_job", get_job::run)];
+const IN_LAB: [Section; 0] = [];
+
+/// The first argument of this program in the lab; where its results go follows, and then the sections.
+const LAB_PART: &str = "lab-part";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [LAB_PART, file, ref sections @ ..] => {
+            lab_node::lab::require();
+            std::fs::write(file, serde_json::to_string(&measure(&IN_LAB, sections)).unwrap()).unwrap();
+        }
+        [baselines::SERVE, kind, dir] => baselines::serve(kind, Path::new(dir)),
+        // `cargo test --benches` starts benchmarks too, and they take minutes.
+        _ if !words.contains(&"--bench") => println!("not measured: start it with cargo bench"),
+        _ => {
+            let sections: Vec<&str> = words.into_iter().filter(|word| !word.starts_with('-')).collect();
+            for section in &sections {
+                let known = HERE.iter().chain(&IN_LAB).any(|(name, _)| name == section);
+                assert!(known, "{section} is not measured here");
+            }
+            let mut results = measure(&HERE, &sections);
+            results.extend(in_lab(&sections));
+            results.publish(&folder());
+        }
+    }
+}
+
+/// What was asked for of these, which is all when nothing was.
+fn chosen<'a>(of: &'a [Section], sections: &'a [&str]) -> impl Iterator<Item = &'a Section> {
+    of.iter().filter(move |(name, _)| sections.is_empty() || sections.contains(name))
+}
+
+fn measure(of: &[Section], sections: &[&str]) -> Results {
+    let mut results = Results::default();
+    for (name, run) in chosen(of, sections) {
+        eprintln!("== {name}");
+        run(&mut results);
+    }
+    results
+}
+
+/// Measures in the lab what belongs there.
+fn in_lab(sections: &[&str]) -> Results {
+    if chosen(&IN_LAB, sections).next().is_none() {
+        return Results::default();
+    }
+    let file = folder().join("lab.json");
+    let status = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/run"))
+        .arg("--lab")
+        .arg(std::env::current_exe().unwrap())
+        .arg(LAB_PART)
+        .arg(&file)
+        .args(sections)
+        .env("GROWD_LAB_TIMEOUT", "7200")
+        .status()
+        .unwrap();
+    assert!(status.success(), "the part in the lab: {status}");
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+/// Where reports go: cargo's folder for what benchmarks write is target/tmp.
+fn folder() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
