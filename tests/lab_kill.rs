@@ -19,14 +19,18 @@ use std::time::Duration;
 use daemon::{Clients, Daemon, MIB, create_shares, pool, project, reason, request, share};
 use growd::wire::proto::{CancelJobRequest, ExtendShareRequest, Job, JobState};
 use seed::{Random, rounds};
+use support::hanging_disk::HangingDisk;
 use support::{Filesystem, lab};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-const USUAL_ROUNDS: usize = 100;
-const SHARES: u32 = 8;
+const USUAL_ROUNDS: usize = 40;
+/// More than may be at work at once: only a job that waits can be cancelled.
+const SHARES: u32 = 20;
+/// Every so many rounds the disk of the shares hangs until the kill, so that jobs wait.
+const HANGS_EVERY: u64 = 5;
 /// A round of load takes about so long when it is not cut off: each moment of it shall be hit.
-const LOAD: Duration = Duration::from_millis(120);
+const LOAD: Duration = Duration::from_millis(250);
 
 fn moment(random: &mut Random) -> Duration {
     Duration::from_micros(random.below(usize::try_from(LOAD.as_micros()).unwrap()) as u64)
@@ -115,7 +119,8 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
     lab::require();
     let mut random = Random::from_environment();
     let rounds = rounds(USUAL_ROUNDS) as u64;
-    let fs = Filesystem::xfs("ubda", "prjquota");
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, SHARES, MIB);
     // More rounds promise more than the disk has.
@@ -126,8 +131,13 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
     for round in 1..=rounds {
         let before = fs.hard_limits();
         let beside: Vec<Beside> = (0..SHARES).map(|_| BESIDE[random.below(BESIDE.len())]).collect();
-        let mut answers = load(&daemon.clients().await, round, &beside);
+        let clients = daemon.clients().await;
+        let hangs = round.is_multiple_of(HANGS_EVERY);
+        let hang = if hangs { Some(clients.hang(&disk).await) } else { None };
+        let mut answers = load(&clients, round, &beside);
         tokio::time::sleep(moment(&mut random)).await;
+        // A process that waits for the disk cannot be killed.
+        drop(hang);
         daemon.kill();
         kills += 1;
         let mut answered = Vec::new();
