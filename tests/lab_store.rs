@@ -7,6 +7,9 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
+#[path = "support/seed.rs"]
+mod seed;
+
 mod store;
 
 use std::collections::HashMap;
@@ -17,6 +20,7 @@ use daemon::Clients;
 use growd::model::{Job, JobState as State};
 use growd::store::{Store, StoreError};
 use growd::wire::proto::JobState;
+use seed::rounds;
 use store::{KEEP_ALL, PATIENCE, Running, job, until};
 use support::{Filesystem, lab};
 
@@ -143,7 +147,8 @@ async fn survives_a_full_disk(fs: Filesystem) {
     let mut acknowledged: Vec<Job> = (0..20).map(|_| job(State::Queued)).collect();
     store.commit(acknowledged.clone()).await.unwrap();
     let mut refused: Vec<Job> = Vec::new();
-    for round in 0..2 {
+    let rounds = rounds(2);
+    for round in 1..=rounds {
         let fillers = take_all_space(fs.path());
         // What the database has allocated already takes some more.
         loop {
@@ -167,16 +172,16 @@ async fn survives_a_full_disk(fs: Filesystem) {
         for job in &acknowledged {
             assert_eq!(store.get(job.id).unwrap().as_ref(), Some(job), "a read failed while the disk was full");
         }
-        println!("round {round}: {} jobs acknowledged, {} refused", acknowledged.len(), refused.len());
+        println!("filling {round}: {} jobs acknowledged, {} refused", acknowledged.len(), refused.len());
         fillers.iter().for_each(|filler| std::fs::remove_file(filler).unwrap());
         until("the store can be written again", || store.failure().borrow().is_none()).await;
-        if round == 0 {
+        if round < rounds {
             let after = job(State::Queued);
             store.commit(vec![after.clone()]).await.unwrap();
             acknowledged.push(after);
         }
     }
-    // Nothing was committed since the second recovery: its commit numbers must not look as if they were on disk.
+    // Nothing was committed since the last recovery: its commit numbers must not look as if they were on disk.
     store.close().await;
     drop(store);
     let (store, unfinished) = Store::open(&state, KEEP_ALL).unwrap();
