@@ -1,7 +1,7 @@
 # Every target works from a fresh clone; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build deb test test-node torture fuzz bench demo audit clean
+.PHONY: help deps build deb test test-node torture fuzz bench demo picture audit clean
 
 # What the build needs, and what a lab node (a User-mode Linux kernel with real file systems and volumes) is made of.
 # ca-certificates is for cargo's downloads.
@@ -94,6 +94,14 @@ fuzz: deps ## look for inputs that break a parser, SECONDS for each (needs a nig
 
 demo: build ## show the daemon at work on a lab node
 	tests/lab/run --lab tests/lab/demo.sh target/release
+
+# A lab node writes only below target.
+PICTURE = target/dashboard.svg
+picture: build ## draw the dashboard's panels from a growd under load on a lab node (nine minutes) as docs/dashboard.svg
+	tests/lab/run --lab tests/lab/picture.sh target/release $(PICTURE) \
+		"growd $$(git describe --always --dirty --exclude '*') on a lab node"
+	mkdir -p docs
+	mv $(PICTURE) docs/
 
 audit: ## check dependencies against deny.toml (needs cargo-deny)
 	@$(CARGO) deny --version >/dev/null 2>&1 || { \

@@ -151,7 +151,15 @@ fn alert_rules_and_dashboard_are_well_formed_and_name_metrics_that_there_are() {
     promtool(&["check", "rules", rules], "");
     let dashboard = include_str!("../systemd/growd.dashboard.json");
     let panels = serde_json::from_str::<serde_json::Value>(dashboard).unwrap();
-    assert!(panels["panels"].as_array().unwrap().len() > 5);
+    let panels = panels["panels"].as_array().unwrap();
+    assert!(panels.len() > 5);
+    let picture = include_str!("../docs/dashboard.svg");
+    for panel in panels {
+        let targets = panel["targets"].as_array().unwrap().iter().map(|target| &target["expr"]);
+        for drawn in targets.chain([&panel["title"]]).map(|text| text.as_str().unwrap()) {
+            assert!(picture.contains(&format!(">{drawn}</")), "{drawn} is not in the picture: make picture");
+        }
+    }
     let used = &named(include_str!("../systemd/growd.rules.yml")) | &named(dashboard);
     let unknown: Vec<_> = used.difference(&documented()).cloned().collect();
     assert_eq!(unknown, [] as [String; 0]);
