@@ -9,7 +9,7 @@ use growd::wire::client;
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{ExtendShareRequest, GetNodeRequest, JobState, WatchJobRequest};
+use growd::wire::proto::{ExtendShareRequest, GetNodeRequest, Job, JobState, WatchJobRequest};
 use tonic::transport::Channel;
 
 /// Longer than a start takes with a large store on a busy machine.
@@ -78,16 +78,24 @@ pub type Took = (Duration, Duration);
 
 /// Extends a share and waits for the job's end through WatchJob.
 pub async fn extend(channel: Channel, share: &str, size: u64) -> Took {
-    let mut shares = ShareServiceClient::new(channel.clone());
-    let mut jobs = JobServiceClient::new(channel);
     let begin = Instant::now();
-    let request = ExtendShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() };
-    let mut job = shares.extend_share(request).await.unwrap().into_inner();
+    let job = accept(channel.clone(), share, size).await;
     let accepted = begin.elapsed();
+    succeeded(channel, job).await;
+    (accepted, begin.elapsed())
+}
+
+/// Has an extend accepted.
+pub async fn accept(channel: Channel, share: &str, size: u64) -> Job {
+    let request = ExtendShareRequest { share_id: share.to_owned(), new_size_bytes: size, ..Default::default() };
+    ShareServiceClient::new(channel).extend_share(request).await.unwrap().into_inner()
+}
+
+/// Waits for a job's end through WatchJob.
+pub async fn succeeded(channel: Channel, mut job: Job) {
     let request = WatchJobRequest { job_id: job.job_id.clone() };
-    let mut changes = jobs.watch_job(request).await.unwrap().into_inner();
+    let mut changes = JobServiceClient::new(channel).watch_job(request).await.unwrap().into_inner();
     while job.state() != JobState::Succeeded {
         job = changes.message().await.unwrap().unwrap_or_else(|| panic!("the last that was seen is {job:?}"));
     }
-    (accepted, begin.elapsed())
 }

@@ -1,12 +1,6 @@
 //! The share API through growapi against the same calls directly to growd, over gRPC: a share's details, and an extend
 //! until it is accepted.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing benchmark panics")]
-
-#[path = "../tests/support/mod.rs"]
-mod lab_node;
-mod support;
-
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -20,11 +14,12 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use lab_node::{Filesystem, PRJQUOTA, lab};
-use support::growd::Growd;
-use support::{Report, Series, milliseconds};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
+
+use crate::growd::Growd;
+use crate::lab_node::{Filesystem, PRJQUOTA};
+use crate::results::{Results, Row, Series, Spread, Target, milliseconds, rounds};
 
 const CLIENTS: [usize; 2] = [1, 64];
 const ROUNDS: usize = 6;
@@ -34,11 +29,7 @@ const GETS: usize = 1280;
 const EXTENDS: usize = 128;
 const GIB: u64 = 1 << 30;
 
-fn main() {
-    if !support::asked_for() {
-        return;
-    }
-    lab::require();
+pub fn run(results: &mut Results) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let fs = Filesystem::xfs("ubda", PRJQUOTA);
     let shares: Vec<(String, u32)> = (0..EXTENDS).map(|n| (share(n), 100 + u32::try_from(n).unwrap())).collect();
@@ -52,45 +43,64 @@ fn main() {
     let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &pool));
     let growapi = Growapi::start(dir.path(), growd.endpoint());
 
-    let mut report = Report::new("http", "The share API: growapi against direct calls of growd");
+    results.heading("The share API");
+    let header = ["what", "way", "clients", "median", "p99", "per second"];
+    let mut table = vec![header.map(str::to_owned).to_vec()];
     // Both ways grow the same shares, one after the other.
     let mut size = 1;
-    for (what, calls, extends) in [("details", GETS, false), ("extend, until accepted", EXTENDS, true)] {
-        let header = [what, "clients", "median", "p99", "per second", "throughput ratio", "added median, direct calls"];
-        let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for (what, calls, extends) in [("details", GETS, false), ("extend, accepted", EXTENDS, true)] {
         for clients in CLIENTS {
-            let mut contenders =
-                [("through growapi", Some(&growapi)), ("direct (baseline)", None)].map(|(name, api)| {
-                    let clients = (0..clients).map(|n| Caller {
-                        shares: (0..EXTENDS).filter(|share| share % clients == n).map(share).collect(),
-                        channel: runtime.block_on(growd.connect()),
-                        http: Client::builder(TokioExecutor::new()).build_http(),
-                        base: api.map(|api| api.base.clone()),
-                    });
-                    Contender { name, clients: clients.collect(), series: Series::default() }
+            let mut contenders = [("growapi", Some(&growapi)), ("direct", None)].map(|(name, api)| {
+                let clients = (0..clients).map(|n| Caller {
+                    shares: (0..EXTENDS).filter(|share| share % clients == n).map(share).collect(),
+                    channel: runtime.block_on(growd.connect()),
+                    http: Client::builder(TokioExecutor::new()).build_http(),
+                    base: api.map(|api| api.base.clone()),
                 });
+                Contender { name, clients: clients.collect(), series: Series::default() }
+            });
             let mut round = |contender: &Contender| {
                 size += u64::from(extends);
                 let (took, wall) = contender.round(&runtime, calls / clients, extends.then_some(size));
                 runtime.block_on(ended(growd.connect(), if extends { size * GIB } else { 0 }));
                 (took, wall)
             };
-            support::rounds(&mut contenders, 1, |contender| drop(round(contender)));
-            support::rounds(&mut contenders, ROUNDS, |contender| {
+            rounds(&mut contenders, 1, |contender| drop(round(contender)));
+            rounds(&mut contenders, ROUNDS, |contender| {
                 let (took, wall) = round(contender);
                 contender.series.add(took, wall);
             });
-            let baseline = &contenders[1].series;
-            rows.extend(contenders.iter().map(|contender| contender.row(baseline)));
+            table.extend(contenders.iter().map(|contender| contender.cells(what)));
+            compare(results, what, &contenders);
         }
-        report.table(&rows);
     }
-    report.note(
+    results.table(&table);
+    results.note(
         "Each client has a connection of its own, and clients, growapi and growd share the one CPU of the lab. An extend \
          raises a share by a GiB and is measured until it is accepted. The client goes on with its next share at once, \
          while the jobs run; the next round begins when all have ended.",
     );
-    report.publish();
+}
+
+fn compare(results: &mut Results, what: &str, contenders: &[Contender; 2]) {
+    let clients = contenders[0].clients.len();
+    let [through, direct] = contenders.each_ref().map(|contender| &contender.series);
+    let target = |target| if clients > 1 { target } else { Target::None };
+    results.row(Row {
+        path: format!("growapi, {what}, {clients} clients: throughput"),
+        ours: format!("{:.0}/s", through.throughput()),
+        baseline: format!("direct {:.0}/s", direct.throughput()),
+        ratio: through.throughput_by(direct),
+        target: target(Target::AtLeast(0.6)),
+    });
+    let Spread { median, low, high } = through.duration_by(direct);
+    results.row(Row {
+        path: format!("growapi, {what}, {clients} clients: added to the median, in direct calls"),
+        ours: milliseconds(through.median()),
+        baseline: format!("direct {}", milliseconds(direct.median())),
+        ratio: Spread { median: median - 1.0, low: low - 1.0, high: high - 1.0 },
+        target: target(Target::AtMost(1.0)),
+    });
 }
 
 /// Waits until all jobs have ended, and panics if a share is smaller than it should be then.
@@ -196,16 +206,14 @@ impl Contender {
         (took, begin.elapsed())
     }
 
-    fn row(&self, baseline: &Series) -> Vec<String> {
-        let (median, direct) = (self.series.percentile(50), baseline.percentile(50));
+    fn cells(&self, what: &str) -> Vec<String> {
         vec![
+            what.to_owned(),
             self.name.to_owned(),
             self.clients.len().to_string(),
-            milliseconds(median),
-            milliseconds(self.series.percentile(99)),
+            milliseconds(self.series.median()),
+            milliseconds(self.series.percentile(99.0)),
             format!("{:.0}", self.series.throughput()),
-            format!("{:.2}", self.series.throughput_by(baseline)),
-            format!("{:.2}", median.as_secs_f64() / direct.as_secs_f64() - 1.0),
         ]
     }
 }

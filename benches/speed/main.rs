@@ -5,12 +5,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing benchmark panics")]
 
+mod accept;
 mod baselines;
 mod chart;
 mod get_job;
 mod growd;
+mod http;
 #[path = "../../tests/support/mod.rs"]
 mod lab_node;
+mod quota;
 mod results;
 mod stored;
 
@@ -23,7 +26,7 @@ use results::Results;
 type Section = (&'static str, fn(&mut Results));
 
 const HERE: [Section; 1] = [("get_job", get_job::run)];
-const IN_LAB: [Section; 0] = [];
+const IN_LAB: [Section; 3] = [("accept", accept::run), ("quota", quota::run), ("growapi", http::run)];
 
 /// The first argument of this program in the lab; where its results go follows, and then the sections.
 const LAB_PART: &str = "lab-part";

@@ -1,24 +1,16 @@
 //! Extends by growd against the commands that administrators raise a project's limit with, beside each other on the
 //! same file system.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing benchmark panics")]
-
-mod support;
-
-#[path = "../tests/support/mod.rs"]
-mod lab_node;
-
-use std::fs::File;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lab_node::{Filesystem, Kind, PRJQUOTA, lab};
-use support::growd::{Growd, Took, extend};
-use support::{Report, Series, milliseconds};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
+
+use crate::growd::{Growd, Took, extend};
+use crate::lab_node::{Filesystem, Kind, PRJQUOTA};
+use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 
 const ROUNDS: usize = 10;
 const MANY: usize = 16;
@@ -34,8 +26,6 @@ const FIRST_SIZE: u64 = 1 << 20;
 enum Way {
     Growd,
     Command,
-    /// The command, and then syncfs(2), so that the new limit survives a power cut as growd's does.
-    SyncedCommand,
 }
 
 /// Shares with sizes of their own, one for each client.
@@ -55,15 +45,11 @@ struct Share {
     channel: Channel,
 }
 
-fn main() {
-    if !support::asked_for() {
-        return;
-    }
-    lab::require();
+pub fn run(results: &mut Results) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut report = Report::new("lab_extend", "Extend: growd against the command");
-    let header = ["path", "clients", "median", "p99", "per second", "median ratio", "throughput ratio"];
-    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    results.heading("Quota extend");
+    let header = ["path", "clients", "median", "p99", "per second"];
+    let mut table = vec![header.map(str::to_owned).to_vec()];
     for fs in [Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA)] {
         // On a disk and not on a tmpfs, where a flush would cost nothing.
         let state = Filesystem::ext4_without_quota_feature("ubdd");
@@ -75,23 +61,20 @@ fn main() {
         let growd = runtime.block_on(Growd::start(dir.path(), &state.path().join("growd"), &pool));
         for (clients, calls) in [(1, CALLS_ALONE), (MANY, CALLS_OF_MANY)] {
             let mut contenders = contenders(&fs, clients, &runtime, &growd);
-            eprintln!("{:?}, {clients} clients", fs.kind());
-            support::rounds(&mut contenders, 1, |contender| drop(contender.round(&runtime, &fs, 2)));
-            support::rounds(&mut contenders, ROUNDS, |contender| contender.measure(&runtime, &fs, calls));
+            rounds(&mut contenders, 1, |contender| drop(contender.round(&runtime, &fs, 2)));
+            rounds(&mut contenders, ROUNDS, |contender| contender.measure(&runtime, &fs, calls));
             for contender in &contenders {
                 contender.check(&fs);
             }
-            rows.extend(compare(&contenders, fs.kind(), clients));
+            compare(results, &mut table, &contenders, fs.kind());
         }
     }
-    report.table(&rows);
-    report.note(
+    results.table(&table);
+    results.note(
         "\"Accepted\" is ExtendShare answered, the job durable; \"finished\" is from the request to SUCCEEDED seen through \
-         WatchJob: limit set, journal forced, end of the job durable. The commands alone make nothing durable, check no \
-         capacity and keep no record. Ratios are to the command alone with as many clients; above 1, growd is faster. \
-         Processes start slower on User-mode Linux than on hardware, and so do system calls.",
+         WatchJob: limit set, journal forced, end of the job durable. The command makes nothing durable, checks no \
+         capacity and keeps no record. Processes start slower on User-mode Linux than on hardware, and so do system calls.",
     );
-    report.publish();
 }
 
 fn contenders(fs: &Filesystem, clients: usize, runtime: &Runtime, growd: &Growd) -> Vec<Contender> {
@@ -102,7 +85,7 @@ fn contenders(fs: &Filesystem, clients: usize, runtime: &Runtime, growd: &Growd)
         fs.create_share(&id, project, FIRST_SIZE);
         Share { id, project, size: FIRST_SIZE, channel: runtime.block_on(growd.connect()) }
     };
-    let ways = [Way::Growd, Way::Command, Way::SyncedCommand].into_iter().enumerate();
+    let ways = [Way::Growd, Way::Command].into_iter().enumerate();
     let contender = |(index, way)| {
         let projects = first(index)..first(index) + u32::try_from(clients).unwrap();
         Contender { way, shares: projects.map(share).collect(), first: Series::default(), finished: Series::default() }
@@ -143,14 +126,13 @@ impl Contender {
                 clients.join_all().await.into_iter().flatten().collect()
             });
         }
-        let synced = self.way == Way::SyncedCommand;
         let took = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for share in &mut self.shares {
                 let (sizes, project, took) = (targets(share), share.project, &took);
                 scope.spawn(move || {
                     for size in sizes {
-                        let duration = command(fs, project, size, synced);
+                        let duration = command(fs, project, size);
                         took.lock().unwrap().push((duration, duration));
                     }
                 });
@@ -168,7 +150,7 @@ impl Contender {
 }
 
 /// Sets a limit with the file system's own tool and returns how long that took.
-fn command(fs: &Filesystem, project: u32, size: u64, synced: bool) -> Duration {
+fn command(fs: &Filesystem, project: u32, size: u64) -> Duration {
     let mount_point = fs.path().display().to_string();
     let project = project.to_string();
     let mut command = match fs.kind() {
@@ -185,47 +167,43 @@ fn command(fs: &Filesystem, project: u32, size: u64, synced: bool) -> Duration {
     };
     let begin = Instant::now();
     let output = command.output().unwrap();
-    if synced {
-        sync(fs.path());
-    }
     let took = begin.elapsed();
     assert!(output.status.success() && output.stderr.is_empty(), "{command:?}: {output:?}");
     took
 }
 
-fn sync(path: &Path) {
-    nix::unistd::syncfs(File::open(path).unwrap()).unwrap();
-}
-
-fn compare(contenders: &[Contender], kind: Kind, clients: usize) -> Vec<Vec<String>> {
-    let (system, tool) = match kind {
-        Kind::Xfs => ("XFS", "xfs_quota"),
-        Kind::Ext4 => ("ext4", "setquota"),
+fn compare(results: &mut Results, table: &mut Vec<Vec<String>>, contenders: &[Contender], kind: Kind) {
+    let (system, tool, targets) = match kind {
+        Kind::Xfs => ("XFS", "xfs_quota", [15.0, 40.0].map(Target::AtLeast)),
+        Kind::Ext4 => ("ext4", "setquota", [Target::None; 2]),
     };
-    let baseline = &contenders.iter().find(|contender| contender.way == Way::Command).unwrap().finished;
-    let row = |name: String, series: &Series, is_whole: bool| {
+    let [ours, theirs] = [&contenders[0], &contenders[1]];
+    let clients = ours.shares.len();
+    let mut cells = |name: &str, series: &Series, is_whole: bool| {
         let per_second = format!("{:.0}", series.throughput());
-        let ratio = format!("{:.2}", series.throughput_by(baseline));
-        // Nothing begins before the last job has finished, so accepting alone has no throughput.
-        let whole = |text: String| if is_whole { text } else { "-".to_owned() };
-        let median = series.percentile(50);
-        vec![
+        table.push(vec![
             format!("{system}: {name}"),
             clients.to_string(),
-            milliseconds(median),
-            milliseconds(series.percentile(99)),
-            whole(per_second),
-            format!("{:.1}", baseline.percentile(50).as_secs_f64() / median.as_secs_f64()),
-            whole(ratio),
-        ]
+            milliseconds(series.median()),
+            milliseconds(series.percentile(99.0)),
+            // Nothing begins before the last job has finished, so accepting alone has no throughput.
+            if is_whole { per_second } else { "-".to_owned() },
+        ]);
     };
-    let rows = |contender: &Contender| match contender.way {
-        Way::Growd => vec![
-            row("growd, accepted".to_owned(), &contender.first, false),
-            row("growd, finished".to_owned(), &contender.finished, true),
-        ],
-        Way::Command => vec![row(format!("{tool} (baseline)"), &contender.finished, true)],
-        Way::SyncedCommand => vec![row(format!("{tool}, then syncfs"), &contender.finished, true)],
-    };
-    contenders.iter().flat_map(rows).collect()
+    cells("growd, accepted", &ours.first, false);
+    cells("growd, finished", &ours.finished, true);
+    cells(tool, &theirs.finished, true);
+    results.row(Row {
+        path: format!("quota extend, {system}, finished, {clients} clients: throughput"),
+        ours: format!("{:.0}/s", ours.finished.throughput()),
+        baseline: format!("{tool} {:.0}/s", theirs.finished.throughput()),
+        ratio: ours.finished.throughput_by(&theirs.finished),
+        target: targets[usize::from(clients > 1)],
+    });
+    for (name, contender) in [("growd, finished", ours), (tool, theirs)] {
+        results.throughput(&format!("quota extend, {system}: {name}"), clients, &contender.finished);
+        if clients == 1 && kind == Kind::Xfs {
+            results.latency(&format!("quota extend: {name}"), &contender.finished);
+        }
+    }
 }
