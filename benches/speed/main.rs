@@ -15,7 +15,11 @@ mod http;
 mod lab_node;
 mod quota;
 mod results;
+mod shares;
 mod stored;
+#[path = "../../tests/support/venv.rs"]
+mod venv;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,7 +30,13 @@ use results::Results;
 type Section = (&'static str, fn(&mut Results));
 
 const HERE: [Section; 1] = [("get_job", get_job::run)];
-const IN_LAB: [Section; 3] = [("accept", accept::run), ("quota", quota::run), ("growapi", http::run)];
+const IN_LAB: [Section; 5] = [
+    ("accept", accept::run),
+    ("quota", quota::run),
+    ("volumes", volumes::run),
+    ("shares", shares::run),
+    ("growapi", http::run),
+];
 
 /// The first argument of this program in the lab; where its results go follows, and then the sections.
 const LAB_PART: &str = "lab-part";
@@ -74,6 +84,8 @@ fn in_lab(sections: &[&str]) -> Results {
     if chosen(&IN_LAB, sections).next().is_none() {
         return Results::default();
     }
+    // A lab node, which has no network, finds it on the disk.
+    drop(venv::program("python"));
     let file = folder().join("lab.json");
     let status = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/run"))
         .arg("--lab")

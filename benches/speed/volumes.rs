@@ -1,32 +1,31 @@
-//! Extends of logical volumes by growd against `lvextend`, with and without its step for the file system, in one volume
-//! group.
+//! Extends of logical volumes by growd against `lvextend`, with and without its step for the file system, and against
+//! Manila's own driver, in one volume group.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing benchmark panics")]
-
-mod support;
-
-#[path = "../tests/support/mod.rs"]
-mod lab_node;
-
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{DiagnoseRequest, ListSharesRequest};
-use lab_node::{Disk, Filesystem, Kind, lab};
-use support::growd::{Growd, extend};
-use support::{Report, Series, milliseconds};
 use tokio::runtime::Runtime;
+
+use crate::growd::{Growd, extend};
+use crate::lab_node::{Disk, Filesystem, Kind, lab};
+use crate::results::{Results, Row, Series, Spread, Target, milliseconds, rounds};
+use crate::venv;
 
 const ROUNDS: usize = 11;
 /// The group's default extent, by which each extend grows a volume.
-const GROWTH: u64 = 4 << 20;
+const EXTENT: u64 = 4 << 20;
 const FIRST_SIZE: u64 = 512 << 20;
-/// Free extents behind each volume, so that all of them grow in one segment.
-const GAP: u64 = 512 << 20;
+/// Manila counts in these, and so do those that are compared with it.
+const GIB: u64 = 1 << 30;
 /// Volumes of one extent in the group besides those that are extended.
-const MANY: usize = 300;
+const MANY: usize = 1000;
+/// Volumes that are extended.
+const OWN: usize = 8;
 const PAGE: usize = 100;
 
 const POOL: &str =
@@ -40,94 +39,145 @@ enum Way {
     Resizing,
     /// `lvextend`, which leaves the file system as it is.
     Plain,
+    /// `LVMShareDriver.extend_share`.
+    Manila,
+}
+
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Growd => "growd",
+            Self::Resizing => "lvextend -r",
+            Self::Plain => "lvextend",
+            Self::Manila => "Manila's driver",
+        }
+    }
 }
 
 /// A mounted volume that one way grows.
 struct Contender {
     way: Way,
     share: String,
+    first_size: u64,
     size: u64,
+    growth: u64,
     filesystem: Filesystem,
     accepted: Series,
     finished: Series,
 }
 
-fn main() {
-    if !support::asked_for() {
-        return;
-    }
-    lab::require();
+/// Contenders that are compared with each other, growd first, and how they did before there were other volumes.
+struct Comparison {
+    name: &'static str,
+    contenders: Vec<Contender>,
+    ratios: Vec<Spread>,
+}
+
+/// What grows volumes besides the commands.
+struct Growers<'a> {
+    runtime: &'a Runtime,
+    growd: &'a Growd,
+    manila: &'a mut Manila,
+}
+
+pub fn run(results: &mut Results) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let disks = ["ubda", "ubdb", "ubdc"].map(Disk::take);
-    let [for_xfs, for_ext4, for_others] = disks.each_ref().map(|disk| disk.path().display().to_string());
-    lab::run("vgcreate", &["-q", "vg0", &for_xfs, &for_ext4, &for_others]);
-    let mut of_xfs = contenders(Kind::Xfs, &for_xfs, 1);
-    let mut of_ext4 = contenders(Kind::Ext4, &for_ext4, 4);
+    let disks = ["ubda", "ubdb"].map(Disk::take);
+    let [for_xfs, for_ext4] = disks.each_ref().map(|disk| disk.path().display().to_string());
+    // Steps of a GiB need more than a disk of the lab has: a file with holes as large as they say.
+    let holes = Filesystem::ext4_without_quota_feature("ubdc");
+    let large = lab::run(
+        "/bin/sh",
+        &["-ec", "truncate -s 64G $0/disk && losetup -f --show $0/disk", &holes.path().display().to_string()],
+    );
+    let large = large.trim();
+    lab::run("vgcreate", &["-q", "--metadatasize", "8m", "vg0", &for_xfs, &for_ext4, large]);
+    let commands = [Way::Growd, Way::Resizing, Way::Plain];
+    let make = |name, kind, ways: &[Way], disk: &str, first: usize, sizes| Comparison {
+        name,
+        contenders: contenders(kind, ways, disk, first, sizes),
+        ratios: Vec::new(),
+    };
+    let small = Sizes { first: FIRST_SIZE, growth: EXTENT, gap: FIRST_SIZE };
+    let gib = Sizes { first: GIB, growth: GIB, gap: 28 * GIB };
+    let mut comparisons = [
+        make("XFS", Kind::Xfs, &commands, &for_xfs, 1, small),
+        make("ext4", Kind::Ext4, &commands, &for_ext4, 4, small),
+        make("ext4, steps of 1 GiB", Kind::Ext4, &[Way::Growd, Way::Manila], large, 7, gib),
+    ];
     // On a disk and not on a tmpfs, where a flush would cost nothing.
     let state = Filesystem::ext4_without_quota_feature("ubdd");
     let dir = tempfile::tempdir().unwrap();
     let start = || runtime.block_on(Growd::start(dir.path(), &state.path().join("growd"), POOL));
+    let mut manila = Manila::start();
 
-    let mut report = Report::new("lab_lvm", "Extend of a logical volume: growd against lvextend");
-    let header = ["path", "other volumes", "median", "slowest", "faster than lvextend -r", "time by lvextend's"];
-    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    results.heading("Extend of a logical volume");
+    let header = ["path", "other volumes", "median", "slowest", "growd's first", "growd, accepted"];
+    let mut table = vec![header.map(str::to_owned).to_vec()];
     let mut parts = Vec::new();
     for others in [0, MANY] {
         if others > 0 {
-            make_others(&for_others);
+            make_others(large);
         }
-        for contenders in [&mut of_xfs, &mut of_ext4] {
+        for comparison in &mut comparisons {
             let growd = start();
-            let kind = contenders[0].filesystem.kind();
-            eprintln!("{kind:?}, {others} other volumes");
-            let ours = contenders.iter_mut().find(|contender| contender.way == Way::Growd).unwrap();
-            let (_, cold) = ours.grow(&runtime, &growd);
-            support::rounds(contenders, 1, |contender| _ = contender.grow(&runtime, &growd));
-            support::rounds(contenders, ROUNDS, |contender| contender.measure(&runtime, &growd));
-            let compared = compare(contenders, others, cold);
-            eprintln!("{compared:?}");
-            rows.extend(compared);
-            parts.push(format!("{} with {others}: {}", name(kind), commands(&runtime, &growd)));
-            for contender in contenders {
+            let growers = &mut Growers { runtime: &runtime, growd: &growd, manila: &mut manila };
+            let (_, cold) = comparison.contenders[0].grow(growers);
+            rounds(&mut comparison.contenders, 1, |contender| _ = contender.grow(growers));
+            rounds(&mut comparison.contenders, ROUNDS, |contender| contender.measure(growers));
+            comparison.compare(results, others);
+            table.extend(comparison.contenders.iter().map(|contender| contender.cells(comparison.name, others, cold)));
+            parts.push(format!("{} with {others}: {}", comparison.name, commands_of(&runtime, &growd)));
+            for contender in &mut comparison.contenders {
                 contender.check();
                 (contender.accepted, contender.finished) = Default::default();
             }
         }
     }
-    report.table(&rows);
-    report.note(
-        "\"Accepted\" is ExtendShare answered, the job durable; \"finished\" is from the request to SUCCEEDED seen through \
-         WatchJob: space checked, volume grown, file system grown and flushed, size read back, end of the job durable. \
-         growd keeps two shells of lvm open and was warmed up by two extends; \"first\" is the first of them, by a daemon \
-         that had just started. lvextend alone leaves the file system as it was; lvextend -r grows it and flushes nothing. \
-         Processes start slower on User-mode Linux than on hardware, which favours growd.",
+    results.table(&table);
+    results.note(
+        "What is measured is from the request to SUCCEEDED seen through WatchJob: space checked, volume grown, file system \
+         grown and flushed, size read back, end of the job durable. growd keeps two shells of lvm open and was warmed up \
+         by two extends; its first is that of a daemon that had just started. lvextend alone leaves the file system as it \
+         was; lvextend -r grows it and flushes nothing. Manila's driver is measured alone, in a Python process that is \
+         warm, without API, database and message queue. Processes start slower on User-mode Linux than on hardware, which \
+         favours growd.",
     );
-    report.note(&format!("What lvm took in growd's shells, as medians. {}.", parts.join(". ")));
-    report.table(&lists(&runtime, &start()));
-    report.note("Every share of the page is looked at in LVM's report and in the kernel; lvs is a process of its own.");
-    report.publish();
+    results.note(&format!("What lvm took in growd's shells, as medians. {}.", parts.join(". ")));
+    lists(results, &runtime, &start());
+    drop(manila);
+    drop(comparisons);
+    lab::run("/bin/sh", &["-ec", &format!("vgchange -q -an vg0; vgremove -q -ff -y vg0; losetup -d {large}")]);
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    first: u64,
+    growth: u64,
+    /// Free space behind each volume, so that all of them grow in one segment.
+    gap: u64,
 }
 
 /// A mounted volume on a disk for each way.
-fn contenders(kind: Kind, disk: &str, first: usize) -> Vec<Contender> {
+fn contenders(kind: Kind, ways: &[Way], disk: &str, first: usize, sizes: Sizes) -> Vec<Contender> {
     let create = |name: &str, size: u64| {
         lab::run("lvcreate", &["-q", "-y", "-W", "n", "-L", &format!("{size}b"), "-n", name, "vg0", disk]);
     };
-    let make = |(index, way)| {
+    let make = |(index, way): (usize, &Way)| {
         let share = share_id(first + index);
         let volume = format!("share-{share}");
-        create(&volume, FIRST_SIZE);
-        create(&format!("gap-{share}"), GAP);
+        create(&volume, sizes.first);
+        create(&format!("gap-{share}"), sizes.gap);
         let device = format!("/dev/vg0/{volume}");
         let filesystem = match kind {
             Kind::Xfs => Filesystem::xfs(&device, ""),
             Kind::Ext4 => Filesystem::ext4_without_quota_feature(&device),
         };
         let (accepted, finished) = Default::default();
-        Contender { way, share, size: FIRST_SIZE, filesystem, accepted, finished }
+        let Sizes { first: first_size, growth, .. } = sizes;
+        Contender { way: *way, share, first_size, size: first_size, growth, filesystem, accepted, finished }
     };
-    let ways = [Way::Growd, Way::Resizing, Way::Plain].into_iter().enumerate();
-    let contenders: Vec<Contender> = ways.map(make).collect();
+    let contenders: Vec<Contender> = ways.iter().enumerate().map(make).collect();
     lab::run("lvremove", &["-q", "-y", "-S", "lv_name=~^gap-", "vg0"]);
     contenders
 }
@@ -147,31 +197,42 @@ fn make_others(disk: &str) {
     assert!(status.success(), "lvm: {status}");
     lab::run("vgchange", &["-q", "-a", "y", "vg0"]);
     let volumes = lab::run("lvs", &["--noheadings", "-S", "lv_active=active", "-o", "lv_name", "vg0"]);
-    assert_eq!(volumes.lines().count(), MANY + 6, "{volumes}");
+    assert_eq!(volumes.lines().count(), MANY + OWN, "{volumes}");
 }
 
 impl Contender {
-    fn measure(&mut self, runtime: &Runtime, growd: &Growd) {
-        let (accepted, finished) = self.grow(runtime, growd);
+    fn measure(&mut self, growers: &mut Growers<'_>) {
+        let (accepted, finished) = self.grow(growers);
         self.accepted.add(vec![accepted], accepted);
         self.finished.add(vec![finished], finished);
     }
 
-    /// What one extend took until it was accepted, and until it had finished; of the commands, twice the same.
-    fn grow(&mut self, runtime: &Runtime, growd: &Growd) -> (Duration, Duration) {
-        self.size += GROWTH;
-        if self.way == Way::Growd {
-            return runtime.block_on(async { extend(growd.connect().await, &self.share, self.size).await });
-        }
-        let volume = format!("vg0/share-{}", self.share);
-        let mut command = Command::new("lvextend");
-        command.args(if self.way == Way::Resizing { &["-r"][..] } else { &[] });
-        command.args(["-L", "+4M", &volume]);
-        let begin = Instant::now();
-        let output = command.output().unwrap();
-        let took = begin.elapsed();
-        assert!(output.status.success(), "{command:?}: {output:?}");
+    /// What one extend took until it was accepted, and until it had finished; of all but growd, twice the same.
+    fn grow(&mut self, growers: &mut Growers<'_>) -> (Duration, Duration) {
+        self.size += self.growth;
+        let volume = format!("share-{}", self.share);
+        let took = match self.way {
+            Way::Growd => {
+                let Growers { runtime, growd, .. } = growers;
+                return runtime.block_on(async { extend(growd.connect().await, &self.share, self.size).await });
+            }
+            Way::Manila => growers.manila.extend(&volume, self.size / GIB),
+            Way::Resizing => command(&["-r"], &volume),
+            Way::Plain => command(&[], &volume),
+        };
         (took, took)
+    }
+
+    fn cells(&self, kind: &str, others: usize, cold: Duration) -> Vec<String> {
+        let ours = |took: Duration| if self.way == Way::Growd { milliseconds(took) } else { "-".to_owned() };
+        vec![
+            format!("{kind}: {}", self.way.name()),
+            others.to_string(),
+            milliseconds(self.finished.median()),
+            milliseconds(self.finished.percentile(100.0)),
+            ours(cold),
+            ours(self.accepted.median()),
+        ]
     }
 
     /// Whoever has not grown the volume, and the file system with it, has not been measured.
@@ -190,7 +251,7 @@ impl Contender {
                 field(&text, "Block size:") * field(&text, "Block count:")
             }
         };
-        let expected = if self.way == Way::Plain { FIRST_SIZE } else { self.size };
+        let expected = if self.way == Way::Plain { self.first_size } else { self.size };
         assert_eq!(filesystem, expected, "file system on {device}");
     }
 }
@@ -203,48 +264,97 @@ fn field(text: &str, name: &str) -> u64 {
     rest[..end].parse().unwrap_or_else(|_| panic!("{name} has no number in {text}"))
 }
 
-fn name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Xfs => "XFS",
-        Kind::Ext4 => "ext4",
+/// lvextend by an extent.
+fn command(options: &[&str], volume: &str) -> Duration {
+    let mut command = Command::new("lvextend");
+    command.args(options).args(["-L", "+4M", &format!("vg0/{volume}")]);
+    let begin = Instant::now();
+    let output = command.output().unwrap();
+    let took = begin.elapsed();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    took
+}
+
+impl Comparison {
+    /// Adds what growd's time is to each of the others', and with other volumes how that has changed.
+    fn compare(&mut self, results: &mut Results, others: usize) {
+        let [ours, theirs @ ..] = &self.contenders[..] else { panic!("nobody to compare") };
+        for contender in &self.contenders {
+            let line = format!("extend of a volume, {}: {}", self.name, contender.way.name());
+            results.cost(&line, OWN + others, contender.finished.median());
+        }
+        let mut ratios = Vec::new();
+        for (index, contender) in theirs.iter().enumerate() {
+            let (what, ratio, target, unchanged) = match contender.way {
+                Way::Plain => {
+                    ("time", ours.finished.duration_by(&contender.finished), Target::AtMost(1.05), Target::AtMost(1.1))
+                }
+                _ => (
+                    "times faster",
+                    contender.finished.duration_by(&ours.finished),
+                    Target::AtLeast(5.0),
+                    Target::AtLeast(0.9),
+                ),
+            };
+            let path = format!("LVM extend, {}, {others} other volumes: {what}", self.name);
+            results.row(Row {
+                path,
+                ours: milliseconds(ours.finished.median()),
+                baseline: format!("{} {}", contender.way.name(), milliseconds(contender.finished.median())),
+                ratio,
+                target,
+            });
+            if let Some(before) = self.ratios.get(index) {
+                results.row(Row {
+                    path: format!("LVM extend, {}, {what}: {others} other volumes by 0", self.name),
+                    ours: format!("{:.2}", ratio.median),
+                    baseline: format!("{} {:.2}", contender.way.name(), before.median),
+                    ratio: Spread::single(ratio.median / before.median),
+                    target: unchanged,
+                });
+            }
+            ratios.push(ratio);
+        }
+        self.ratios = ratios;
     }
 }
 
-fn compare(contenders: &[Contender], others: usize, cold: Duration) -> Vec<Vec<String>> {
-    let median = |way| {
-        let contender = contenders.iter().find(|contender| contender.way == way).unwrap();
-        contender.finished.percentile(50).as_secs_f64()
-    };
-    let (resizing, plain) = (median(Way::Resizing), median(Way::Plain));
-    let row = |name: &str, kind, took: Duration, slowest: Option<Duration>| {
-        vec![
-            format!("{}: {name}", self::name(kind)),
-            others.to_string(),
-            milliseconds(took),
-            slowest.map_or_else(|| "-".to_owned(), milliseconds),
-            format!("{:.1}", resizing / took.as_secs_f64()),
-            format!("{:.2}", took.as_secs_f64() / plain),
-        ]
-    };
-    let rows = |contender: &Contender| {
-        let series = |name: &str, series: &Series| {
-            row(name, contender.filesystem.kind(), series.percentile(50), Some(series.percentile(100)))
-        };
-        match contender.way {
-            Way::Growd => vec![
-                row("growd, first", contender.filesystem.kind(), cold, None),
-                series("growd, accepted", &contender.accepted),
-                series("growd, finished", &contender.finished),
-            ],
-            Way::Resizing => vec![series("lvextend -r", &contender.finished)],
-            Way::Plain => vec![series("lvextend", &contender.finished)],
+/// Manila's driver in a process of its own.
+struct Manila {
+    child: Child,
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Manila {
+    fn start() -> Self {
+        let mut python = venv::program("python");
+        for variable in ["PATH", "LVM_SYSTEM_DIR"] {
+            python.env(variable, std::env::var_os(variable).unwrap());
         }
-    };
-    contenders.iter().flat_map(rows).collect()
+        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/speed/manila_extend.py");
+        let mut child = python.arg(script).arg("vg0").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (requests, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Self { child, requests, answers }
+    }
+
+    fn extend(&mut self, volume: &str, gib: u64) -> Duration {
+        writeln!(self.requests, "{volume} {gib}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        Duration::from_secs_f64(answer.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Manila {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// What the last commands took that growd gave to lvm, by their names.
-fn commands(runtime: &Runtime, growd: &Growd) -> String {
+fn commands_of(runtime: &Runtime, growd: &Growd) -> String {
     let answer = runtime.block_on(async {
         NodeServiceClient::new(growd.connect().await).diagnose(DiagnoseRequest {}).await.unwrap().into_inner()
     });
@@ -255,13 +365,13 @@ fn commands(runtime: &Runtime, growd: &Growd) -> String {
             let took = time(&command.finished_at).duration_since(time(&command.started_at)).unwrap();
             series.add(vec![took], took);
         }
-        format!("{name} {} ({} calls)", milliseconds(series.percentile(50)), series.calls())
+        format!("{name} {} ({} calls)", milliseconds(series.median()), series.calls())
     };
     ["lvs", "lvextend"].map(median_of).join(", ")
 }
 
 /// A page of shares against the report that an administrator would ask for.
-fn lists(runtime: &Runtime, growd: &Growd) -> Vec<Vec<String>> {
+fn lists(results: &mut Results, runtime: &Runtime, growd: &Growd) {
     let page = || {
         let request = ListSharesRequest { page_size: u32::try_from(PAGE).unwrap(), ..Default::default() };
         let answer = runtime.block_on(async {
@@ -273,20 +383,19 @@ fn lists(runtime: &Runtime, growd: &Growd) -> Vec<Vec<String>> {
     };
     let lvs = || drop(lab::run("lvs", &["--reportformat", "json", "--units", "b", "vg0"]));
     let (page, lvs): (&dyn Fn(), &dyn Fn()) = (&page, &lvs);
-    let mut contenders = [("growd, ListShares of 100", page), ("lvs of the group", lvs)]
-        .map(|(name, call)| (name, call, Series::default()));
-    support::rounds(&mut contenders, 1, |(_, call, _)| call());
-    support::rounds(&mut contenders, ROUNDS, |(_, call, series)| {
+    let mut contenders = [page, lvs].map(|call| (call, Series::default()));
+    rounds(&mut contenders, 1, |(call, _)| call());
+    rounds(&mut contenders, ROUNDS, |(call, series)| {
         let begin = Instant::now();
         call();
         series.add(vec![begin.elapsed()], begin.elapsed());
     });
-    let baseline = contenders[1].2.percentile(50).as_secs_f64();
-    let row = |(name, _, series): &(&str, &dyn Fn(), Series)| {
-        let median = series.percentile(50);
-        let ratio = format!("{:.2}", median.as_secs_f64() / baseline);
-        vec![(*name).to_owned(), MANY.to_string(), milliseconds(median), ratio]
-    };
-    let header = ["path", "other volumes", "median", "time by lvs's"].map(str::to_owned).to_vec();
-    std::iter::once(header).chain(contenders.iter().map(row)).collect()
+    let [page, lvs] = contenders.map(|(_, series)| series);
+    results.row(Row {
+        path: format!("ListShares, page of {PAGE} of {} volumes: time", OWN + MANY),
+        ours: milliseconds(page.median()),
+        baseline: format!("lvs of the group {}", milliseconds(lvs.median())),
+        ratio: page.duration_by(&lvs),
+        target: Target::None,
+    });
 }
