@@ -4,7 +4,6 @@
 //! Nothing but [`Btrfs::lower_limit`] lowers a limit. A group counts one subvolume: what tenants put into subvolumes of
 //! their own, below the share, counts for those, and so do snapshots.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +15,9 @@ use super::lowering::{Lowering, lowering, not_put_back};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::shell::quoted;
-use super::{Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Sizes, Space, SpaceId, Step, system};
+use super::{
+    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, system,
+};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
 use crate::sys::file_system;
@@ -55,7 +56,7 @@ impl Btrfs {
     }
 
     /// All shares. When the convention finds none, the pool may not be mounted.
-    fn list(&self, pool: &Pool) -> Result<BTreeSet<ShareId>, DriverError> {
+    fn list(&self, pool: &Pool) -> Result<Shares, DriverError> {
         let shares = self.places.list(pool)?;
         if !shares.iter().any(|share| !self.places.is_explicit(*share)) {
             self.places.check_mounted(pool)?;
@@ -199,12 +200,12 @@ impl Driver for Btrfs {
         self.places.template().to_string()
     }
 
-    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
-        Ok(self.list(&self.places.open_pool()?)?.into_iter().collect())
+    fn shares(&self) -> Result<Shares, DriverError> {
+        self.list(&self.places.open_pool()?)
     }
 
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
-        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
+        self.places.list_of(&self.places.open_pool()?, project)
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

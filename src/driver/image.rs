@@ -18,7 +18,7 @@ use super::filesystem::{self, Device};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::shell::quoted;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Space, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
@@ -233,12 +233,12 @@ impl Driver for Image {
         self.places.template().to_string()
     }
 
-    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
-        Ok(self.places.list(&self.places.open_pool()?)?.into_iter().collect())
+    fn shares(&self) -> Result<Shares, DriverError> {
+        self.places.list(&self.places.open_pool()?)
     }
 
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
-        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
+        self.places.list_of(&self.places.open_pool()?, project)
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
@@ -297,7 +297,7 @@ impl Driver for Image {
 /// How much the images of a pool lack of their size.
 fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
     let mut lack = Bytes::ZERO;
-    for share in places.list(pool)? {
+    for share in places.list(pool)?.iter().copied() {
         // What is no image promises nothing; its own share says what is wrong.
         let Some(Ok(status)) = places.try_open(pool, share).map(|opened| fstat(opened.fd)) else { continue };
         let (size, allocated) = sizes_of(&status);

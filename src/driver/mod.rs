@@ -5,6 +5,7 @@
 //! [`Step::LowerLimit`]; every other one leaves alone what is larger than it asks for.
 
 pub mod btrfs;
+mod directory_version;
 pub mod filesystem;
 pub mod flight_recorder;
 pub mod image;
@@ -17,10 +18,14 @@ mod shell;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use crate::model::{Bytes, DriverKind, ProjectLabel, Reason, Refusal, ShareId, ThinUse};
+
+/// Ids of shares in their order, which may be many: whoever lists them need not copy them.
+pub type Shares = Arc<[ShareId]>;
 
 /// The backend of one pool.
 pub trait Driver: Send + Sync {
@@ -33,13 +38,13 @@ pub trait Driver: Send + Sync {
     ///
     /// # Errors
     /// [`Refusal::NotMounted`] when the pool is not there.
-    fn shares(&self) -> Result<Vec<ShareId>, DriverError>;
+    fn shares(&self) -> Result<Shares, DriverError>;
 
     /// As [`Driver::shares`], those whose places say this project; with an empty one those whose places say none.
     ///
     /// # Errors
     /// As [`Driver::shares`].
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError>;
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError>;
 
     /// What the kernel says of a share now, with everything that is wrong with it.
     ///

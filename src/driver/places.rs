@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
@@ -16,8 +17,9 @@ use nix::fcntl::{OFlag, open};
 use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
 
+use super::directory_version::Version;
 use super::path_template::PathTemplate;
-use super::{DriverError, SpaceId, system};
+use super::{DriverError, Shares, SpaceId, system};
 use crate::model::{PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::open_beneath::{DIRECTORY, open_beneath, open_without_links};
 
@@ -29,6 +31,8 @@ pub(super) struct Places {
     explicit: BTreeMap<ShareId, PathBuf>,
     /// In which project's folder a share was found. Only tells where to look first; never more than there are shares.
     known: Mutex<HashMap<ShareId, Arc<ProjectLabel>>>,
+    /// The shares as they were when the directory of a pool without projects was last read.
+    listed: Mutex<Option<(Version, Shares)>>,
 }
 
 /// A share that was found and opened.
@@ -64,9 +68,8 @@ pub(super) struct Pool {
     pub fd: OwnedFd,
     pub path: PathBuf,
     pub device: dev_t,
-    /// When an entry was last made or removed: seconds and nanoseconds.
-    pub modified: (i64, i64),
-    pub inode: u64,
+    /// Taken before anything in it was looked at.
+    pub version: Version,
 }
 
 impl Pool {
@@ -77,7 +80,14 @@ impl Pool {
 
 impl Places {
     pub fn new(ground: Ground, pool: PoolName, template: PathTemplate, explicit: Vec<(ShareId, PathBuf)>) -> Self {
-        Self { ground, pool, template, explicit: explicit.into_iter().collect(), known: Mutex::default() }
+        Self {
+            ground,
+            pool,
+            template,
+            explicit: explicit.into_iter().collect(),
+            known: Mutex::default(),
+            listed: Mutex::default(),
+        }
     }
 
     pub fn pool(&self) -> &PoolName {
@@ -105,8 +115,7 @@ impl Places {
             result => result.map_err(system("open", path))?,
         };
         let status = fstat(&fd).map_err(system("stat", path))?;
-        let modified = (status.st_mtime, status.st_mtime_nsec);
-        Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, modified, inode: status.st_ino })
+        Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, version: Version::of(&status) })
     }
 
     /// Opens a share's directory or file.
@@ -158,13 +167,13 @@ impl Places {
         if !self.template.has_projects() {
             return self.open_in(pool.fd.as_fd(), Path::new(""), ProjectLabel::default(), share);
         }
-        let known = self.known().get(&share).map(|project| ProjectLabel::clone(project));
+        let known = lock(&self.known).get(&share).map(|project| ProjectLabel::clone(project));
         if let Some(project) = known {
             let folder = self.template.folder_of(&project);
             if let Ok(opened) = self.open_in(pool.fd.as_fd(), &folder, project, share) {
                 return Ok(opened);
             }
-            self.known().remove(&share);
+            lock(&self.known).remove(&share);
         }
         self.search(pool, share)
     }
@@ -186,7 +195,7 @@ impl Places {
             }
         }
         let opened = found.ok_or(Closed::Nowhere)?;
-        self.known().insert(share, Arc::new(opened.project.clone()));
+        lock(&self.known).insert(share, Arc::new(opened.project.clone()));
         Ok(opened)
     }
 
@@ -226,11 +235,6 @@ impl Places {
         Ok(projects)
     }
 
-    /// A panic while it was locked left whole entries.
-    fn known(&self) -> MutexGuard<'_, HashMap<ShareId, Arc<ProjectLabel>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Refuses when the directory is on a file system that such a pool cannot be on: it is then most likely the empty
     /// directory that the pool's own should be mounted on.
     pub fn check_mounted(&self, pool: &Pool) -> Result<(), DriverError> {
@@ -250,40 +254,56 @@ impl Places {
     }
 
     /// All shares that the pool's directory or the folders of its projects have, and those with a place of their own.
-    pub fn list(&self, pool: &Pool) -> Result<BTreeSet<ShareId>, DriverError> {
-        let read = || -> Result<BTreeSet<ShareId>, Errno> {
-            let mut shares: BTreeSet<ShareId> = self.explicit.keys().copied().collect();
-            if !self.template.has_projects() {
-                shares.extend(self.names(pool.fd.as_fd())?);
-                return Ok(shares);
+    pub fn list(&self, pool: &Pool) -> Result<Shares, DriverError> {
+        let failed = system("list", &pool.path);
+        if self.template.has_projects() {
+            return self.list_projects(pool).map(in_order).map_err(failed);
+        }
+        {
+            let listed = lock(&self.listed);
+            if let Some((_, shares)) = listed.as_ref().filter(|(version, _)| *version == pool.version) {
+                return Ok(Arc::clone(shares));
             }
-            let (mut known, mut twice) = (HashMap::new(), Vec::new());
-            for project in self.projects(pool)?.into_iter().map(Arc::new) {
-                let Some(folder) = self.open_folder(pool, &project)? else { continue };
-                for share in self.names(folder.as_fd())? {
-                    twice.extend(known.insert(share, Arc::clone(&project)).map(|_| share));
-                }
+        }
+        let settled = pool.version.is_settled(SystemTime::now());
+        let found = self.names(pool.fd.as_fd()).map_err(failed)?;
+        let shares = in_order(self.explicit.keys().copied().chain(found).collect());
+        if settled {
+            *lock(&self.listed) = Some((pool.version, Arc::clone(&shares)));
+        }
+        Ok(shares)
+    }
+
+    fn list_projects(&self, pool: &Pool) -> Result<BTreeSet<ShareId>, Errno> {
+        let (mut known, mut twice) = (HashMap::new(), Vec::new());
+        for project in self.projects(pool)?.into_iter().map(Arc::new) {
+            let Some(folder) = self.open_folder(pool, &project)? else { continue };
+            for share in self.names(folder.as_fd())? {
+                twice.extend(known.insert(share, Arc::clone(&project)).map(|_| share));
             }
-            shares.extend(known.keys());
-            // Whose they are is not known, and whoever asks shall be told so.
-            twice.iter().for_each(|share| drop(known.remove(share)));
-            *self.known() = known;
-            Ok(shares)
-        };
-        read().map_err(system("list", &pool.path))
+        }
+        let shares = self.explicit.keys().chain(known.keys()).copied().collect();
+        // Whose they are is not known, and whoever asks shall be told so.
+        twice.iter().for_each(|share| drop(known.remove(share)));
+        *lock(&self.known) = known;
+        Ok(shares)
     }
 
     /// The shares whose places say this project, or none when it is empty.
-    pub fn list_of(&self, pool: &Pool, project: &ProjectLabel) -> Result<BTreeSet<ShareId>, DriverError> {
+    pub fn list_of(&self, pool: &Pool, project: &ProjectLabel) -> Result<Shares, DriverError> {
         let read = || -> Result<BTreeSet<ShareId>, Errno> {
             let legal = self.template.project_of(OsStr::new(project.as_str())).is_some();
             let folder = if legal { self.open_folder(pool, project)? } else { None };
             folder.map_or_else(|| Ok(BTreeSet::new()), |folder| Ok(self.names(folder.as_fd())?.into_iter().collect()))
         };
         if !project.as_str().is_empty() {
-            return read().map_err(system("list", &pool.path));
+            return read().map(in_order).map_err(system("list", &pool.path));
         }
-        if self.template.has_projects() { Ok(self.explicit.keys().copied().collect()) } else { self.list(pool) }
+        if self.template.has_projects() {
+            Ok(in_order(self.explicit.keys().copied().collect()))
+        } else {
+            self.list(pool)
+        }
     }
 
     fn names(&self, folder: BorrowedFd<'_>) -> Result<Vec<ShareId>, Errno> {
@@ -293,6 +313,15 @@ impl Places {
         }
         Ok(shares)
     }
+}
+
+fn in_order(shares: BTreeSet<ShareId>) -> Shares {
+    shares.into_iter().collect()
+}
+
+/// A panic while it was locked left whole entries.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is said of something else in the place of a share.
@@ -365,7 +394,7 @@ mod tests {
         let of = |project| listed(places.list_of(&pool, &label(project)).unwrap());
         assert_eq!((of("a"), of("b"), of("c"), of("")), (vec![2], vec![3], vec![], vec![9]));
         assert_eq!((of(".."), of("a/.."), of(".")), (vec![], vec![], vec![]));
-        assert_eq!(places.known().len(), 2, "what is gone is known no more");
+        assert_eq!(lock(&places.known).len(), 2, "what is gone is known no more");
     }
 
     #[test]
@@ -393,7 +422,7 @@ mod tests {
         assert_eq!(reason(&places, 6), Err(Reason::Unsupported));
         assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("a".to_owned()));
         for project in ["c", "d", "e"] {
-            assert_eq!(places.list_of(&pool, &label(project)).unwrap(), BTreeSet::new(), "{project}");
+            assert_eq!(places.list_of(&pool, &label(project)).unwrap(), Shares::from([]), "{project}");
         }
         assert!(!places.list(&pool).unwrap().contains(&share(5)));
         // The folder that is known becomes a link.

@@ -65,9 +65,14 @@ impl Service {
         let mut places: Vec<(ShareId, usize)> = Vec::new();
         let listed = |pool: &Arc<Pool>| {
             let (pool, project) = (Arc::clone(pool), project.cloned());
-            let list = move |driver: &dyn Driver| match &project {
-                None => driver.shares(),
-                Some(project) => driver.shares_of(project),
+            let list = move |driver: &dyn Driver| {
+                let shares = match &project {
+                    None => driver.shares()?,
+                    Some(project) => driver.shares_of(project)?,
+                };
+                let first = after.map_or(0, |after| shares.partition_point(|share| *share <= after));
+                // One more than the page has tells whether there is another page.
+                Ok(shares.iter().skip(first).take(size.saturating_add(1)).copied().collect::<Vec<ShareId>>())
             };
             async move { pool.call(list).await }
         };
@@ -80,7 +85,6 @@ impl Service {
                 Err(_) => {}
             }
         }
-        places.retain(|(share, _)| after.is_none_or(|after| *share > after));
         places.sort_unstable();
         let more = places.len() > size;
         places.truncate(size);
@@ -210,7 +214,7 @@ impl Service {
             return findings;
         }
         let Ok(shares) = pool.call(|driver| driver.shares()).await else { return findings };
-        for report in self.observe_all(pool, shares, None).await {
+        for report in self.observe_all(pool, shares.to_vec(), None).await {
             for of_share in report.findings {
                 // What holds for the whole pool has been said.
                 let said = |known: &Finding| known.share.is_none() && known.message == of_share.message;

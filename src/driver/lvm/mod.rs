@@ -21,7 +21,7 @@ pub use self::volume::doubled;
 use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, SpaceId, Step};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
@@ -176,7 +176,7 @@ impl Driver for Lvm {
         format!("/dev/{}/{}", self.group.name(), self.template)
     }
 
-    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
+    fn shares(&self) -> Result<Shares, DriverError> {
         let (rows, _) = self.group.ask(&self.pool, &format!("lvs {REPORT} -o lv_name {}", self.group.name()))?;
         if rows.is_empty() {
             self.read_group()?;
@@ -186,12 +186,12 @@ impl Driver for Lvm {
         let explicit = self.explicit.iter().filter(|(_, name)| names.contains(&name.as_str())).map(|(share, _)| *share);
         let mut shares: Vec<ShareId> = found.chain(explicit).collect();
         shares.sort_unstable();
-        Ok(shares)
+        Ok(shares.into())
     }
 
     /// The name of a volume says no project.
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
-        if project.as_str().is_empty() { self.shares() } else { Ok(Vec::new()) }
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
+        if project.as_str().is_empty() { self.shares() } else { Ok(Shares::from([])) }
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

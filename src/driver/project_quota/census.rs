@@ -10,17 +10,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::libc::dev_t;
-
 use crate::driver::DriverError;
+use crate::driver::directory_version::Version;
 use crate::driver::places::{Opened, Places, Pool};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
 
 /// The most that a scan may be old.
 const TRUSTED: Duration = Duration::from_secs(60);
-/// A directory that changed this short before a scan may change again without another timestamp.
-const SETTLED: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(super) struct Census {
@@ -33,27 +30,6 @@ struct Scan {
     /// Whether the directory's timestamp would tell a change since.
     settled: bool,
     by_project: BTreeMap<u32, Vec<ShareId>>,
-}
-
-/// A state of the pool's directory: which it is, and when an entry was last made or removed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Version {
-    device: dev_t,
-    inode: u64,
-    modified: (i64, i64),
-}
-
-impl Version {
-    const fn of(pool: &Pool) -> Self {
-        Self { device: pool.device, inode: pool.inode, modified: pool.modified }
-    }
-
-    fn is_settled(self, now: SystemTime) -> bool {
-        let (seconds, nanoseconds) = self.modified;
-        let modified = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
-        // A time far ahead, of before the clock was set back, is another one than a change gets now as well.
-        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now.abs_diff(modified) > SETTLED)
-    }
 }
 
 impl Scan {
@@ -71,12 +47,11 @@ impl Census {
         share: ShareId,
         project_id: u32,
     ) -> Result<Option<PathBuf>, DriverError> {
-        let directory = Version::of(pool);
         // A panic while it was locked left a whole scan or none.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let scan = match last.take().filter(|scan| scan.is_trusted(directory)) {
+        let scan = match last.take().filter(|scan| scan.is_trusted(pool.version)) {
             Some(scan) => last.insert(scan),
-            None => last.insert(scan(places, pool, directory)?),
+            None => last.insert(scan(places, pool)?),
         };
         let suspects = scan.by_project.get(&project_id).into_iter().flatten();
         let mut others = suspects.filter(|other| **other != share);
@@ -87,11 +62,11 @@ impl Census {
     }
 }
 
-fn scan(places: &Places, pool: &Pool, directory: Version) -> Result<Scan, DriverError> {
-    let begun = Instant::now();
+fn scan(places: &Places, pool: &Pool) -> Result<Scan, DriverError> {
+    let (begun, directory) = (Instant::now(), pool.version);
     let settled = directory.is_settled(SystemTime::now());
     let mut by_project: BTreeMap<u32, Vec<ShareId>> = BTreeMap::new();
-    for share in places.list(pool)? {
+    for share in places.list(pool)?.iter().copied() {
         if let Some((_, project)) = project_of(places, pool, share) {
             by_project.entry(project).or_default().push(share);
         }
@@ -109,21 +84,15 @@ fn project_of(places: &Places, pool: &Pool, share: ShareId) -> Option<(Opened, u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::directory_version::fixture::version;
 
     #[test]
     fn trusts_a_scan_while_the_directory_is_the_same() {
-        let version = Version { device: 1, inode: 2, modified: (100, 5) };
-        let at = |milliseconds| SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
-        assert!(!version.is_settled(at(100_500)));
-        assert!(!version.is_settled(at(99_500)));
-        assert!(version.is_settled(at(101_500)));
-        assert!(version.is_settled(at(50_000)), "the clock was set back since");
-
-        let scan =
-            |settled| Scan { begun: Instant::now(), directory: version, settled, by_project: BTreeMap::default() };
-        assert!(scan(true).is_trusted(version));
-        assert!(!scan(false).is_trusted(version));
-        assert!(!scan(true).is_trusted(Version { modified: (100, 6), ..version }));
-        assert!(!scan(true).is_trusted(Version { device: 3, ..version }));
+        let directory = version(1, 5);
+        let scan = |settled| Scan { begun: Instant::now(), directory, settled, by_project: BTreeMap::default() };
+        assert!(scan(true).is_trusted(directory));
+        assert!(!scan(false).is_trusted(directory));
+        assert!(!scan(true).is_trusted(version(1, 6)));
+        assert!(!scan(true).is_trusted(version(3, 5)));
     }
 }

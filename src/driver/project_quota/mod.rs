@@ -21,7 +21,7 @@ use self::findings::Case;
 pub use self::promises::Promises;
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool};
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Sizes, Space, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::open_beneath::DIRECTORY;
@@ -170,17 +170,17 @@ impl Driver for ProjectQuota {
         self.places.template().to_string()
     }
 
-    fn shares(&self) -> Result<Vec<ShareId>, DriverError> {
+    fn shares(&self) -> Result<Shares, DriverError> {
         let pool = self.places.open_pool()?;
         let shares = self.places.list(&pool)?;
         if !shares.iter().any(|share| !self.places.is_explicit(*share)) {
             self.places.check_mounted(&pool)?;
         }
-        Ok(shares.into_iter().collect())
+        Ok(shares)
     }
 
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Vec<ShareId>, DriverError> {
-        Ok(self.places.list_of(&self.places.open_pool()?, project)?.into_iter().collect())
+    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
+        self.places.list_of(&self.places.open_pool()?, project)
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

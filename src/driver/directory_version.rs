@@ -1,0 +1,57 @@
+//! Whether a directory has the entries that it had when it was read.
+
+use std::time::{Duration, SystemTime};
+
+use nix::libc::dev_t;
+use nix::sys::stat::FileStat;
+
+/// A directory that changed this short ago may change again without another timestamp: the kernel takes them from a clock
+/// that ticks.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// A state of a directory: which it is, and when an entry was last made or removed. Nobody can set that time, as they can
+/// the one of its modification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    device: dev_t,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Version {
+    pub const fn of(status: &FileStat) -> Self {
+        Self { device: status.st_dev, inode: status.st_ino, changed: (status.st_ctime, status.st_ctime_nsec) }
+    }
+
+    /// Whether another state would have another version; to be asked before the directory is read.
+    pub fn is_settled(self, now: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.changed;
+        let changed = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+        // A time far ahead, of before the clock was set back, is another one than a change gets now as well.
+        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now.abs_diff(changed) > SETTLED)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod fixture {
+    use super::*;
+
+    pub const fn version(device: dev_t, nanoseconds: i64) -> Version {
+        Version { device, inode: 2, changed: (100, nanoseconds) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_settled_a_while_after_it_changed() {
+        let version = fixture::version(1, 5);
+        let at = |milliseconds| SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
+        assert!(!version.is_settled(at(100_500)));
+        assert!(!version.is_settled(at(99_500)));
+        assert!(version.is_settled(at(101_500)));
+        assert!(version.is_settled(at(50_000)), "the clock was set back since");
+    }
+}
