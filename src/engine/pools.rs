@@ -112,8 +112,12 @@ impl Pools {
         share: ShareId,
         ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
     ) -> Result<(Arc<Pool>, T), Refusal> {
+        let pools = self.all();
+        if let [pool] = &pools[..] {
+            return Ok((Arc::clone(pool), pool.call(ask).await?));
+        }
         let mut answers = JoinSet::new();
-        for pool in self.all() {
+        for pool in pools {
             let ask = ask.clone();
             answers.spawn(async move { (pool.call(ask).await, pool) });
         }
