@@ -77,7 +77,7 @@ fn observes_what_the_tools_report() {
         assert!(observed.used >= Some(Bytes::mib(2)));
         assert_eq!(observed.filesystem, if filesystem.kind() == Kind::Xfs { "xfs" } else { "ext4" });
         assert_eq!(observed.extendable(), Ok(Sizes::Limit(Bytes::mib(8))));
-        assert_eq!(driver.shares().unwrap(), [id(A)]);
+        assert_eq!(*driver.shares().unwrap(), [id(A)]);
     });
 }
 
@@ -190,7 +190,7 @@ fn quota_that_is_off_is_a_problem_of_a_share_that_is_there() {
         assert_eq!(refused(driver.space()).reason(), Reason::NotMounted);
         fs::create_dir(filesystem.path().join(A)).unwrap();
         assert_eq!(reasons(&driver, A), [Reason::QuotaNotEnforced, Reason::NoProjectId]);
-        assert_eq!(driver.shares().unwrap(), [id(A)]);
+        assert_eq!(*driver.shares().unwrap(), [id(A)]);
         assert_eq!(driver.space().unwrap().promised, Bytes::ZERO);
         run_remedy(&driver, A);
         assert_eq!(reasons(&driver, A), [Reason::NoProjectId]);
@@ -267,7 +267,7 @@ fn shares_may_have_places_of_their_own() {
         assert_eq!(set(&driver, C, 3 * MIB).unwrap().to_string(), "2MiB -> 3MiB");
         assert_eq!(filesystem.hard_limit(44), 3 * MIB);
         assert_eq!(refused(driver.observe(id(B))).reason(), Reason::Unsupported);
-        assert_eq!(driver.shares().unwrap(), [id(B), id(C)]);
+        assert_eq!(*driver.shares().unwrap(), [id(B), id(C)]);
 
         let link = filesystem.path().join("link");
         symlink("legacy", &link).unwrap();
