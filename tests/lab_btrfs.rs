@@ -91,7 +91,7 @@ fn a_limit_holds_and_grows_under_a_full_share() {
     assert_eq!((observed.problems, observed.location, observed.filesystem), (vec![], share.clone(), "btrfs"));
     assert_eq!(observed.used, Some(Bytes::new(filesystem.qgroup(&share).used)));
     assert!(observed.used >= Some(Bytes::mib(16)));
-    assert_eq!(driver.shares().unwrap(), [id(A)]);
+    assert_eq!(*driver.shares().unwrap(), [id(A)]);
 
     lab::run("umount", &[text(filesystem.path())]);
     filesystem.mount(filesystem.path(), "defaults");
@@ -251,7 +251,7 @@ fn snapshots_leave_a_share_as_it_is() {
     let snapshot = filesystem.path().join(format!("{A}.snapshot"));
     filesystem.btrfs(&["subvolume", "snapshot", "-r", text(&share)], &snapshot);
     assert_eq!(driver.observe(id(A)).unwrap(), before);
-    assert_eq!(driver.shares().unwrap(), [id(A)]);
+    assert_eq!(*driver.shares().unwrap(), [id(A)]);
     fs::remove_file(share.join("data")).unwrap();
     filesystem.btrfs(&["filesystem", "sync"], filesystem.path());
     assert!(driver.observe(id(A)).unwrap().used < Some(Bytes::mib(1)), "what only a snapshot has is not the share's");
@@ -321,7 +321,7 @@ fn shares_may_have_places_of_their_own_on_the_same_file_system() {
 fn a_missing_share_is_told_from_a_missing_pool() {
     let filesystem = Btrfs::new("ubda");
     let driver = driver(&filesystem);
-    assert_eq!(driver.shares().unwrap(), []);
+    assert_eq!(*driver.shares().unwrap(), []);
     filesystem.create_share(A, MIB);
     assert_eq!(refused(set(&driver, B, MIB)).reason(), Reason::ShareNotFound);
     lab::run("umount", &[text(filesystem.path())]);

@@ -9,26 +9,33 @@ use nix::sys::stat::FileStat;
 /// that ticks.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// A state of a directory: which it is, and when an entry was last made or removed. Nobody can set that time, as they can
-/// the one of its modification.
+/// A state of a directory: which it is, how many directories it has, and when an entry was last made or removed. That time
+/// can be set back by who may write there, so a version is not to be trusted for ever. The one of its last change of any
+/// kind cannot, but flushing the journal changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     device: dev_t,
     inode: u64,
-    changed: (i64, i64),
+    links: u64,
+    modified: (i64, i64),
 }
 
 impl Version {
     pub const fn of(status: &FileStat) -> Self {
-        Self { device: status.st_dev, inode: status.st_ino, changed: (status.st_ctime, status.st_ctime_nsec) }
+        Self {
+            device: status.st_dev,
+            inode: status.st_ino,
+            links: status.st_nlink,
+            modified: (status.st_mtime, status.st_mtime_nsec),
+        }
     }
 
     /// Whether another state would have another version; to be asked before the directory is read.
     pub fn is_settled(self, now: SystemTime) -> bool {
-        let (seconds, nanoseconds) = self.changed;
-        let changed = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+        let (seconds, nanoseconds) = self.modified;
+        let modified = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
         // A time far ahead, of before the clock was set back, is another one than a change gets now as well.
-        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now.abs_diff(changed) > SETTLED)
+        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now.abs_diff(modified) > SETTLED)
     }
 }
 
@@ -37,7 +44,7 @@ pub(super) mod fixture {
     use super::*;
 
     pub const fn version(device: dev_t, nanoseconds: i64) -> Version {
-        Version { device, inode: 2, changed: (100, nanoseconds) }
+        Version { device, inode: 2, links: 2, modified: (100, nanoseconds) }
     }
 }
 

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
@@ -23,6 +23,9 @@ use super::{DriverError, Shares, SpaceId, system};
 use crate::model::{PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::open_beneath::{DIRECTORY, open_beneath, open_without_links};
 
+/// The most that a listing may be old.
+const TRUSTED: Duration = Duration::from_secs(60);
+
 /// Where the shares of a pool are.
 pub(super) struct Places {
     ground: Ground,
@@ -32,7 +35,13 @@ pub(super) struct Places {
     /// In which project's folder a share was found. Only tells where to look first; never more than there are shares.
     known: Mutex<HashMap<ShareId, Arc<ProjectLabel>>>,
     /// The shares as they were when the directory of a pool without projects was last read.
-    listed: Mutex<Option<(Version, Shares)>>,
+    listed: Mutex<Option<Listing>>,
+}
+
+struct Listing {
+    begun: Instant,
+    version: Version,
+    shares: Shares,
 }
 
 /// A share that was found and opened.
@@ -261,15 +270,17 @@ impl Places {
         }
         {
             let listed = lock(&self.listed);
-            if let Some((_, shares)) = listed.as_ref().filter(|(version, _)| *version == pool.version) {
-                return Ok(Arc::clone(shares));
+            let same = |listing: &&Listing| listing.version == pool.version && listing.begun.elapsed() < TRUSTED;
+            if let Some(listing) = listed.as_ref().filter(same) {
+                return Ok(Arc::clone(&listing.shares));
             }
         }
+        let begun = Instant::now();
         let settled = pool.version.is_settled(SystemTime::now());
         let found = self.names(pool.fd.as_fd()).map_err(failed)?;
         let shares = in_order(self.explicit.keys().copied().chain(found).collect());
         if settled {
-            *lock(&self.listed) = Some((pool.version, Arc::clone(&shares)));
+            *lock(&self.listed) = Some(Listing { begun, version: pool.version, shares: Arc::clone(&shares) });
         }
         Ok(shares)
     }
@@ -388,8 +399,7 @@ mod tests {
         assert_eq!(reason(&places, 1), Err(Reason::ShareNotFound));
 
         let pool = places.open_pool().unwrap();
-        let listed =
-            |shares: BTreeSet<ShareId>| shares.into_iter().map(|id| id.as_uuid().as_u128()).collect::<Vec<_>>();
+        let listed = |shares: Shares| shares.iter().map(|id| id.as_uuid().as_u128()).collect::<Vec<_>>();
         assert_eq!(listed(places.list(&pool).unwrap()), [2, 3, 9]);
         let of = |project| listed(places.list_of(&pool, &label(project)).unwrap());
         assert_eq!((of("a"), of("b"), of("c"), of("")), (vec![2], vec![3], vec![], vec![9]));

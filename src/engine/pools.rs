@@ -112,12 +112,8 @@ impl Pools {
         share: ShareId,
         ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
     ) -> Result<(Arc<Pool>, T), Refusal> {
-        let pools = self.all();
-        if let [pool] = &pools[..] {
-            return Ok((Arc::clone(pool), pool.call(ask).await?));
-        }
         let mut answers = JoinSet::new();
-        for pool in pools {
+        for pool in self.all() {
             let ask = ask.clone();
             answers.spawn(async move { (pool.call(ask).await, pool) });
         }

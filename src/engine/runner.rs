@@ -142,12 +142,7 @@ impl Engine {
     fn grow(&self, driver: &dyn Driver, job: &Job) -> Result<Option<Bytes>, Refusal> {
         let (id, share) = (job.id, job.share);
         // What could be wrong with the share was looked at before it was accepted, and is by the step that would suffer.
-        // The step that sets a limit reads it first: what was read at the acceptance is enough to know that it comes next.
-        let mut sizes = if job.driver.is_quota() && job.attempt == 1 {
-            Sizes::Limit(job.size_before)
-        } else {
-            driver.measure(share).map_err(DriverError::into_refusal)?
-        };
+        let mut sizes = driver.measure(share).map_err(DriverError::into_refusal)?;
         for taken in 0..MOST_STEPS {
             let Some(step) = plan::next_step(job.requested_size, sizes) else {
                 let size = self.verify(driver, job)?;
