@@ -23,6 +23,11 @@ pub struct Growd {
 impl Growd {
     /// Starts growd with the given pools (TOML) and waits until it serves. Its socket and log are in `dir`.
     pub async fn start(dir: &Path, state_dir: &Path, pools: &str) -> Self {
+        Self::start_under(dir, state_dir, pools, &[]).await
+    }
+
+    /// As [`Growd::start`], with what a service manager adds to the environment.
+    pub async fn start_under(dir: &Path, state_dir: &Path, pools: &str, environment: &[(&str, &str)]) -> Self {
         let (config, endpoint) = (dir.join("growd.toml"), format!("unix:{}/sock", dir.display()));
         let text = format!("listen = {endpoint:?}\nstate_dir = {:?}\n{pools}", state_dir.display().to_string());
         std::fs::write(&config, text).unwrap();
@@ -30,6 +35,7 @@ impl Growd {
             .args(["run", "--config"])
             .arg(&config)
             .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(File::create(dir.join("growd.log")).unwrap())
             .spawn()
@@ -58,6 +64,13 @@ impl Growd {
 
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Ends it as a service manager does.
+    pub fn terminate(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
     }
 
     /// A connection of its own.

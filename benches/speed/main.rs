@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing benchmark panics")]
 
 mod accept;
+mod at_rest;
 mod baselines;
 mod chart;
 mod get_job;
@@ -15,7 +16,9 @@ mod http;
 mod lab_node;
 mod quota;
 mod results;
+mod scale;
 mod shares;
+mod start_up;
 mod stored;
 #[path = "../../tests/support/venv.rs"]
 mod venv;
@@ -29,7 +32,15 @@ use results::Results;
 /// A part of the measurements, by its name.
 type Section = (&'static str, fn(&mut Results));
 
-const HERE: [Section; 1] = [("get_job", get_job::run)];
+const HERE: [Section; 7] = [
+    ("get_job", get_job::run),
+    ("watchers", scale::watchers),
+    ("lists", scale::lists),
+    ("start_up", start_up::run),
+    ("disk", at_rest::disk),
+    ("idle", at_rest::idle),
+    ("binary", at_rest::binary),
+];
 const IN_LAB: [Section; 5] = [
     ("accept", accept::run),
     ("quota", quota::run),
@@ -50,6 +61,7 @@ fn main() {
             std::fs::write(file, serde_json::to_string(&measure(&IN_LAB, sections)).unwrap()).unwrap();
         }
         [baselines::SERVE, kind, dir] => baselines::serve(kind, Path::new(dir)),
+        [start_up::READ, jobs] => start_up::read(Path::new(jobs)),
         // `cargo test --benches` starts benchmarks too, and they take minutes.
         _ if !words.contains(&"--bench") => println!("not measured: start it with cargo bench"),
         _ => {

@@ -10,6 +10,10 @@ use uuid::Uuid;
 /// Ten times what is kept by default.
 pub const JOBS: usize = 1_000_000;
 
+/// A share with some two hundred of the jobs of every store, all over it.
+pub const SHARE: ShareId = ShareId::from_uuid(Uuid::from_u128(7));
+const OF_SHARE: usize = 200;
+
 /// A configuration that keeps so many jobs. Its pool is not mounted here, which no question about jobs asks about.
 pub fn config(kept: usize) -> String {
     format!(
@@ -18,20 +22,46 @@ pub fn config(kept: usize) -> String {
     )
 }
 
-/// Makes a store of so many jobs that have ended and, after them, some that have not.
+/// Makes a store of so many jobs that have ended and, after a restart, some that have not.
 pub async fn fill(state_dir: &Path, ended: usize, unfinished: usize) -> Vec<Job> {
-    let retention = Retention { age: Duration::from_secs(90 * 24 * 3600), jobs: ended.max(1) };
+    let of_share = |n: usize| n.is_multiple_of((ended / OF_SHARE).max(1));
+    let mut jobs: Vec<Job> =
+        (0..ended).map(|n| Job { share: if of_share(n) { SHARE } else { any_share() }, ..job(true) }).collect();
+    add(state_dir, ended, &jobs).await;
+    let waiting: Vec<Job> = (0..unfinished).map(|_| job(false)).collect();
+    add(state_dir, ended, &waiting).await;
+    jobs.extend(waiting);
+    jobs
+}
+
+/// Commits jobs to a store that keeps so many, and closes it.
+pub async fn add(state_dir: &Path, kept: usize, jobs: &[Job]) {
+    let retention = Retention { age: Duration::from_secs(90 * 24 * 3600), jobs: kept.max(1) };
     let (store, _) = Store::open(state_dir, retention).unwrap();
-    let jobs: Vec<Job> = (0..ended + unfinished).map(|n| job(n < ended)).collect();
     for some in jobs.chunks(1000) {
         store.commit(some.to_vec()).await.unwrap();
     }
     store.close().await;
-    jobs
+}
+
+/// Opens a database as growd does.
+pub fn open_bare(jobs: &Path) -> sled::Db {
+    sled::Config::new().path(jobs).cache_capacity(64 << 20).flush_every_ms(None).open().unwrap()
+}
+
+/// Reads every record once: their number, and the bytes of their keys and values.
+pub fn records(db: &sled::Db) -> (usize, usize) {
+    db.iter()
+        .map(Result::unwrap)
+        .fold((0, 0), |(records, bytes), (key, value)| (records + 1, bytes + key.len() + value.len()))
+}
+
+fn any_share() -> ShareId {
+    ShareId::from_uuid(Uuid::new_v4())
 }
 
 /// A job like those that end well, or that wait.
-fn job(ended: bool) -> Job {
+pub fn job(ended: bool) -> Job {
     let now = SystemTime::now();
     let step = |name: &str, detail: &str| StepRecord {
         name: name.to_owned(),
@@ -43,7 +73,7 @@ fn job(ended: bool) -> Job {
     Job {
         id: JobId::from_uuid(Uuid::now_v7()),
         kind: JobKind::Extend,
-        share: ShareId::from_uuid(Uuid::new_v4()),
+        share: any_share(),
         pool: "home".parse().unwrap(),
         driver: DriverKind::ProjectQuota,
         state: if ended { JobState::Succeeded } else { JobState::Queued },
