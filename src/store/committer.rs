@@ -85,7 +85,7 @@ impl Committer {
             while let Some(work) = next {
                 match work {
                     Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
-                    Work::Tick => self.tick(),
+                    Work::Tick => self.tick(|| inbox.is_empty()),
                     Work::Close { answer } => closing = Some(answer),
                 }
                 next = if waiting.len() < GROUP { inbox.try_recv().ok() } else { None };
@@ -140,7 +140,7 @@ impl Committer {
         if self.shared.failure.borrow().is_none() {
             self.mark();
             if self.surplus() > SWEEP_SLACK {
-                self.sweep();
+                let _more = self.sweep();
             }
         }
     }
@@ -168,7 +168,8 @@ impl Committer {
         }
     }
 
-    fn tick(&mut self) {
+    /// `is_idle` tells whether nobody waits for a commit.
+    fn tick(&mut self, is_idle: impl Fn() -> bool) {
         if self.shared.failure.borrow().is_some() {
             self.reopen();
             return;
@@ -177,7 +178,8 @@ impl Committer {
         let every = SWEEP_EVERY.min(self.retention.age / SWEEPS);
         if self.swept_at.is_none_or(|at| at.elapsed() > every) {
             self.count();
-            self.sweep();
+            // Where fewer jobs than before are to be kept, this is many batches.
+            while self.sweep() && is_idle() {}
         }
     }
 
@@ -198,13 +200,13 @@ impl Committer {
         }
     }
 
-    /// Removes a batch of ended jobs that are no longer kept.
-    fn sweep(&mut self) {
+    /// Removes a batch of ended jobs that are no longer kept, and tells whether more may be left.
+    fn sweep(&mut self) -> bool {
         let old = self.calendar.kept_for(self.retention.age);
         let expired = self.shared.index.read().expired(old, self.retention.jobs, SWEEP_BATCH);
         if expired.is_empty() {
             self.swept_at = Some(Instant::now());
-            return;
+            return false;
         }
         match self.remove(&expired) {
             // More may be left: the next tick or group goes on.
@@ -212,8 +214,10 @@ impl Committer {
             Err(problem) => {
                 warn!(problem, "cannot remove jobs that are no longer kept");
                 self.swept_at = Some(Instant::now());
+                return false;
             }
         }
+        true
     }
 
     fn write_calendar(&mut self, db: &sled::Db) -> Result<(), String> {

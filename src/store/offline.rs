@@ -30,7 +30,7 @@ pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> 
     let _lock = files.lock()?;
     let scan = scan_copy(&files, each)?;
     let mut verdict = Verdict {
-        jobs: scan.index.len(),
+        jobs: scan.jobs.len(),
         unfinished: scan.unfinished.len(),
         commit: scan.commit,
         problems: scan.problems,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tracing::{info, warn};
 use super::calendar::Calendar;
 use super::committer::{Committer, Work, start_marking};
 use super::files::{Files, Lock, copy_tree, remove_tree, sync_dir};
-use super::index::Index;
+use super::index::{Entry, Index};
 use super::record::RecordError;
 use super::{INBOX, Retention, Shared, Store, record};
 use crate::model::Job;
@@ -24,10 +25,16 @@ use crate::sys::sync_file_range;
 
 /// Memory for sled's page cache.
 const CACHE_BYTES: u64 = 64 << 20;
+/// sled collects the garbage of its log in a thread that also flushes, at most half of this time at once. What growd
+/// acknowledges it flushes itself, so this is only how far the collection may lag; each time wakes threads and the disk.
+const CLEAN_EVERY_MS: u64 = 5000;
 /// sled never gives space back, and restarts leak it: above this ratio of disk to live bytes the store is copied.
 const BLOAT_RATIO: u64 = 6;
 /// Below this a bloated store is nobody's trouble.
 const BLOAT_FLOOR: u64 = 64 << 20;
+/// Records that one thread hands over to the other at once, and how often it may be ahead.
+const BATCH: usize = 256;
+const BATCHES: usize = 16;
 const TICK: Duration = Duration::from_secs(5);
 
 const NEXT: &str = "Nothing was changed. `growd store verify` shows what is readable, `growd store export` saves it as \
@@ -107,7 +114,7 @@ fn open_above(
     let (failure, _) = watch::channel(None);
     let shared = Arc::new(Shared {
         db: RwLock::new(Some(db)),
-        index: RwLock::new(scan.index),
+        index: RwLock::new(Index::from(scan.jobs.as_slice())),
         failure,
         meters: OnceLock::new(),
     });
@@ -154,7 +161,7 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>) {
 
 /// Opens sled. It panics on some kinds of damage, which must become a refusal.
 pub fn database(path: &Path) -> Result<sled::Db, String> {
-    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(500));
+    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(CLEAN_EVERY_MS));
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(opened) => opened.map_err(|error| error.to_string()),
         Err(_) => Err("opening the database panicked".to_owned()),
@@ -182,10 +189,13 @@ pub fn scan_copy(files: &Files, each: impl FnMut(&Job)) -> Result<Scan, OpenErro
     scan
 }
 
+/// A key and its value, or why there are no more.
+type Read = Result<(sled::IVec, sled::IVec), String>;
+
 /// Everything that one pass over the records tells.
 #[derive(Default)]
 pub struct Scan {
-    pub index: Index,
+    pub jobs: Vec<Entry>,
     pub unfinished: Vec<Job>,
     /// The highest commit number found.
     pub commit: u64,
@@ -199,19 +209,20 @@ pub struct Scan {
 
 impl Scan {
     /// Reads every record once; `each` sees every job that is right.
+    ///
+    /// One thread has sled read, this one checks what it has read: each takes about as long as the other.
     pub fn of(db: &sled::Db, mut each: impl FnMut(&Job)) -> Self {
         let mut scan = Self::default();
-        let pass = catch_unwind(AssertUnwindSafe(|| {
-            for entry in db.iter() {
-                match entry {
+        let (batches, inbox) = sync_channel(BATCHES);
+        std::thread::scope(|threads| {
+            threads.spawn(move || read_all(db, batches));
+            for read in inbox.iter().flatten() {
+                match read {
                     Ok((key, value)) => scan.take(&key, &value, &mut each),
-                    Err(error) => scan.note(format!("the database stops with: {error}"), false),
+                    Err(problem) => scan.note(problem, false),
                 }
             }
-        }));
-        if pass.is_err() {
-            scan.note("reading the database panicked".to_owned(), false);
-        }
+        });
         scan
     }
 
@@ -228,7 +239,7 @@ impl Scan {
         match record::decode(key, value) {
             Ok((job, commit)) => {
                 self.commit = self.commit.max(commit);
-                self.index.publish(&job);
+                self.jobs.push(Entry::from(&job));
                 each(&job);
                 if !job.state.is_ended() {
                     self.unfinished.push(job);
@@ -245,6 +256,25 @@ impl Scan {
         self.problems += 1;
         self.first_problem.get_or_insert((problem, newer));
     }
+}
+
+/// Gives all records in batches, in order. sled panics on some kinds of damage, which must become a refusal.
+fn read_all(db: &sled::Db, batches: SyncSender<Vec<Read>>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    // A batch is not taken any more when the scan has panicked.
+    let send = |batch: Vec<Read>| drop(batches.send(batch));
+    let pass = catch_unwind(AssertUnwindSafe(|| {
+        for entry in db.iter() {
+            batch.push(entry.map_err(|error| format!("the database stops with: {error}")));
+            if batch.len() == BATCH {
+                send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
+            }
+        }
+    }));
+    if pass.is_err() {
+        batch.push(Err("reading the database panicked".to_owned()));
+    }
+    send(batch);
 }
 
 /// Writes the commit number, flushes, and sees whether that reached fdatasync; see `sys::sync_file_range`.
