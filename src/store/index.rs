@@ -180,7 +180,7 @@ mod tests {
     fn made_at_once_it_is_as_made_one_by_one() {
         let jobs: Vec<Job> = (1..9).map(|n| any_job(n, JobState::ALL[n as usize % JobState::ALL.len()])).collect();
         let mut one_by_one = Index::default();
-        jobs.iter().rev().for_each(|job| one_by_one.publish(job));
+        jobs.iter().for_each(|job| one_by_one.publish(job));
         let entries: Vec<Entry> = jobs.iter().map(Entry::from).collect();
         assert_eq!(Index::from(entries.as_slice()), one_by_one);
     }
