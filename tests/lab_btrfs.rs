@@ -314,7 +314,7 @@ fn shares_may_have_places_of_their_own_on_the_same_file_system() {
     assert_eq!(filesystem.limit(&legacy), Some(2 * MIB));
     assert_eq!((foreign.reason(), missing.reason()), (Reason::Unsupported, Reason::ShareNotFound));
     assert_eq!(other.limit(&strange), Some(MIB));
-    assert_eq!(shares.unwrap(), [id(A), id(B), id(C)]);
+    assert_eq!(*shares.unwrap(), [id(A), id(B), id(C)]);
 }
 
 #[test]
