@@ -6,6 +6,8 @@ use std::path::Path;
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::results::figure;
+
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Chart {
     Latency,
@@ -81,6 +83,7 @@ fn draw_lines(
         .configure_mesh()
         .light_line_style(WHITE)
         .x_label_formatter(&x_label)
+        .y_label_formatter(&|y| figure(*y))
         .label_style((FONT, 13))
         .draw()
         .unwrap();

@@ -227,7 +227,7 @@ fn cells(row: &Row) -> Vec<String> {
 }
 
 /// Three digits that mean something.
-fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     let digits = match value.abs() {
         100.0.. => 0,
         10.0.. => 1,
