@@ -65,7 +65,7 @@ test-node: deps ## of these tests only that of the booted node: install the pack
 	$(CARGO) build --bins
 	tests/node/run
 
-bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); tables in target/bench
+bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); report in target/bench
 	$(CARGO) bench
 
 # What tries random cases takes their number and their seed from here; without a seed it chooses and prints one.
