@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 use crate::baselines::{Baseline, Kind};
-use crate::growd::{Growd, Took, accept, succeeded};
+use crate::growd::{Growd, Took, accept, quota_pool, share_id, succeeded};
 use crate::lab_node::{Filesystem, PRJQUOTA};
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 
@@ -35,20 +35,17 @@ struct Contender {
 pub fn run(results: &mut Results) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let fs = Filesystem::xfs("ubda", PRJQUOTA);
-    let shares: Vec<(String, u32)> = (0..MANY).map(|n| (share(n), 100 + u32::try_from(n).unwrap())).collect();
+    let shares: Vec<(String, u32)> = (0..MANY).map(|n| (share_id(n), 100 + u32::try_from(n).unwrap())).collect();
     fs.create_shares(&shares, FIRST_SIZE);
     // On one disk for all, and not on a tmpfs, where a flush would cost nothing.
     let state = Filesystem::ext4_without_quota_feature("ubdd");
     let dir = tempfile::tempdir().unwrap();
-    let pool = format!(
-        "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"{}/{{share_id}}\"\n",
-        fs.path().display()
-    );
+    let pool = quota_pool("home", fs.path(), "");
     let growd = runtime.block_on(Growd::start(dir.path(), &state.path().join("growd"), &pool));
     let mut size = FIRST_SIZE + GROWTH;
     let job = runtime.block_on(async {
         let channel = growd.connect().await;
-        let job = accept(channel.clone(), &share(0), size).await;
+        let job = accept(channel.clone(), &share_id(0), size).await;
         succeeded(channel, job.clone()).await;
         job
     });
@@ -88,10 +85,6 @@ pub fn run(results: &mut Results) {
     ));
 }
 
-fn share(n: usize) -> String {
-    format!("00000000-0000-4000-8000-{n:012}")
-}
-
 impl Contender {
     fn measure(&mut self, runtime: &Runtime, calls: usize, size: &mut u64) {
         let (took, wall) = self.round(runtime, calls, size);
@@ -107,7 +100,7 @@ impl Contender {
             *size += GROWTH;
             let begin = Instant::now();
             let accepts = self.channels.iter().enumerate().map(|(n, channel)| {
-                let (share, size) = (share(n), *size);
+                let (share, size) = (share_id(n), *size);
                 async move {
                     let begin = Instant::now();
                     let job = accept(channel.clone(), &share, size).await;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use growd::model::{Job, JobState};
-use growd::store::{Retention, Store};
+use growd::store::Store;
 use tokio::runtime::Runtime;
 
 use crate::growd::Growd;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The disk that jobs take when they come and go, over restarts, and when fewer are to be kept.
 pub fn disk(results: &mut Results) {
-    let runtime = runtime();
+    let runtime = Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     runtime.block_on(pass_through(&state));
@@ -55,7 +55,7 @@ pub fn disk(results: &mut Results) {
 
 /// Accepts and ends jobs, by the library as growd does; old ones go meanwhile.
 async fn pass_through(state: &Path) {
-    let (store, _) = Store::open(state, keeping(KEPT)).unwrap();
+    let (store, _) = Store::open(state, stored::keeping(KEPT)).unwrap();
     for _ in 0..JOBS / TOGETHER {
         let jobs: Vec<Job> = (0..TOGETHER).map(|_| stored::job(true)).collect();
         let accepted =
@@ -69,7 +69,7 @@ async fn pass_through(state: &Path) {
 
 /// Has a store keep fewer jobs than it has.
 async fn retire(state: &Path) {
-    let (store, _) = Store::open(state, keeping(KEPT)).unwrap();
+    let (store, _) = Store::open(state, stored::keeping(KEPT)).unwrap();
     kept(&store).await;
     store.close().await;
 }
@@ -81,10 +81,6 @@ async fn kept(store: &Store) {
         assert!(begin.elapsed() < PATIENCE, "{} jobs are still there", store.len());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-fn keeping(jobs: usize) -> Retention {
-    Retention { age: Duration::from_secs(90 * 24 * 3600), jobs }
 }
 
 /// Adds what the database takes by what its records have, and gives its bytes.
@@ -121,7 +117,7 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// Wake-ups and processor time of a growd with a service manager that watches it and jobs in its store.
 pub fn idle(results: &mut Results) {
-    let runtime = runtime();
+    let runtime = Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     runtime.block_on(stored::fill(&state, KEPT, 0));
@@ -186,8 +182,4 @@ pub fn binary(results: &mut Results) {
         ratio: Spread::single(size),
         target: Target::AtMost(12.0),
     });
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
 }

@@ -12,6 +12,7 @@ use growd::wire::proto::share_service_server::{ShareService, ShareServiceServer}
 use growd::wire::proto::{self, Job, Share};
 use prost::Message;
 use tokio::net::UnixListener;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -78,7 +79,7 @@ pub fn serve(kind: &str, dir: &Path) {
     let job = Job::decode(std::fs::read(dir.join("job")).unwrap().as_slice()).unwrap();
     let share = Share::decode(std::fs::read(dir.join("share")).unwrap().as_slice()).unwrap();
     let bare = Bare { job, share, commits: committer(*kind, dir) };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = Runtime::new().unwrap();
     runtime.block_on(async {
         let incoming = UnixListenerStream::new(UnixListener::bind(dir.join("socket")).unwrap());
         Server::builder()

@@ -1,7 +1,6 @@
 //! GetJob from the real daemon with a large store against a bare service that answers the same message.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use growd::model::Job;
@@ -12,7 +11,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 use crate::baselines::{Baseline, Kind};
-use crate::growd::Growd;
+use crate::growd::{Growd, call_for};
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 use crate::stored::{self, JOBS};
 
@@ -23,7 +22,7 @@ const ROUND: Duration = Duration::from_millis(700);
 const ASKED: usize = 10_000;
 
 pub fn run(results: &mut Results) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let jobs = runtime.block_on(stored::fill(&dir.path().join("state"), JOBS, 0));
     let jobs: Arc<[Job]> = jobs.into_iter().step_by(JOBS / ASKED).collect();
@@ -85,28 +84,11 @@ impl Contender {
         self.cpu += stored::cpu_time(self.pid) - cpu;
     }
 
-    /// Every client asks for one job after the other until the round is over.
     fn round(&self, runtime: &Runtime, jobs: &Arc<[Job]>) -> Vec<Duration> {
-        let next = Arc::new(AtomicUsize::new(0));
-        let end = Instant::now() + ROUND;
-        runtime.block_on(async {
-            let mut clients = tokio::task::JoinSet::new();
-            for channel in &self.channels {
-                let mut client = JobServiceClient::new(channel.clone());
-                let (jobs, next) = (Arc::clone(jobs), Arc::clone(&next));
-                clients.spawn(async move {
-                    let mut took = Vec::new();
-                    while Instant::now() < end {
-                        let job = &jobs[next.fetch_add(1, Ordering::Relaxed) % jobs.len()];
-                        let request = GetJobRequest { job_id: job.id.to_string() };
-                        let begin = Instant::now();
-                        client.get_job(request).await.unwrap();
-                        took.push(begin.elapsed());
-                    }
-                    took
-                });
-            }
-            clients.join_all().await.concat()
+        let jobs = Arc::clone(jobs);
+        call_for(runtime, ROUND, &self.channels, move |channel, number| {
+            let request = GetJobRequest { job_id: jobs[number % jobs.len()].id.to_string() };
+            async move { drop(JobServiceClient::new(channel).get_job(request).await.unwrap()) }
         })
     }
 

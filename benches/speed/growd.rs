@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use growd::wire::client;
@@ -10,6 +12,7 @@ use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{ExtendShareRequest, GetNodeRequest, Job, JobState, WatchJobRequest};
+use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 /// Longer than a start takes with a large store on a busy machine.
@@ -111,4 +114,44 @@ pub async fn succeeded(channel: Channel, mut job: Job) {
     while job.state() != JobState::Succeeded {
         job = changes.message().await.unwrap().unwrap_or_else(|| panic!("the last that was seen is {job:?}"));
     }
+}
+
+/// The id of a share by its number.
+pub fn share_id(n: usize) -> String {
+    format!("00000000-0000-4000-8000-{n:012}")
+}
+
+/// The configuration of a pool of directories with project quotas, with more lines.
+pub fn quota_pool(name: &str, directory: &Path, more: &str) -> String {
+    let path = directory.display();
+    format!("[[pool]]\nname = {name:?}\ndriver = \"project-quota\"\npath = \"{path}/{{share_id}}\"\n{more}\n")
+}
+
+/// Has every client make calls, one after the other, until the time is over, and gives what each call took. A call gets its
+/// number, which no other call of the round has.
+pub fn call_for<F: Future<Output = ()> + Send>(
+    runtime: &Runtime,
+    time: Duration,
+    channels: &[Channel],
+    call: impl Fn(Channel, usize) -> F + Clone + Send + 'static,
+) -> Vec<Duration> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let end = Instant::now() + time;
+    runtime.block_on(async {
+        let mut clients = tokio::task::JoinSet::new();
+        for channel in channels {
+            let (channel, next, call) = (channel.clone(), Arc::clone(&next), call.clone());
+            clients.spawn(async move {
+                let mut took = Vec::new();
+                while Instant::now() < end {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let begin = Instant::now();
+                    call(channel.clone(), number).await;
+                    took.push(begin.elapsed());
+                }
+                took
+            });
+        }
+        clients.join_all().await.concat()
+    })
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
-use crate::growd::Growd;
+use crate::growd::{Growd, quota_pool, share_id};
 use crate::lab_node::{Filesystem, PRJQUOTA};
 use crate::results::{Results, Row, Series, Spread, Target, milliseconds, rounds};
 
@@ -30,16 +30,13 @@ const EXTENDS: usize = 128;
 const GIB: u64 = 1 << 30;
 
 pub fn run(results: &mut Results) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = Runtime::new().unwrap();
     let fs = Filesystem::xfs("ubda", PRJQUOTA);
-    let shares: Vec<(String, u32)> = (0..EXTENDS).map(|n| (share(n), 100 + u32::try_from(n).unwrap())).collect();
+    let shares: Vec<(String, u32)> = (0..EXTENDS).map(|n| (share_id(n), 100 + u32::try_from(n).unwrap())).collect();
     fs.create_shares(&shares, GIB);
     let dir = tempfile::tempdir().unwrap();
     // Limits may promise more than the small disks of the lab have.
-    let path = fs.path().display();
-    let pool = format!(
-        "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"{path}/{{share_id}}\"\novercommit = 1000\n"
-    );
+    let pool = quota_pool("home", fs.path(), "overcommit = 1000");
     let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &pool));
     let growapi = Growapi::start(dir.path(), growd.endpoint());
 
@@ -52,7 +49,7 @@ pub fn run(results: &mut Results) {
         for clients in CLIENTS {
             let mut contenders = [("growapi", Some(&growapi)), ("direct", None)].map(|(name, api)| {
                 let clients = (0..clients).map(|n| Caller {
-                    shares: (0..EXTENDS).filter(|share| share % clients == n).map(share).collect(),
+                    shares: (0..EXTENDS).filter(|share| share % clients == n).map(share_id).collect(),
                     channel: runtime.block_on(growd.connect()),
                     http: Client::builder(TokioExecutor::new()).build_http(),
                     base: api.map(|api| api.base.clone()),
@@ -116,10 +113,6 @@ async fn ended(channel: impl Future<Output = Channel>, size: u64) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-fn share(n: usize) -> String {
-    format!("00000000-0000-4000-8000-{n:012}")
 }
 
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
-use crate::growd::{Growd, Took, extend};
+use crate::growd::{Growd, Took, extend, quota_pool, share_id};
 use crate::lab_node::{Filesystem, Kind, PRJQUOTA};
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 
@@ -54,10 +54,7 @@ pub fn run(results: &mut Results) {
         // On a disk and not on a tmpfs, where a flush would cost nothing.
         let state = Filesystem::ext4_without_quota_feature("ubdd");
         let dir = tempfile::tempdir().unwrap();
-        let pool = format!(
-            "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"{}/{{share_id}}\"\n",
-            fs.path().display()
-        );
+        let pool = quota_pool("home", fs.path(), "");
         let growd = runtime.block_on(Growd::start(dir.path(), &state.path().join("growd"), &pool));
         for (clients, calls) in [(1, CALLS_ALONE), (MANY, CALLS_OF_MANY)] {
             let mut contenders = contenders(&fs, clients, &runtime, &growd);
@@ -81,7 +78,7 @@ fn contenders(fs: &Filesystem, clients: usize, runtime: &Runtime, growd: &Growd)
     // A project of its own for every share of every call of this function.
     let first = |way: usize| u32::try_from(clients * 1000 + way * 100 + 1).unwrap();
     let share = |project: u32| {
-        let id = format!("00000000-0000-4000-8000-{project:012}");
+        let id = share_id(project as usize);
         fs.create_share(&id, project, FIRST_SIZE);
         Share { id, project, size: FIRST_SIZE, channel: runtime.block_on(growd.connect()) }
     };

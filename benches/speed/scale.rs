@@ -24,7 +24,7 @@ const WAITING: usize = 100;
 
 /// 1,000 streams wait for the end of one job.
 pub fn watchers(results: &mut Results) {
-    let runtime = runtime();
+    let runtime = Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let jobs = runtime.block_on(stored::fill(&dir.path().join("state"), 1000, WAITING));
     let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &stored::config(1000)));
@@ -104,7 +104,7 @@ const ROUNDS: usize = 20;
 
 /// A page of the jobs of one share, from stores of three sizes.
 pub fn lists(results: &mut Results) {
-    let runtime = runtime();
+    let runtime = Runtime::new().unwrap();
     let mut stores: Vec<Lists> = [1000, JOBS / 10, JOBS].map(|kept| Lists::of(&runtime, kept)).into();
     rounds(&mut stores, 1, |lists| drop(lists.ask(&runtime)));
     rounds(&mut stores, ROUNDS, |lists| {
@@ -158,8 +158,4 @@ impl Lists {
             took
         })
     }
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
 }

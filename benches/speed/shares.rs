@@ -2,7 +2,6 @@
 //! same message, and pages of large pools against those of small ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use growd::wire::client;
@@ -12,7 +11,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 use crate::baselines::{Baseline, Kind};
-use crate::growd::Growd;
+use crate::growd::{Growd, call_for, quota_pool, share_id};
 use crate::lab_node::{Filesystem, PRJQUOTA};
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 
@@ -36,13 +35,9 @@ pub fn run(results: &mut Results) {
         // 100 shares begin at id 100, 1,000 at 1,000, and so on.
         let ids = count..2 * count;
         let shares: Vec<(String, u32)> =
-            ids.map(|id| (format!("{}/{}", name(count), share(id)), u32::try_from(id).unwrap())).collect();
+            ids.map(|id| (format!("{}/{}", name(count), share_id(id)), u32::try_from(id).unwrap())).collect();
         fs.create_shares(&shares, LIMIT);
-        config += &format!(
-            "[[pool]]\nname = {:?}\ndriver = \"project-quota\"\npath = \"{}/{{share_id}}\"\n",
-            name(count),
-            path.display()
-        );
+        config += &quota_pool(&name(count), &path, "");
     }
     // Nothing here is written to the store.
     let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &config));
@@ -54,10 +49,6 @@ fn name(count: usize) -> String {
     format!("of-{count}")
 }
 
-fn share(id: usize) -> String {
-    format!("00000000-0000-4000-8000-{id:012}")
-}
-
 /// A server, and clients with connections of their own.
 struct Contender {
     name: &'static str,
@@ -67,7 +58,7 @@ struct Contender {
 
 /// GetShare, of the pool with 1,000 shares.
 fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path::Path) {
-    let shares: Arc<[String]> = (1_000..2_000).map(share).collect();
+    let shares: Arc<[String]> = (1_000..2_000).map(share_id).collect();
     let ask = async || {
         let request = GetShareRequest { share_id: shares[0].clone() };
         ShareServiceClient::new(growd.connect().await).get_share(request).await.unwrap().into_inner()
@@ -114,28 +105,11 @@ fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path:
 }
 
 impl Contender {
-    /// Every client asks for one share after the other until the round is over.
     fn round(&self, runtime: &Runtime, shares: &Arc<[String]>) -> Vec<Duration> {
-        let next = Arc::new(AtomicUsize::new(0));
-        let end = Instant::now() + ROUND;
-        runtime.block_on(async {
-            let mut clients = tokio::task::JoinSet::new();
-            for channel in &self.channels {
-                let mut client = ShareServiceClient::new(channel.clone());
-                let (shares, next) = (Arc::clone(shares), Arc::clone(&next));
-                clients.spawn(async move {
-                    let mut took = Vec::new();
-                    while Instant::now() < end {
-                        let share = &shares[next.fetch_add(1, Ordering::Relaxed) % shares.len()];
-                        let request = GetShareRequest { share_id: share.clone() };
-                        let begin = Instant::now();
-                        client.get_share(request).await.unwrap();
-                        took.push(begin.elapsed());
-                    }
-                    took
-                });
-            }
-            clients.join_all().await.concat()
+        let shares = Arc::clone(shares);
+        call_for(runtime, ROUND, &self.channels, move |channel, number| {
+            let request = GetShareRequest { share_id: shares[number % shares.len()].clone() };
+            async move { drop(ShareServiceClient::new(channel).get_share(request).await.unwrap()) }
         })
     }
 

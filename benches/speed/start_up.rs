@@ -27,7 +27,7 @@ const CLIENTS: usize = 16;
 const MIB: f64 = (1 << 20) as f64;
 
 pub fn run(results: &mut Results) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = Runtime::new().unwrap();
     results.heading("Start and memory");
     let header = ["jobs kept", "start to ready", "bare store read once", "idle", "idle after load", "bare service"];
     let mut table = vec![header.map(str::to_owned).to_vec()];

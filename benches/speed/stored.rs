@@ -7,6 +7,8 @@ use growd::model::{Bytes, DriverKind, Job, JobId, JobKind, JobState, ShareId, St
 use growd::store::{Retention, Store};
 use uuid::Uuid;
 
+use crate::growd::quota_pool;
+
 /// Ten times what is kept by default.
 pub const JOBS: usize = 1_000_000;
 
@@ -16,10 +18,7 @@ const OF_SHARE: usize = 200;
 
 /// A configuration that keeps so many jobs. Its pool is not mounted here, which no question about jobs asks about.
 pub fn config(kept: usize) -> String {
-    format!(
-        "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"/nonexistent/{{share_id}}\"\n\
-         [retention]\njobs = {kept}\n"
-    )
+    quota_pool("home", Path::new("/nonexistent"), &format!("[retention]\njobs = {kept}"))
 }
 
 /// Makes a store of so many jobs that have ended and, after a restart, some that have not.
@@ -36,12 +35,16 @@ pub async fn fill(state_dir: &Path, ended: usize, unfinished: usize) -> Vec<Job>
 
 /// Commits jobs to a store that keeps so many, and closes it.
 pub async fn add(state_dir: &Path, kept: usize, jobs: &[Job]) {
-    let retention = Retention { age: Duration::from_secs(90 * 24 * 3600), jobs: kept.max(1) };
-    let (store, _) = Store::open(state_dir, retention).unwrap();
+    let (store, _) = Store::open(state_dir, keeping(kept)).unwrap();
     for some in jobs.chunks(1000) {
         store.commit(some.to_vec()).await.unwrap();
     }
     store.close().await;
+}
+
+/// So many ended jobs are kept, for the age that is the default.
+pub fn keeping(jobs: usize) -> Retention {
+    Retention { age: Duration::from_secs(90 * 24 * 3600), jobs: jobs.max(1) }
 }
 
 /// Opens a database as growd does.

@@ -11,7 +11,7 @@ use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{DiagnoseRequest, ListSharesRequest};
 use tokio::runtime::Runtime;
 
-use crate::growd::{Growd, extend};
+use crate::growd::{Growd, extend, share_id};
 use crate::lab_node::{Disk, Filesystem, Kind, lab};
 use crate::results::{Results, Row, Series, Spread, Target, milliseconds, rounds};
 use crate::venv;
@@ -180,10 +180,6 @@ fn contenders(kind: Kind, ways: &[Way], disk: &str, first: usize, sizes: Sizes) 
     let contenders: Vec<Contender> = ways.iter().enumerate().map(make).collect();
     lab::run("lvremove", &["-q", "-y", "-S", "lv_name=~^gap-", "vg0"]);
     contenders
-}
-
-fn share_id(number: usize) -> String {
-    format!("00000000-0000-4000-8000-{number:012}")
 }
 
 /// Small volumes without file systems, which are shares of the pool too.
