@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
@@ -17,14 +16,11 @@ use nix::fcntl::{OFlag, open};
 use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
 
-use super::directory_version::Version;
+use super::directory_version::{Seen, Version};
 use super::path_template::PathTemplate;
 use super::{DriverError, Shares, SpaceId, system};
 use crate::model::{PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::open_beneath::{DIRECTORY, open_beneath, open_without_links};
-
-/// The most that a listing may be old.
-const TRUSTED: Duration = Duration::from_secs(60);
 
 /// Where the shares of a pool are.
 pub(super) struct Places {
@@ -35,13 +31,7 @@ pub(super) struct Places {
     /// In which project's folder a share was found. Only tells where to look first; never more than there are shares.
     known: Mutex<HashMap<ShareId, Arc<ProjectLabel>>>,
     /// The shares as they were when the directory of a pool without projects was last read.
-    listed: Mutex<Option<Listing>>,
-}
-
-struct Listing {
-    begun: Instant,
-    version: Version,
-    shares: Shares,
+    listed: Mutex<Option<Seen<Shares>>>,
 }
 
 /// A share that was found and opened.
@@ -268,20 +258,13 @@ impl Places {
         if self.template.has_projects() {
             return self.list_projects(pool).map(in_order).map_err(failed);
         }
-        {
-            let listed = lock(&self.listed);
-            let same = |listing: &&Listing| listing.version == pool.version && listing.begun.elapsed() < TRUSTED;
-            if let Some(listing) = listed.as_ref().filter(same) {
-                return Ok(Arc::clone(&listing.shares));
-            }
+        if let Some(seen) = lock(&self.listed).as_ref().filter(|seen| seen.is_trusted(pool.version)) {
+            return Ok(Arc::clone(&seen.content));
         }
-        let begun = Instant::now();
-        let settled = pool.version.is_settled(SystemTime::now());
-        let found = self.names(pool.fd.as_fd()).map_err(failed)?;
-        let shares = in_order(self.explicit.keys().copied().chain(found).collect());
-        if settled {
-            *lock(&self.listed) = Some(Listing { begun, version: pool.version, shares: Arc::clone(&shares) });
-        }
+        let read = || Ok(in_order(self.explicit.keys().copied().chain(self.names(pool.fd.as_fd())?).collect()));
+        let seen = Seen::read(pool.version, read).map_err(failed)?;
+        let shares = Arc::clone(&seen.content);
+        *lock(&self.listed) = Some(seen);
         Ok(shares)
     }
 
