@@ -23,6 +23,8 @@ use tonic::Request;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
+/// Jobs of a pool that are at work at once.
+const TURNS: u32 = 16;
 
 fn traceparent() -> String {
     format!("00-{TRACE}-{CALLER}-01")
@@ -170,11 +172,16 @@ async fn a_job_keeps_its_trace_over_a_kill() {
     lab::require();
     let disk = HangingDisk::over("ubda");
     let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
-    create_shares(&fs, 1, 8 * MIB);
+    create_shares(&fs, TURNS + 1, 8 * MIB);
     let dir = tempfile::tempdir().unwrap();
     let (growd, clients) = Logged::start(dir.path(), &pool(&fs, "")).await;
     let hang = clients.hang(&disk).await;
-    let job = extend(&clients, 1, 16 * MIB, &traceparent()).await;
+    // It waits behind these. One at work could have set its limit already, and would have no step left after the kill.
+    for n in 1..=TURNS {
+        extend(&clients, n, 16 * MIB, "").await;
+    }
+    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    let job = extend(&clients, TURNS + 1, 16 * MIB, &traceparent()).await;
     growd.signal(Signal::SIGKILL);
     // A process in the middle of a system call dies when that has ended.
     drop(hang);
