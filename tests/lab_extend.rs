@@ -170,3 +170,37 @@ async fn sixty_four_shares_grow_in_parallel_and_list_page_by_page() {
     assert_eq!(reason(&clients.jobs.clone().list_jobs(rubbish).await.unwrap_err()), "INVALID_REQUEST");
     assert!(daemon.terminate(), "SIGTERM did not end growd in order");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_that_moved_to_another_pool_is_found_there() {
+    lab::require();
+    let fs = Filesystem::xfs("ubda", "prjquota");
+    let dir = tempfile::tempdir().unwrap();
+    let place = |pool: &str| fs.path().join(pool).join(share(1));
+    for pool in ["a", "b", "c"] {
+        std::fs::create_dir(fs.path().join(pool)).unwrap();
+    }
+    fs.create_shares(&[(format!("a/{}", share(1)), 101)], 8 * MIB);
+    let config = |name: &str| {
+        let path = fs.path().display();
+        format!("[[pool]]\nname = \"{name}\"\ndriver = \"project-quota\"\npath = \"{path}/{name}/{{share_id}}\"\n")
+    };
+    let daemon = Daemon::start(dir.path(), &(config("a") + &config("b") + &config("c"))).await;
+    let clients = daemon.clients().await;
+
+    for (pool, size) in [("a", 9 * MIB), ("b", 10 * MIB), ("c", 11 * MIB), ("a", 12 * MIB)] {
+        if !place(pool).exists() {
+            let before = ["a", "b", "c"].map(place).into_iter().find(|place| place.exists()).unwrap();
+            std::fs::rename(before, place(pool)).unwrap();
+        }
+        assert_eq!(clients.share(&share(1)).await.pool, pool);
+        let job = clients.extend(&share(1), size).await.unwrap();
+        assert_eq!(job.pool, pool);
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+        assert_eq!(fs.hard_limit(101), size);
+    }
+    std::fs::remove_dir(place("a")).unwrap();
+    for _ in 0..2 {
+        assert_refused(&clients.extend(&share(1), 13 * MIB).await.unwrap_err(), "SHARE_NOT_FOUND");
+    }
+}

@@ -1,9 +1,11 @@
 //! The pools of the node, and how their drivers are called: on blocking threads, a bounded number for each pool, so that
 //! a pool whose disk hangs holds up nobody else.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -18,6 +20,8 @@ pub const LOOKS: usize = 32;
 
 /// Longer than a question to lvm may take. Whoever waited so long is told; the thread stays behind until it is answered.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// Shares whose pools are remembered; beyond it all are forgotten, and found again when they are asked for.
+const MOST_KNOWN: usize = 100_000;
 
 pub struct Pool {
     pub name: PoolName,
@@ -76,34 +80,39 @@ impl Pool {
 
 /// All pools, in the order of the configuration. Others may take their place at any time; what has begun with a pool
 /// ends with it.
-pub struct Pools(watch::Sender<Vec<Arc<Pool>>>);
+pub struct Pools {
+    now: watch::Sender<Vec<Arc<Pool>>>,
+    /// The pools that shares were found in last, where there are several pools.
+    known: Mutex<HashMap<ShareId, Arc<Pool>>>,
+}
 
 impl Pools {
     pub fn new(pools: Vec<Arc<Pool>>) -> Self {
-        Self(watch::channel(pools).0)
+        Self { now: watch::channel(pools).0, known: Mutex::default() }
     }
 
     pub fn replace(&self, pools: Vec<Arc<Pool>>) {
-        self.0.send_replace(pools);
+        self.now.send_replace(pools);
+        self.known.lock().clear();
     }
 
     /// The pools as they are now.
     pub fn all(&self) -> Vec<Arc<Pool>> {
-        self.0.borrow().clone()
+        self.now.borrow().clone()
     }
 
     pub fn get(&self, name: &PoolName) -> Option<Arc<Pool>> {
-        self.0.borrow().iter().find(|pool| pool.name == *name).cloned()
+        self.now.borrow().iter().find(|pool| pool.name == *name).cloned()
     }
 
     /// Waits until the pool of this name is another one, or there is none any more.
     pub async fn replaced(&self, pool: &Arc<Pool>) {
         let same = |now: &Arc<Pool>| Arc::ptr_eq(now, pool);
         // The sender lives as long as this does, so the wait only ends by a change.
-        let _ = self.0.subscribe().wait_for(|pools| !pools.iter().any(same)).await;
+        let _ = self.now.subscribe().wait_for(|pools| !pools.iter().any(same)).await;
     }
 
-    /// Asks all pools at once for a share, so that one that hangs does not hide the others.
+    /// Asks the pool that the share was found in last, and all pools when it is not there any more.
     ///
     /// # Errors
     /// SHARE_NOT_FOUND when every pool says so; otherwise what the pool said that could not tell.
@@ -112,8 +121,40 @@ impl Pools {
         share: ShareId,
         ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
     ) -> Result<(Arc<Pool>, T), Refusal> {
+        let all = self.all();
+        let known = match all.as_slice() {
+            [only] => Some(Arc::clone(only)),
+            _ => self.known.lock().get(&share).filter(|pool| all.iter().any(|now| Arc::ptr_eq(now, pool))).cloned(),
+        };
+        if let Some(pool) = known {
+            match pool.call(ask.clone()).await {
+                Ok(answer) => return Ok((pool, answer)),
+                // It may have moved: this question goes to all pools, or the next one if this pool could not tell.
+                Err(refusal) => {
+                    self.known.lock().remove(&share);
+                    if all.len() == 1 || !matches!(refusal, Refusal::ShareNotFound { .. }) {
+                        return Err(refusal);
+                    }
+                }
+            }
+        }
+        let found = Self::search(share, all, ask).await?;
+        let mut known = self.known.lock();
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(share, Arc::clone(&found.0));
+        Ok(found)
+    }
+
+    /// Asks all pools at once, so that one that hangs does not hide the others.
+    async fn search<T: Send + 'static>(
+        share: ShareId,
+        pools: Vec<Arc<Pool>>,
+        ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
+    ) -> Result<(Arc<Pool>, T), Refusal> {
         let mut answers = JoinSet::new();
-        for pool in self.all() {
+        for pool in pools {
             let ask = ask.clone();
             answers.spawn(async move { (pool.call(ask).await, pool) });
         }
