@@ -57,6 +57,8 @@ struct Live {
     cancelling: bool,
     /// When the step at work began.
     step_begun: Option<Instant>,
+    /// Its watchers will be told of its progress in a moment.
+    telling: bool,
 }
 
 /// Space that was reserved for a job: the growth of an extend, or what a shrink may have to take back.
@@ -117,7 +119,8 @@ impl Engine {
 
     /// Has a job that is durable seen as one that has not ended.
     fn enliven(&self, job: Job, promise: Option<Promise>) {
-        let live = Live { job: watch::channel(job.clone()).0, promise, cancelling: false, step_begun: None };
+        let live =
+            Live { job: watch::channel(job.clone()).0, promise, cancelling: false, step_begun: None, telling: false };
         self.live.lock().insert(job.id, live);
     }
 
@@ -195,7 +198,7 @@ impl Engine {
         self.store.get(id).map_err(|error| store_refusal(&error))?.ok_or(Refusal::JobNotFound { job: id })
     }
 
-    /// A job to look at; whoever waits for a change is woken when it has ended, which is the last one.
+    /// A job to look at; whoever waits for a change is woken now and then, and when it has ended, which is the last one.
     ///
     /// # Errors
     /// As [`Engine::job`].

@@ -16,6 +16,9 @@ use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal};
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
 
+/// How often watchers hear of progress. Of a job's end they hear at once.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
 /// How long after growd's start mounts may still come: longer than systemd waits for a device.
 const MOUNTS_COME: Duration = Duration::from_secs(120);
 const MOUNT_LOOKS_EVERY: Duration = Duration::from_secs(1);
@@ -55,7 +58,7 @@ impl Engine {
     }
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
-    fn start(&self, id: JobId) -> bool {
+    fn start(self: &Arc<Self>, id: JobId) -> bool {
         let job = if self.claims.is_closed() { None } else { self.change(id, Event::Start) };
         if let Some(job) = &job {
             self.meters.started(job);
@@ -64,9 +67,9 @@ impl Engine {
         job.is_some()
     }
 
-    /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Nobody is woken by it:
-    /// steps take microseconds as a rule, and telling of each would take longer.
-    fn change(&self, id: JobId, event: Event) -> Option<Job> {
+    /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Watchers are told of it
+    /// after a while: steps take microseconds as a rule, and telling of each would take longer.
+    fn change(self: &Arc<Self>, id: JobId, event: Event) -> Option<Job> {
         let mut live = self.live.lock();
         let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
         let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
@@ -79,6 +82,18 @@ impl Engine {
             current.clone_from(&job);
             false
         });
+        // The run of the job is one of those who look.
+        if live.job.receiver_count() > 1 && !live.telling {
+            live.telling = true;
+            let engine = Arc::clone(self);
+            Handle::current().spawn(async move {
+                tokio::time::sleep(PROGRESS_EVERY).await;
+                if let Some(live) = engine.live.lock().get_mut(&id) {
+                    live.telling = false;
+                    live.job.send_modify(|_| {});
+                }
+            });
+        }
         Some(job)
     }
 
@@ -99,7 +114,7 @@ impl Engine {
     }
 
     /// The size that was reached; `None` when growd drains between two steps.
-    fn carry_out(&self, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
+    fn carry_out(self: &Arc<Self>, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
         let job = self.job(id)?;
         loop {
             let result = match job.kind {
@@ -127,7 +142,7 @@ impl Engine {
 
     /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts
     /// blocks, so what the step has read back is what can be had.
-    fn lower(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
+    fn lower(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
         let step = Step::LowerLimit { from: job.size_before, to: job.requested_size };
         let (Outcome::Changed { to: reached, .. } | Outcome::AlreadyThere { size: reached }) =
             self.take(driver, job, step)?;
@@ -139,10 +154,15 @@ impl Engine {
         Ok(size)
     }
 
-    fn grow(&self, driver: &dyn Driver, job: &Job) -> Result<Option<Bytes>, Refusal> {
+    fn grow(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Option<Bytes>, Refusal> {
         let (id, share) = (job.id, job.share);
         // What could be wrong with the share was looked at before it was accepted, and is by the step that would suffer.
-        let mut sizes = driver.measure(share).map_err(DriverError::into_refusal)?;
+        let mut sizes = if job.attempt == 1 && driver.kind().is_quota() {
+            // Nor does a limit have to be read for a step that reads it itself.
+            Sizes::Limit(job.size_before)
+        } else {
+            driver.measure(share).map_err(DriverError::into_refusal)?
+        };
         for taken in 0..MOST_STEPS {
             let Some(step) = plan::next_step(job.requested_size, sizes) else {
                 let size = self.verify(driver, job)?;
@@ -174,7 +194,7 @@ impl Engine {
         Err(Refusal::Internal { problem })
     }
 
-    fn take(&self, driver: &dyn Driver, job: &Job, step: Step) -> Result<Outcome, Refusal> {
+    fn take(self: &Arc<Self>, driver: &dyn Driver, job: &Job, step: Step) -> Result<Outcome, Refusal> {
         self.change(job.id, Event::BeginStep { name: step.name() });
         let outcome = {
             let _step = spans::step(step.name()).entered();
@@ -188,7 +208,7 @@ impl Engine {
 
     /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
     /// SUCCEEDED with a limit that is the old one again would be a lie.
-    fn verify(&self, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
+    fn verify(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
         let share = job.share;
         self.change(job.id, Event::BeginStep { name: "verify" });
         let _step = spans::step("verify").entered();

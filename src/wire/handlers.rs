@@ -2,11 +2,9 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use futures_util::stream::unfold;
 use tokio::sync::watch;
-use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
@@ -56,10 +54,7 @@ impl Handlers {
     }
 }
 
-/// How often a watcher hears of progress. Of a job's end it hears at once.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-
-/// The job now, at each change that is still there to be seen after a while, and when it has ended.
+/// The job now, each time that there is something to tell, and when it has ended.
 fn follow(changes: watch::Receiver<Job>) -> impl Stream<Item = Job> {
     unfold(Some((changes, None)), |state| async {
         let (mut changes, told) = state?;
@@ -69,9 +64,7 @@ fn follow(changes: watch::Receiver<Job>) -> impl Stream<Item = Job> {
                 let next = (!job.state.is_ended()).then_some((changes, Some(job.revision)));
                 return Some((job, next));
             }
-            if let Ok(Err(_)) = timeout(PROGRESS_EVERY, changes.changed()).await {
-                return None;
-            }
+            changes.changed().await.ok()?;
         }
     })
 }
