@@ -3,17 +3,19 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use futures_util::{Stream, StreamExt, stream};
 use growd::wire::proto::job_service_server::{JobService, JobServiceServer};
 use growd::wire::proto::share_service_server::{ShareService, ShareServiceServer};
-use growd::wire::proto::{self, Job, Share};
+use growd::wire::proto::{self, Job, JobState, Share};
 use prost::Message;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -78,7 +80,7 @@ pub fn serve(kind: &str, dir: &Path) {
     let (_, kind) = KINDS.iter().find(|(name, _)| *name == kind).unwrap();
     let job = Job::decode(std::fs::read(dir.join("job")).unwrap().as_slice()).unwrap();
     let share = Share::decode(std::fs::read(dir.join("share")).unwrap().as_slice()).unwrap();
-    let bare = Bare { job, share, commits: committer(*kind, dir) };
+    let bare = Bare { job, share, commits: committer(*kind, dir), cancelled: watch::channel(()).0 };
     let runtime = Runtime::new().unwrap();
     runtime.block_on(async {
         let incoming = UnixListenerStream::new(UnixListener::bind(dir.join("socket")).unwrap());
@@ -138,6 +140,8 @@ struct Bare {
     job: Job,
     share: Share,
     commits: Option<Sender<Commit>>,
+    /// Wakes everyone who watches.
+    cancelled: watch::Sender<()>,
 }
 
 #[tonic::async_trait]
@@ -150,15 +154,23 @@ impl JobService for Bare {
         Err(Status::unimplemented("not measured"))
     }
 
-    type WatchJobStream = tokio_stream::Once<Result<Job, Status>>;
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<Job, Status>> + Send>>;
 
-    /// Its jobs have ended when they are accepted.
+    /// The job as one that is queued, and as one that is cancelled when anyone cancels it.
     async fn watch_job(&self, _: Request<proto::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
-        Ok(Response::new(tokio_stream::once(Ok(self.job.clone()))))
+        let [queued, cancelled] = [JobState::Queued, JobState::Cancelled].map(|state| Job {
+            state: state.into(),
+            finished_at: self.job.created_at,
+            ..self.job.clone()
+        });
+        let mut cancel = self.cancelled.subscribe();
+        let end = async move { cancel.changed().await.map(|()| cancelled).map_err(|_| Status::cancelled("stopped")) };
+        Ok(Response::new(Box::pin(stream::iter([Ok(queued)]).chain(stream::once(end)))))
     }
 
     async fn cancel_job(&self, _: Request<proto::CancelJobRequest>) -> Result<Response<Job>, Status> {
-        Err(Status::unimplemented("not measured"))
+        self.cancelled.send_replace(());
+        Ok(Response::new(self.job.clone()))
     }
 }
 

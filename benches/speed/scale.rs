@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
+use crate::baselines::{Baseline, Kind};
 use crate::growd::Growd;
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 use crate::stored::{self, JOBS, SHARE};
@@ -30,12 +31,12 @@ pub fn watchers(results: &mut Results) {
     let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &stored::config(1000)));
     let queued: Vec<JobId> = jobs.iter().rev().take(CHANGES).map(|job| job.id).collect();
     runtime.block_on(async {
-        let caller = growd.connect().await;
-        let mut channels = Vec::new();
-        for _ in 0..CONNECTIONS {
-            channels.push(growd.connect().await);
-        }
-        let (mut told, mut one, mut alone) = (Series::default(), Series::default(), Series::default());
+        let (caller, channels) = connect(growd.endpoint()).await;
+        let request = GetJobRequest { job_id: queued[0].to_string() };
+        let job = JobServiceClient::new(caller.clone()).get_job(request).await.unwrap().into_inner();
+        let echo = Baseline::start(Kind::Echo, &dir.path().join("echo"), &job, &Default::default());
+        let (echo_caller, echo_channels) = connect(&echo.endpoint()).await;
+        let [mut told, mut bare, mut one, mut alone] = [(); 4].map(|()| Series::default());
         for job in queued.chunks_exact(2) {
             let (took, wall) = get_jobs(&caller, job[0]).await;
             one.add(took, wall);
@@ -43,6 +44,8 @@ pub fn watchers(results: &mut Results) {
             told.add(vec![took], took);
             let took = cancel(&caller, &channels, job[1], 1).await;
             alone.add(vec![took], took);
+            let took = cancel(&echo_caller, &echo_channels, job[0], WATCHERS).await;
+            bare.add(vec![took], took);
         }
         results.row(Row {
             path: format!("WatchJob, {WATCHERS} watchers of one job: from CancelJob until the last was told"),
@@ -51,14 +54,31 @@ pub fn watchers(results: &mut Results) {
             ratio: told.duration_by(&one),
             target: Target::AtMost(50.0),
         });
+        results.row(Row {
+            path: format!("WatchJob, {WATCHERS} watchers of one job: beside a bare service"),
+            ours: milliseconds(told.median()),
+            baseline: format!("echo {}", milliseconds(bare.median())),
+            ratio: told.duration_by(&bare),
+            target: Target::None,
+        });
         results.heading("WatchJob");
         results.note(&format!(
             "{WATCHERS} streams on {CONNECTIONS} connections wait for the end of a job; the time counts from the request \
-             that ends it, a CancelJob, with its commit to the disk. With a single watcher that takes {}. The watchers \
-             are tasks of one process, which shares the CPUs with growd.",
+             that ends it, a CancelJob, with its commit to the disk. With a single watcher that takes {}. The bare \
+             service tells as many streams of a message that it has, and commits nothing. The watchers are tasks of one \
+             process, which shares the CPUs with the service.",
             milliseconds(alone.median())
         ));
     });
+}
+
+/// A connection for questions, and those of the watchers.
+async fn connect(endpoint: &str) -> (Channel, Vec<Channel>) {
+    let mut channels = Vec::new();
+    for _ in 0..=CONNECTIONS {
+        channels.push(client::connect(endpoint).await.unwrap());
+    }
+    (channels.pop().unwrap(), channels)
 }
 
 /// Asks for one job, one call after the other.
