@@ -11,6 +11,7 @@ use growd::config::Config;
 use growd::daemon::pools::PoolMaker;
 use growd::logging::LogFormat;
 use growd::store::offline;
+use growd::sys::malloc;
 use growd::{daemon, logging, pages, wire};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused, failed, or something is wrong, as told on \
@@ -89,6 +90,7 @@ fn execute(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<ExitCode> {
+    malloc::share_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))

@@ -21,7 +21,7 @@ use super::index::{Entry, Index};
 use super::record::RecordError;
 use super::{INBOX, Retention, Shared, Store, record};
 use crate::model::Job;
-use crate::sys::sync_file_range;
+use crate::sys::{malloc, sync_file_range};
 
 /// Memory for sled's page cache.
 const CACHE_BYTES: u64 = 64 << 20;
@@ -114,7 +114,7 @@ fn open_above(
     let (failure, _) = watch::channel(None);
     let shared = Arc::new(Shared {
         db: RwLock::new(Some(db)),
-        index: RwLock::new(Index::from(scan.jobs.as_slice())),
+        index: RwLock::new(Index::from(std::mem::take(&mut scan.jobs).as_slice())),
         failure,
         meters: OnceLock::new(),
     });
@@ -141,6 +141,8 @@ fn open_above(
         .spawn(move || committer.run(outbox))
         .map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?;
     start_ticking(inbox.downgrade());
+    // What two databases and the scan have left.
+    malloc::give_back();
     let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
     Ok((store, scan.unfinished))
 }

@@ -13,6 +13,7 @@ pub mod growfs;
 pub mod journal;
 pub mod loop_device;
 pub mod lvm_shell;
+pub mod malloc;
 pub mod mountinfo;
 pub mod open_beneath;
 pub mod open_files;
