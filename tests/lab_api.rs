@@ -13,15 +13,12 @@ mod reflected;
 
 use std::time::Duration;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, pool, project, request, share};
+use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
 use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, ListJobsRequest, ListSharesRequest};
 use prost_reflect::Value;
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use tonic::Code;
-
-/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
-const TURNS: u32 = 16;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_the_proto_file_lists_describes_and_calls() {

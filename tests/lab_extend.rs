@@ -7,7 +7,7 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, metadata, pool, reason, request, share};
+use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, metadata, pool, project, reason, request, share};
 use growd::wire::proto::{self, JobState};
 use support::{Filesystem, fill, lab};
 
@@ -180,10 +180,9 @@ async fn a_share_that_moved_to_another_pool_is_found_there() {
     for pool in ["a", "b", "c"] {
         std::fs::create_dir(fs.path().join(pool)).unwrap();
     }
-    fs.create_shares(&[(format!("a/{}", share(1)), 101)], 8 * MIB);
+    fs.create_shares(&[(format!("a/{}", share(1)), project(1))], 8 * MIB);
     let config = |name: &str| {
-        let path = fs.path().display();
-        format!("[[pool]]\nname = \"{name}\"\ndriver = \"project-quota\"\npath = \"{path}/{name}/{{share_id}}\"\n")
+        pool(&fs, "").replace("\"home\"", &format!("{name:?}")).replace("{share_id}", &format!("{name}/{{share_id}}"))
     };
     let daemon = Daemon::start(dir.path(), &(config("a") + &config("b") + &config("c"))).await;
     let clients = daemon.clients().await;
@@ -197,7 +196,7 @@ async fn a_share_that_moved_to_another_pool_is_found_there() {
         let job = clients.extend(&share(1), size).await.unwrap();
         assert_eq!(job.pool, pool);
         assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
-        assert_eq!(fs.hard_limit(101), size);
+        assert_eq!(fs.hard_limit(project(1)), size);
     }
     std::fs::remove_dir(place("a")).unwrap();
     for _ in 0..2 {

@@ -9,13 +9,10 @@ mod daemon;
 
 use std::process::{Command, Output};
 
-use daemon::{Daemon, MIB, create_shares, pool, project, share};
+use daemon::{Daemon, MIB, TURNS, create_shares, pool, project, share};
 use serde_json::Value;
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, lab};
-
-/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
-const TURNS: u32 = 16;
 
 struct Growctl(String);
 

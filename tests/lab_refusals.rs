@@ -8,7 +8,7 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, pool, project, request, share};
+use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
 use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, ListJobsRequest, ListSharesRequest, NodeState};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, fill, lab};
@@ -16,9 +16,6 @@ use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
-
-/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
-const TURNS: u32 = 16;
 
 async fn succeeds(clients: &Clients, n: u32, size: u64) -> Job {
     let job = clients.extend(&share(n), size).await.unwrap();

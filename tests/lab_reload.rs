@@ -8,13 +8,10 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, pool, project, share};
+use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use growd::wire::proto::{Job, JobState, ListPoolsRequest};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, lab};
-
-/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
-const TURNS: u32 = 16;
 
 async fn names(clients: &Clients) -> Vec<String> {
     let pools = clients.node.clone().list_pools(ListPoolsRequest {}).await.unwrap().into_inner().pools;

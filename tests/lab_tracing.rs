@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use daemon::{Clients, MIB, create_shares, eventually, pool, request, share};
+use daemon::{Clients, MIB, TURNS, create_shares, eventually, pool, request, share};
 use growd::wire::proto::{ExtendShareRequest, Job, JobState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,8 +23,6 @@ use tonic::Request;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
-/// Jobs of a pool that are at work at once.
-const TURNS: u32 = 16;
 
 fn traceparent() -> String {
     format!("00-{TRACE}-{CALLER}-01")

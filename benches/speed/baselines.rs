@@ -158,11 +158,8 @@ impl JobService for Bare {
 
     /// The job as one that is queued, and as one that is cancelled when anyone cancels it.
     async fn watch_job(&self, _: Request<proto::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
-        let [queued, cancelled] = [JobState::Queued, JobState::Cancelled].map(|state| Job {
-            state: state.into(),
-            finished_at: self.job.created_at,
-            ..self.job.clone()
-        });
+        let states = [JobState::Queued, JobState::Cancelled];
+        let [queued, cancelled] = states.map(|state| Job { state: state.into(), ..self.job.clone() });
         let mut cancel = self.cancelled.subscribe();
         let end = async move { cancel.changed().await.map(|()| cancelled).map_err(|_| Status::cancelled("stopped")) };
         Ok(Response::new(Box::pin(stream::iter([Ok(queued)]).chain(stream::once(end)))))

@@ -38,6 +38,8 @@ use super::support::hanging_disk::{Hang, HangingDisk};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const MIB: u64 = 1 << 20;
+/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
+pub const TURNS: u32 = 16;
 
 /// The services that health is told of, growd as a whole first.
 pub const SERVICES: [&str; 4] = ["", "growd.v1.ShareService", "growd.v1.JobService", "growd.v1.NodeService"];
