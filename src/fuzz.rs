@@ -14,6 +14,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use crate::config::{ApiConfig, Config, ConfigError};
+use crate::driver::lvm::metadata::{self, Metadata};
 use crate::driver::lvm::report::{self, Row};
 use crate::driver::lvm::volume::{Group, Volume};
 use crate::driver::path_template::{NameTemplate, PathTemplate};
@@ -52,7 +53,7 @@ fn each_problem_has_a_place(error: &ConfigError, file: &str, text: &str) {
     assert!(told.lines().all(|line| line.starts_with(file)), "{told}");
 }
 
-/// What `lvs` and `vgs` print.
+/// What `lvs`, `vgs` and `pvck --dump metadata` print.
 pub fn lvm_report(data: &[u8]) {
     let printed = String::from_utf8_lossy(data);
     let words = report::messages(&printed);
@@ -62,6 +63,11 @@ pub fn lvm_report(data: &[u8]) {
         let _ = Group::read(row);
         let Ok(name) = row.text("lv_name") else { continue };
         volume(&rows, name);
+    }
+    if let Some(metadata) = metadata::dumped(&printed).and_then(|text| Metadata::read(text, "vg"))
+        && let Some((volume, _)) = metadata.ordinary("home")
+    {
+        assert!(metadata.disks().is_some() && volume.group.free <= volume.group.size && volume.name == "home");
     }
 }
 

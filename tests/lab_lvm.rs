@@ -132,11 +132,13 @@ async fn stripes_and_copies_are_rounded_and_counted_as_lvm_does() {
     let clients = daemon.clients().await;
     // Growth by one byte: extents of the volume, and extents taken of the group.
     let layouts = [
+        ("--type linear", 1, 1),
         ("--type striped -i 2", 2, 2),
         ("--type striped -i 3", 3, 3),
         ("--type raid0 -i 2", 2, 2),
         ("--type raid1 -m 1 --nosync", 1, 2),
         ("--type raid1 -m 2 --nosync", 1, 3),
+        ("--type striped -i 4", 4, 4),
         ("--type mirror -m 1 --nosync", 1, 2),
         ("--type raid5 -i 2 --nosync", 2, 3),
         ("--type raid5 -i 3", 3, 4),
@@ -152,6 +154,7 @@ async fn stripes_and_copies_are_rounded_and_counted_as_lvm_does() {
         let unit = extents * EXTENT;
         let asked = (20_u64 << 30).div_ceil(unit) * taken * EXTENT;
         assert_eq!(metadata(&refused, "asked_bytes"), asked.to_string(), "{layout}");
+        assert_eq!(metadata(&refused, "free_bytes"), free.to_string(), "{layout}");
         let job = grown(&clients, &share(n), size + 1).await;
         assert_eq!(volume.size(), size + unit, "{layout}");
         assert_eq!(group.free(), free - taken * EXTENT, "{layout}");

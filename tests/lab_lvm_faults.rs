@@ -171,11 +171,11 @@ async fn lvm_that_does_not_answer_a_question_is_given_up() {
     let fake = FakeLvm::new();
     let daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
     let clients = daemon.clients().await;
-    fs::write(fake.dir().join("lvs-hangs"), "").unwrap();
+    fs::write(fake.dir().join("questions-hang"), "").unwrap();
     let refused = clients.extend(&share(1), 120 * MIB).await.unwrap_err();
     assert_refused(&refused, "INTERNAL");
     assert!(refused.message().contains("did not answer within 30 s"), "{refused:?}");
-    fs::remove_file(fake.dir().join("lvs-hangs")).unwrap();
+    fs::remove_file(fake.dir().join("questions-hang")).unwrap();
     let job = ended(&clients, &share(1), 120 * MIB).await;
     assert_eq!((job.state(), volume.size()), (JobState::Succeeded, 120 * MIB), "{job:?}");
 }

@@ -106,6 +106,40 @@ async fn a_group_without_one_of_its_disks() {
     shell("vgreduce -q vg /dev/loop7 && pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
 }
 
+/// What is believed of them follows each change of the group, and needs no report of all of it.
+#[tokio::test]
+async fn ordinary_volumes_are_looked_up_in_the_metadata() {
+    let group = Group::on("vg", &["ubda", "ubdb"]);
+    shell("truncate -s 200M /run/disk && losetup /dev/loop7 /run/disk");
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let (volume, _raid) = (group.create(1, "-L 40m"), group.create(2, "-L 40m --type raid1 -m 1 --nosync"));
+    for (n, change) in (1..).zip([
+        "true",
+        "lvcreate -q -y -n other -L 100m vg",
+        "vgextend -q -y vg /dev/loop7",
+        "vgreduce -q vg /dev/loop7",
+        "lvrename -q vg other another",
+    ]) {
+        shell(change);
+        // The first one may learn that there are other physical volumes.
+        for again in [false, true] {
+            let status = clients.extend(&share(1), 100 * GIB).await.unwrap_err();
+            assert_refused(&status, "POOL_FULL");
+            assert_eq!(metadata(&status, "free_bytes"), group.free().to_string(), "{change}");
+            let commands = clients.diagnose().await.commands;
+            // Diagnose itself asks for the group, and for all volumes at once.
+            let of_one = |command: &str| command.starts_with("pvck") || command.contains(" vg/share-");
+            let last = commands.iter().rev().find(|command| of_one(&command.command)).unwrap();
+            assert!(!again || last.command.starts_with("pvck"), "{change}: {last:?}");
+        }
+        accepted(&clients, 1, &volume, (40 + 4 * n) * MIB).await;
+    }
+    let commands = clients.diagnose().await.commands;
+    assert!(commands.iter().all(|command| command.output.len() < 1 << 10), "{commands:?}");
+    shell("pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
+}
+
 #[tokio::test]
 async fn thick_snapshots_and_what_is_built_on_a_volume() {
     let group = Group::on("vg", &["ubda"]);

@@ -98,6 +98,26 @@ pub fn holders(device: dev_t) -> Result<Vec<String>, Errno> {
     Ok(names)
 }
 
+/// What device-mapper says of a device of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mapper {
+    pub uuid: String,
+    pub is_suspended: bool,
+}
+
+/// `/sys/dev/block/MAJ:MIN/dm`, by the kernel's `Documentation/ABI/testing/sysfs-block-dm`.
+///
+/// # Errors
+/// `ENOENT` when there is no such device, or it is not device-mapper's.
+pub fn mapper(device: dev_t) -> Result<Mapper, Errno> {
+    let directory = format!("/sys/dev/block/{}:{}/dm", major(device), minor(device));
+    let read = |file: &str| match fs::read_to_string(format!("{directory}/{file}")) {
+        Ok(text) => Ok(text.trim_end().to_owned()),
+        Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+    };
+    Ok(Mapper { uuid: read("uuid")?, is_suspended: read("suspended")? != "0" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +131,6 @@ mod tests {
         assert_eq!(error("src", zero), Errno::ENODEV);
         assert_eq!(error("/dev/missing", zero), Errno::ENOENT);
         assert_eq!(holders(makedev(0xfff, 0xf_ffff)), Err(Errno::ENOENT));
+        assert_eq!(mapper(makedev(0xfff, 0xf_ffff)), Err(Errno::ENOENT));
     }
 }

@@ -246,7 +246,7 @@ impl Writer {
 
 /// An `lvm` that stands first in the daemon's PATH. It gives everything to the real one, except `lvextend`, for which
 /// it runs what the test has told it: shell commands that may call `real` to have the work done. `lvs` hangs while the
-/// file `lvs-hangs` is beside it.
+/// file `questions-hang` is beside it.
 pub struct FakeLvm(tempfile::TempDir);
 
 impl FakeLvm {
@@ -261,7 +261,7 @@ impl FakeLvm {
              while read -r line; do
                  case $line in
                      lvextend*) echo \"$line\" >>$dir/asked; . $dir/lvextend ;;
-                     lvs*) while [ -e $dir/lvs-hangs ]; do sleep 0.1; done; real ;;
+                     lvs* | vgs* | pvck*) while [ -e $dir/questions-hang ]; do sleep 0.1; done; real ;;
                      *) real ;;
                  esac
              done",

@@ -9,10 +9,14 @@ use std::time::Duration;
 
 use tracing::info;
 
+use super::metadata;
 use super::report::{self, Row};
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::model::{PoolName, Refusal};
 use crate::sys::lvm_shell::{Dying, Output, Shell, ShellError};
+
+/// Each costs a question.
+const MOST_DISKS: usize = 8;
 
 /// Much longer than a report of a large group takes.
 const QUESTION_LIMIT: Duration = Duration::from_secs(30);
@@ -24,6 +28,18 @@ pub struct VolumeGroup {
     recorder: Arc<FlightRecorder>,
     questions: Mutex<Line>,
     changes: Mutex<Line>,
+    disks: Mutex<Disks>,
+}
+
+/// Nodes of the physical volumes, as LVM named them when it was asked last.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Disks {
+    #[default]
+    Unknown,
+    /// All of them, each with metadata.
+    Known(Vec<String>),
+    /// The metadata cannot be had from them, until LVM is asked for the group again.
+    Useless,
 }
 
 /// A shell that is started when it is needed.
@@ -36,7 +52,14 @@ struct Line {
 
 impl VolumeGroup {
     pub fn new(name: String, program: Option<PathBuf>, recorder: Arc<FlightRecorder>) -> Self {
-        Self { name, program, recorder, questions: Mutex::default(), changes: Mutex::default() }
+        Self {
+            name,
+            program,
+            recorder,
+            questions: Mutex::default(),
+            changes: Mutex::default(),
+            disks: Mutex::default(),
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -48,6 +71,60 @@ impl VolumeGroup {
     /// # Errors
     /// NOT_MOUNTED without lvm; INTERNAL when it gives no answer in time.
     pub fn ask(&self, pool: &PoolName, command: &str) -> Result<(Vec<Row>, String), Refusal> {
+        let printed = self.question(pool, command)?;
+        Ok((report::rows(&printed), report::messages(&printed)))
+    }
+
+    /// From the rows of a report of the group, one for each physical volume.
+    pub fn learn_disks(&self, rows: &[Row]) {
+        let disk = |row: &Row| {
+            let name = row.text("pv_name").ok()?;
+            // Of one that is missing there is no name. Without metadata nothing would tell that it is gone.
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+:@-".contains(&byte);
+            let is_usable = row.number::<u64>("pv_mda_used_count").is_ok_and(|count| count > 0);
+            (is_usable && name.starts_with('/') && name.bytes().all(is_plain)).then(|| name.to_owned())
+        };
+        let disks: Option<Vec<String>> = rows.iter().map(disk).collect();
+        *lock(&self.disks) = match disks {
+            Some(disks) if (1..=MOST_DISKS).contains(&disks.len()) => Disks::Known(disks),
+            _ => Disks::Useless,
+        };
+    }
+
+    /// Whether LVM has to be asked for the physical volumes before [`Self::metadata`].
+    pub fn knows_no_disks(&self) -> bool {
+        *lock(&self.disks) == Disks::Unknown
+    }
+
+    /// For when there turned out to be others.
+    pub fn forget_disks(&self) {
+        *lock(&self.disks) = Disks::Unknown;
+    }
+
+    /// The metadata that are the same on all physical volumes, and how many these are. `None` when only LVM can tell.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn metadata(&self, pool: &PoolName) -> Result<Option<(String, usize)>, Refusal> {
+        let Disks::Known(disks) = lock(&self.disks).clone() else { return Ok(None) };
+        let mut agreed: Option<String> = None;
+        for disk in &disks {
+            let printed = self.question(pool, &format!("pvck --dump metadata {disk}"))?;
+            let Some(text) = metadata::dumped(&printed) else {
+                *lock(&self.disks) = Disks::Useless;
+                return Ok(None);
+            };
+            match &agreed {
+                // Something is being changed, or one of them has missed a change.
+                Some(other) if other != text => return Ok(None),
+                Some(_) => {}
+                None => agreed = Some(text.to_owned()),
+            }
+        }
+        Ok(agreed.map(|text| (text, disks.len())))
+    }
+
+    fn question(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
         let mut line = lock(&self.questions);
         // One that is stuck in the kernel would only be joined by the next, until the node is full of them.
         if let Some(dying) = &mut line.dying
@@ -61,7 +138,7 @@ impl VolumeGroup {
                 let problem = format!("{command}: lvm printed more than a report can have");
                 Err(Refusal::Internal { problem })
             }
-            Ok(output) => Ok((report::rows(&output.text), report::messages(&output.text))),
+            Ok(output) => Ok(output.text),
             Err(error) => Err(Refusal::Internal { problem: format!("{command}: {error}") }),
         }
     }
@@ -92,7 +169,10 @@ impl VolumeGroup {
         let recording = self.recorder.began(command);
         let answer = converse(line, program, command, limit);
         match &answer {
-            Ok(output) => self.recorder.ended(&recording, "done", &report::messages(&output.text)),
+            Ok(output) => {
+                let words = report::messages(metadata::without_metadata(&output.text));
+                self.recorder.ended(&recording, "done", &words);
+            }
             Err(error) => self.recorder.ended(&recording, &error.to_string(), ""),
         }
         Ok(answer)
@@ -143,6 +223,6 @@ pub fn find_lvm() -> Option<PathBuf> {
 }
 
 /// A panic while it was locked lost the shell, at worst.
-fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
-    line.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
 }

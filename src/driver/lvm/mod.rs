@@ -5,6 +5,7 @@
 
 mod findings;
 mod group;
+pub(crate) mod metadata;
 pub(crate) mod report;
 mod rounding;
 pub(crate) mod volume;
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::stat::stat;
 
 pub use self::group::{VolumeGroup, find_lvm};
+use self::metadata::Metadata;
 use self::report::Row;
 pub use self::volume::doubled;
 use self::volume::{Group, Volume};
@@ -23,6 +25,7 @@ use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
+use crate::sys::block_device::{self, Mapper};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
 const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
@@ -64,6 +67,7 @@ impl Lvm {
     fn read_group(&self) -> Result<Group, Refusal> {
         let command = format!("vgs {REPORT} -o {} {}", volume::GROUP_FIELDS, self.group.name());
         let (rows, words) = self.group.ask(&self.pool, &command)?;
+        self.group.learn_disks(&rows);
         match rows.first() {
             Some(row) => Group::read(row).map_err(|problem| Refusal::Internal { problem }),
             None => Err(self.not_mounted(format!("volume group {}: {words}", self.group.name()))),
@@ -87,6 +91,33 @@ impl Lvm {
     }
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
+        match self.ordinary(&self.name_of(share))? {
+            Some(volume) => self.describe(share, volume, None),
+            None => self.find_by_lvs(share),
+        }
+    }
+
+    /// A volume that needs no `lvs`: active, and ordinary by the metadata of its group as they are now.
+    fn ordinary(&self, name: &str) -> Result<Option<Volume>, Refusal> {
+        let node = volume::node(self.group.name(), name);
+        let mapper = stat(&node).and_then(|status| block_device::mapper(status.st_rdev));
+        let Ok(Mapper { uuid, is_suspended: false }) = mapper else { return Ok(None) };
+        if self.thin.is_some() {
+            return Ok(None);
+        }
+        if self.group.knows_no_disks() {
+            self.read_group()?;
+        }
+        let Some((text, disks)) = self.group.metadata(&self.pool)? else { return Ok(None) };
+        let Some(metadata) = Metadata::read(&text, self.group.name()) else { return Ok(None) };
+        if metadata.disks() != Some(disks) {
+            self.group.forget_disks();
+            return Ok(None);
+        }
+        Ok(metadata.ordinary(name).filter(|(_, own)| *own == uuid).map(|(volume, _)| volume))
+    }
+
+    fn find_by_lvs(&self, share: ShareId) -> Result<Share, DriverError> {
         let name = self.name_of(share);
         let mut names = vec![name.as_str()];
         names.extend(self.thin.as_ref().map(|thin| thin.name.as_str()));
@@ -102,9 +133,14 @@ impl Lvm {
             None => None,
         };
         let volume = read(&name)?.ok_or(Refusal::ShareNotFound { share })?;
+        self.describe(share, volume, thin_pool)
+    }
+
+    fn describe(&self, share: ShareId, volume: Volume, thin_pool: Option<Volume>) -> Result<Share, DriverError> {
+        let name = &volume.name;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
         let mut problems = self.problems(&volume);
-        let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(&name)) } else { None };
+        let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(name)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
             Some(Err(DriverError::Refused(refusal))) => {
@@ -154,7 +190,7 @@ impl Lvm {
         if after >= wanted {
             return Ok(Outcome::Changed { from: before, to: after });
         }
-        let Share { volume, observed, .. } = self.find(share)?;
+        let Share { volume, observed, .. } = self.find_by_lvs(share)?;
         observed.extendable()?;
         if words.contains("nsufficient") {
             let missing = wanted.saturating_sub(before);

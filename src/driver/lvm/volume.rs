@@ -38,8 +38,8 @@ pub struct Group {
     pub is_partial: bool,
 }
 
-/// The fields of `vgs` that [`Group::read`] reads.
-pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial";
+/// The fields of `vgs` that [`Group::read`] reads, and those of its physical volumes, each of which has a row.
+pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial,pv_name,pv_mda_used_count";
 
 impl Group {
     /// # Errors
