@@ -150,6 +150,26 @@ async fn what_lvextend_says_is_not_taken_for_the_truth() {
 }
 
 #[tokio::test]
+async fn a_group_that_gets_a_disk_while_a_volume_is_extended() {
+    let group = Group::on("vg", &["ubda"]);
+    let volume = group.create(1, "-L 100m");
+    shell("truncate -s 200M /run/disk && losetup /dev/loop7 /run/disk");
+    let fake = FakeLvm::new();
+    fake.lvextend(
+        "[ -e $dir/got ] || { touch $dir/got; vgextend -q -y vg /dev/loop7 </dev/null >/dev/null 2>&1; }; real",
+    );
+    let daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
+    let clients = daemon.clients().await;
+    for (asked, size) in [(2, 120), (3, 140)] {
+        let job = ended(&clients, &share(1), size * MIB).await;
+        assert_eq!((job.state(), volume.size()), (JobState::Succeeded, size * MIB), "{job:?}");
+        assert_eq!(fake.asked(), asked, "{:?}", last_lvextend(&clients).await);
+    }
+    assert!(last_lvextend(&clients).await.command.contains("/dev/loop7"));
+    shell("vgreduce -q vg /dev/loop7 && pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
+}
+
+#[tokio::test]
 async fn lvm_that_is_killed_while_it_has_nothing_to_do_is_started_again() {
     let group = Group::on("vg", &["ubda"]);
     let volume = group.create(1, "-L 100m");

@@ -3,6 +3,7 @@
 //! Questions have a time limit and do not wait for LVM's locks, so that a change that is stuck hides nothing. A change
 //! has no limit and is never killed; the next one of the same group waits for it, those of other groups do not.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -80,7 +81,7 @@ impl VolumeGroup {
         let disk = |row: &Row| {
             let name = row.text("pv_name").ok()?;
             // Of one that is missing there is no name. Without metadata nothing would tell that it is gone.
-            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+:@-".contains(&byte);
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._:@-".contains(&byte);
             let is_usable = row.number::<u64>("pv_mda_used_count").is_ok_and(|count| count > 0);
             (is_usable && name.starts_with('/') && name.bytes().all(is_plain)).then(|| name.to_owned())
         };
@@ -96,9 +97,9 @@ impl VolumeGroup {
         *lock(&self.disks) == Disks::Unknown
     }
 
-    /// For when there turned out to be others.
-    pub fn forget_disks(&self) {
-        *lock(&self.disks) = Disks::Unknown;
+    /// For when there may be others. Whether any were known.
+    pub fn forget_disks(&self) -> bool {
+        matches!(mem::take(&mut *lock(&self.disks)), Disks::Known(_))
     }
 
     /// The metadata that are the same on all physical volumes, and how many these are. `None` when only LVM can tell.
@@ -146,11 +147,18 @@ impl VolumeGroup {
     /// Runs a command that changes something to its end, however long it takes. What it says is for people: whether
     /// anything was changed is a question for the kernel.
     ///
+    /// LVM looks at no device but the physical volumes, if they are known: in a large group it would look at each
+    /// volume for others. It changes nothing when there are more of them than it is shown.
+    ///
     /// # Errors
     /// NOT_MOUNTED without lvm, when nothing was changed.
     pub fn change(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
+        let command = match &*lock(&self.disks) {
+            Disks::Known(disks) => format!("{command} --config '{}'", filter(disks)),
+            Disks::Unknown | Disks::Useless => command.to_owned(),
+        };
         let mut line = lock(&self.changes);
-        Ok(match self.run(&mut line, pool, command, None)? {
+        Ok(match self.run(&mut line, pool, &command, None)? {
             Ok(output) => report::messages(&output.text),
             Err(error) => error.to_string(),
         })
@@ -177,6 +185,12 @@ impl VolumeGroup {
         }
         Ok(answer)
     }
+}
+
+/// The setting of lvm.conf(5) that hides all other devices.
+fn filter(disks: &[String]) -> String {
+    let accept: Vec<String> = disks.iter().map(|disk| format!("\"a|^{}$|\",", disk.replace('.', "[.]"))).collect();
+    format!("devices {{ filter = [{}\"r|.*|\"] }}", accept.concat())
 }
 
 fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Duration>) -> Result<Output, ShellError> {

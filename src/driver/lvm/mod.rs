@@ -185,8 +185,13 @@ impl Lvm {
             return Ok(Outcome::AlreadyThere { size: before });
         }
         let command = format!("lvextend --yes --size {}b {}/{name}", wanted.get(), self.group.name());
-        let words = self.group.change(&self.pool, &command)?;
-        let after = self.look_at(&name)?.size;
+        let mut words = self.group.change(&self.pool, &command)?;
+        let mut after = self.look_at(&name)?.size;
+        if after == before && self.group.forget_disks() {
+            // The group may have got a disk since it was looked at.
+            words = self.group.change(&self.pool, &command)?;
+            after = self.look_at(&name)?.size;
+        }
         if after >= wanted {
             return Ok(Outcome::Changed { from: before, to: after });
         }
