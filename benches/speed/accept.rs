@@ -10,8 +10,8 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 use crate::baselines::{Baseline, Kind};
-use crate::growd::{Growd, Took, accept, quota_pool, share_id, succeeded};
-use crate::lab_node::{Filesystem, PRJQUOTA};
+use crate::ground::Ground;
+use crate::growd::{Growd, Took, accept, share_id, succeeded};
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 
 const MANY: usize = 128;
@@ -32,16 +32,21 @@ struct Contender {
     finished: Series,
 }
 
-pub fn run(results: &mut Results) {
+pub fn in_lab(results: &mut Results) {
+    on(&Ground::lab(), results);
+}
+
+pub fn here(results: &mut Results) {
+    Ground::here().iter().for_each(|ground| on(ground, results));
+}
+
+fn on(ground: &Ground, results: &mut Results) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let fs = Filesystem::xfs("ubda", PRJQUOTA);
     let shares: Vec<(String, u32)> = (0..MANY).map(|n| (share_id(n), 100 + u32::try_from(n).unwrap())).collect();
-    fs.create_shares(&shares, FIRST_SIZE);
-    // On one disk for all, and not on a tmpfs, where a flush would cost nothing.
-    let state = Filesystem::ext4_without_quota_feature("ubdd");
+    ground.create_shares(&shares, FIRST_SIZE);
     let dir = tempfile::tempdir().unwrap();
-    let pool = quota_pool("home", fs.path(), "");
-    let growd = runtime.block_on(Growd::start(dir.path(), &state.path().join("growd"), &pool));
+    let pool = ground.pool("home", ground.path());
+    let growd = runtime.block_on(Growd::start(dir.path(), &ground.state().join("growd"), &pool));
     let mut size = FIRST_SIZE + GROWTH;
     let job = runtime.block_on(async {
         let channel = growd.connect().await;
@@ -49,12 +54,12 @@ pub fn run(results: &mut Results) {
         succeeded(channel, job.clone()).await;
         job
     });
-    let bare = |kind, name: &str| Baseline::start(kind, &state.path().join(name), &job, &Default::default());
+    let bare = |kind, name: &str| Baseline::start(kind, &ground.state().join(name), &job, &Default::default());
     let (floor, sled_floor) = (bare(Kind::Floor, "floor"), bare(Kind::SledFloor, "sled-floor"));
     let servers =
         [("growd", growd.endpoint().to_owned()), ("floor", floor.endpoint()), ("sled-floor", sled_floor.endpoint())];
 
-    results.heading("ExtendShare");
+    results.heading(&format!("ExtendShare ({})", ground.name()));
     let header = ["server", "clients", "accepted, median", "p99", "per second", "finished, median"];
     let mut table = vec![header.map(str::to_owned).to_vec()];
     for (clients, calls) in [(1, CALLS_ALONE), (MANY, 1)] {
@@ -67,11 +72,11 @@ pub fn run(results: &mut Results) {
         });
         rounds(&mut contenders, 1, |contender| drop(contender.round(&runtime, calls, &mut size)));
         rounds(&mut contenders, ROUNDS, |contender| contender.measure(&runtime, calls, &mut size));
-        compare(results, &contenders);
+        compare(results, ground.name(), &contenders);
         table.extend(contenders.iter().map(Contender::cells));
     }
-    for (name, project) in &shares {
-        assert!(fs.hard_limit(*project) > FIRST_SIZE, "share {name} did not grow");
+    for share in &shares {
+        assert!(ground.limit(share) > FIRST_SIZE, "share {share:?} did not grow");
     }
     results.table(&table);
     results.note(&format!(
@@ -79,7 +84,7 @@ pub fn run(results: &mut Results) {
          WatchJob. The floor appends the job's message to a file and calls fdatasync once for all that wait, the sled-floor \
          inserts it into sled and flushes; then they answer, and no job runs. The message has {} bytes, about what growd's \
          record takes with its key. {MANY} clients send one extend each at the same time, each of a share of its own; the \
-         throughput is that of the acceptances, and growd's first jobs run meanwhile on the same CPU. All have ended when \
+         throughput is that of the acceptances, and growd's first jobs run meanwhile on the same CPUs. All have ended when \
          the next round begins.",
         job.encoded_len()
     ));
@@ -133,19 +138,19 @@ impl Contender {
     }
 }
 
-fn compare(results: &mut Results, contenders: &[Contender; 3]) {
+fn compare(results: &mut Results, ground: &str, contenders: &[Contender; 3]) {
     let [growd, bare @ ..] = contenders;
     let clients = growd.channels.len();
     for contender in contenders {
-        results.throughput(&format!("extend accepted: {}", contender.name), clients, &contender.accepted);
+        results.throughput(&format!("extend accepted, {ground}: {}", contender.name), clients, &contender.accepted);
         if clients == 1 {
-            results.latency(&format!("extend accepted: {}", contender.name), &contender.accepted);
+            results.latency(&format!("extend accepted, {ground}: {}", contender.name), &contender.accepted);
         }
     }
     if clients > 1 {
         for (contender, target) in bare.iter().zip([0.6, 0.9]) {
             results.row(Row {
-                path: format!("ExtendShare accepted, {clients} clients: throughput"),
+                path: format!("ExtendShare accepted, {ground}, {clients} clients: throughput"),
                 ours: format!("{:.0}/s", growd.accepted.throughput()),
                 baseline: format!("{} {:.0}/s", contender.name, contender.accepted.throughput()),
                 ratio: growd.accepted.throughput_by(&contender.accepted),
@@ -154,11 +159,11 @@ fn compare(results: &mut Results, contenders: &[Contender; 3]) {
         }
         return;
     }
-    results.latency("extend finished: growd", &growd.finished);
+    results.latency(&format!("extend finished, {ground}: growd"), &growd.finished);
     let floor = &bare[0].accepted;
     for (what, series, target) in [("accepted", &growd.accepted, 1.5), ("finished", &growd.finished, 2.3)] {
         results.row(Row {
-            path: format!("ExtendShare {what}, 1 client: median"),
+            path: format!("ExtendShare {what}, {ground}, 1 client: median"),
             ours: milliseconds(series.median()),
             baseline: format!("floor {}", milliseconds(floor.median())),
             ratio: series.duration_by(floor),

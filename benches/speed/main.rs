@@ -10,6 +10,7 @@ mod at_rest;
 mod baselines;
 mod chart;
 mod get_job;
+mod ground;
 mod growd;
 mod http;
 #[path = "../../tests/support/mod.rs"]
@@ -32,7 +33,7 @@ use results::Results;
 /// A part of the measurements, by its name.
 type Section = (&'static str, fn(&mut Results));
 
-const HERE: [Section; 7] = [
+const HERE: [Section; 9] = [
     ("get_job", get_job::run),
     ("watchers", scale::watchers),
     ("lists", scale::lists),
@@ -40,12 +41,14 @@ const HERE: [Section; 7] = [
     ("disk", at_rest::disk),
     ("idle", at_rest::idle),
     ("binary", at_rest::binary),
+    ("accept", accept::here),
+    ("shares", shares::here),
 ];
 const IN_LAB: [Section; 5] = [
-    ("accept", accept::run),
+    ("accept", accept::in_lab),
     ("quota", quota::run),
     ("volumes", volumes::run),
-    ("shares", shares::run),
+    ("shares", shares::in_lab),
     ("growapi", http::run),
 ];
 

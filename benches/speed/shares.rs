@@ -11,6 +11,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 use crate::baselines::{Baseline, Kind};
+use crate::ground::Ground;
 use crate::growd::{Growd, call_for, quota_pool, share_id};
 use crate::lab_node::{Filesystem, PRJQUOTA};
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
@@ -24,7 +25,19 @@ const CLIENTS: [usize; 2] = [1, 128];
 const ROUNDS: usize = 10;
 const ROUND: Duration = Duration::from_millis(700);
 
-pub fn run(results: &mut Results) {
+/// One share on this machine itself.
+pub fn here(results: &mut Results) {
+    let Some(ground) = Ground::here() else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let shares: Vec<(String, u32)> = (1_000..2_000).map(|id| (share_id(id), 0)).collect();
+    ground.create_shares(&shares, LIMIT);
+    let dir = tempfile::tempdir().unwrap();
+    let (state, pool) = (dir.path().join("state"), ground.pool("home", ground.path()));
+    let growd = runtime.block_on(Growd::start(dir.path(), &state, &pool));
+    one(results, &runtime, &growd, dir.path(), ground.name());
+}
+
+pub fn in_lab(results: &mut Results) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let fs = Filesystem::xfs("ubda", PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
@@ -41,7 +54,7 @@ pub fn run(results: &mut Results) {
     }
     // Nothing here is written to the store.
     let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &config));
-    one(results, &runtime, &growd, dir.path());
+    one(results, &runtime, &growd, dir.path(), "XFS, lab");
     pages(results, &runtime, &growd);
 }
 
@@ -57,7 +70,7 @@ struct Contender {
 }
 
 /// GetShare, of the pool with 1,000 shares.
-fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path::Path) {
+fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path::Path, ground: &str) {
     let shares: Arc<[String]> = (1_000..2_000).map(share_id).collect();
     let ask = async || {
         let request = GetShareRequest { share_id: shares[0].clone() };
@@ -68,7 +81,7 @@ fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path:
     let bare = Baseline::start(Kind::Echo, &dir.join("bare"), &Default::default(), &message);
     let servers = [("growd", growd.endpoint().to_owned()), ("echo", bare.endpoint())];
 
-    results.heading("GetShare");
+    results.heading(&format!("GetShare ({ground})"));
     let header = ["server", "clients", "median", "p99", "per second"];
     let mut table = vec![header.map(str::to_owned).to_vec()];
     for clients in CLIENTS {
@@ -85,11 +98,11 @@ fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path:
         });
         for contender in &contenders {
             table.push(contender.cells());
-            results.throughput(&format!("GetShare: {}", contender.name), clients, &contender.calls);
+            results.throughput(&format!("GetShare, {ground}: {}", contender.name), clients, &contender.calls);
         }
         let [growd, echo] = [&contenders[0].calls, &contenders[1].calls];
         results.row(Row {
-            path: format!("GetShare, {clients} clients: throughput"),
+            path: format!("GetShare, {ground}, {clients} clients: throughput"),
             ours: format!("{:.0}/s", growd.throughput()),
             baseline: format!("echo {:.0}/s", echo.throughput()),
             ratio: growd.throughput_by(echo),

@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::sys::systemd;
 
 /// How old the status may be.
-const STATUS_EVERY: Duration = Duration::from_secs(2);
+const STATUS_EVERY: Duration = Duration::from_secs(10);
 
 /// Says so again and again, for as long as the runtime and the locks of engine and store do what they are for: each beat
 /// is a task of its own, which takes every lock that a request takes.

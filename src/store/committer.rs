@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::calendar::Calendar;
-use super::files::{Files, Identity, write_over};
+use super::files::{Files, Identity, remove_tree, write_over};
 use super::{Retention, Shared, StoreError, open, record};
 use crate::model::{Job, JobId};
 
@@ -326,11 +326,15 @@ fn put(db: &sled::Db, key: &[u8], value: Vec<u8>) -> Result<(), String> {
     inserted.map(drop).map_err(|error| error.to_string())
 }
 
-/// Starts the thread that writes the mark; it ends when the sender is dropped.
+/// Starts the thread that writes the mark; it ends when the sender is dropped. It begins with the removal of the copy that
+/// the start has left, which nobody needs to wait for.
 pub fn start_marking(files: &Files) -> io::Result<(SyncSender<u64>, JoinHandle<()>)> {
     let files = files.clone();
     let (marks, inbox) = sync_channel::<u64>(1);
     let mark = move || {
+        if let Err(error) = remove_tree(&files.looked_at()) {
+            warn!("{error}");
+        }
         for commit in inbox {
             if let Err(error) = files.write_mark(commit) {
                 warn!(%error, "cannot write {}", files.mark().display());

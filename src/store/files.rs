@@ -1,8 +1,9 @@
 //! The files of the state directory: the database, the mark beside it, the lock, and copies made for safety.
 //!
 //! `jobs/` is sled's. `jobs.mark` holds a commit number that is on disk for certain, so that a database which was set
-//! back to an older copy is noticed. `jobs.looked-at/` is a copy to be checked, made since sled writes when it opens, and
-//! `jobs.compacted/` exists only while the database is copied into a smaller one.
+//! back to an older copy is noticed. sled writes when it opens, so there are copies: `jobs.original-BOOT/` while a start
+//! checks the database, `jobs.looked-at/` to be looked at or to be removed, and `jobs.compacted/` while the database is
+//! copied into a smaller one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -161,6 +162,19 @@ pub fn write_over(dir: &Path) -> io::Result<()> {
         file.sync_all()?;
     }
     Ok(())
+}
+
+/// Makes every file of a directory tree durable.
+pub fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_dir(dir)
 }
 
 /// Copies a directory tree. Not durable: the copy is for this process alone.

@@ -26,11 +26,12 @@ pub struct Index {
 }
 
 /// What the index knows of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    id: JobId,
-    state: JobState,
-    share: ShareId,
-    request_id: Option<RequestId>,
+    pub id: JobId,
+    pub state: JobState,
+    pub share: ShareId,
+    pub request_id: Option<RequestId>,
 }
 
 impl From<&Job> for Entry {

@@ -10,7 +10,9 @@ mod files;
 mod index;
 pub mod offline;
 mod open;
+mod original;
 pub(crate) mod record;
+mod scan;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::files::{Files, remove_tree, sync_dir};
-use super::open::{OpenError, scan_copy};
+use super::open::OpenError;
+use super::original;
+use super::scan::scan_copy;
 use crate::model::Job;
 
 /// What a look at every record told.
@@ -28,6 +30,7 @@ pub struct Verdict {
 pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
+    original::settle(&files)?;
     let scan = scan_copy(&files, each)?;
     let mut verdict = Verdict {
         jobs: scan.jobs.len(),
@@ -57,8 +60,8 @@ pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     if parts.is_empty() {
         return Err(OpenError::io("there is no job store in", dir, io::ErrorKind::NotFound.into()));
     }
-    // Leftovers of a look or a compaction that was killed are copies of what is moved.
-    remove_tree(&files.looked_at())?;
+    original::settle(&files)?;
+    // What a compaction that was killed has left is a copy of what is moved.
     remove_tree(&files.compacted())?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let aside = dir.join(format!("set-aside-{seconds}"));

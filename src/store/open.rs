@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,11 +15,13 @@ use tracing::{info, warn};
 
 use super::calendar::Calendar;
 use super::committer::{Committer, Work, start_marking};
-use super::files::{Files, Lock, copy_tree, remove_tree, sync_dir};
-use super::index::{Entry, Index};
-use super::record::RecordError;
+use super::files::{Files, Lock, remove_tree, sync_dir};
+use super::index::Index;
+use super::original::Original;
+use super::scan::Scan;
 use super::{INBOX, Retention, Shared, Store, record};
 use crate::model::Job;
+use crate::sys::timer_slack::Lenient;
 use crate::sys::{malloc, sync_file_range};
 
 /// Memory for sled's page cache.
@@ -32,10 +33,9 @@ const CLEAN_EVERY_MS: u64 = 5000;
 const BLOAT_RATIO: u64 = 6;
 /// Below this a bloated store is nobody's trouble.
 const BLOAT_FLOOR: u64 = 64 << 20;
-/// Records that one thread hands over to the other at once, and how often it may be ahead.
-const BATCH: usize = 256;
-const BATCHES: usize = 16;
-const TICK: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(10);
+/// sled has seven threads that look for work once a second, though they are woken when there is any.
+const SLED_MAY_SLEEP_ON: Duration = Duration::from_secs(60);
 
 const NEXT: &str = "Nothing was changed. `growd store verify` shows what is readable, `growd store export` saves it as \
     JSON lines, `growd store set-aside` moves the store away so that growd starts with an empty one: sizes are always \
@@ -64,6 +64,10 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    pub fn no_copy(files: &Files, source: io::Error) -> Self {
+        Self::io("cannot make a copy for a look at the job store in", &files.jobs(), source)
+    }
+
     pub fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { operation, path: path.to_owned(), source }
     }
@@ -82,22 +86,27 @@ fn open_above(
     let dir = files.dir().to_owned();
     let damaged = |problem: String| OpenError::Damaged { dir: dir.clone(), problem };
 
-    let mark = files.read_mark()?;
-    let exists = files.jobs().exists();
+    // Its threads are started by the first flush, at the latest; without this they only wake more often.
+    let _lenient = Lenient::by(SLED_MAY_SLEEP_ON);
+    let (exists, mark) = (files.jobs().exists(), files.read_mark()?);
     if let (false, Some(mark)) = (exists, mark) {
         return Err(damaged(format!("{} is gone; it held {mark} commits", files.jobs().display())));
     }
     remove_tree(&files.compacted())?;
-    let mut scan = if exists { scan_copy(&files, |_| {})? } else { Scan::default() };
-    if let Some((problem, newer)) = scan.first_problem {
-        return Err(if newer { OpenError::Newer { dir, problem } } else { damaged(problem) });
-    }
-    if let Some(mark) = mark
-        && scan.commit < mark
-    {
-        return Err(OpenError::Older { dir, found: scan.commit, expected: mark });
-    }
-    let mut db = database(&files.jobs()).map_err(damaged)?;
+    let original = Original::keep(&files)?;
+    let opened = database(&files.jobs()).map_err(damaged).and_then(|db| {
+        let scan = if exists { Scan::of_all(&db) } else { Scan::default() };
+        scan.check(&dir, mark).map(|scan| (db, scan))
+    });
+    let (mut db, mut scan) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            original.put_back()?;
+            return Err(error);
+        }
+    };
+    // Before anything is committed: a later start that finds it takes the store for one that nobody has used since.
+    original.retire()?;
     // Another number than the last start's: sled writes nothing for a value that is there already.
     scan.commit += 1;
     check_flush(&dir, &db, scan.commit, &scan.calendar)?;
@@ -168,115 +177,6 @@ pub fn database(path: &Path) -> Result<sled::Db, String> {
         Ok(opened) => opened.map_err(|error| error.to_string()),
         Err(_) => Err("opening the database panicked".to_owned()),
     }
-}
-
-/// Scans a copy of the database, so that the database itself stays as it is whatever is wrong with it.
-///
-/// # Errors
-/// When the copy cannot be made or removed. What is wrong inside is in the scan.
-pub fn scan_copy(files: &Files, each: impl FnMut(&Job)) -> Result<Scan, OpenError> {
-    let copy = files.looked_at();
-    remove_tree(&copy)?;
-    let scan = copy_tree(&files.jobs(), &copy)
-        .map_err(|source| OpenError::io("cannot make a copy for a look at the job store in", &files.jobs(), source))
-        .map(|()| match database(&copy) {
-            Ok(db) => Scan::of(&db, each),
-            Err(problem) => {
-                let mut scan = Scan::default();
-                scan.note(problem, false);
-                scan
-            }
-        });
-    remove_tree(&copy)?;
-    scan
-}
-
-/// A key and its value, or why there are no more.
-type Read = Result<(sled::IVec, sled::IVec), String>;
-
-/// Everything that one pass over the records tells.
-#[derive(Default)]
-pub struct Scan {
-    pub jobs: Vec<Entry>,
-    pub unfinished: Vec<Job>,
-    /// The highest commit number found.
-    pub commit: u64,
-    pub calendar: Calendar,
-    /// Bytes of keys and values.
-    pub live_bytes: u64,
-    /// The first thing that is wrong, and whether it is only too new for this version.
-    pub first_problem: Option<(String, bool)>,
-    pub problems: usize,
-}
-
-impl Scan {
-    /// Reads every record once; `each` sees every job that is right.
-    ///
-    /// One thread has sled read, this one checks what it has read: each takes about as long as the other.
-    pub fn of(db: &sled::Db, mut each: impl FnMut(&Job)) -> Self {
-        let mut scan = Self::default();
-        let (batches, inbox) = sync_channel(BATCHES);
-        std::thread::scope(|threads| {
-            threads.spawn(move || read_all(db, batches));
-            for read in inbox.iter().flatten() {
-                match read {
-                    Ok((key, value)) => scan.take(&key, &value, &mut each),
-                    Err(problem) => scan.note(problem, false),
-                }
-            }
-        });
-        scan
-    }
-
-    fn take(&mut self, key: &[u8], value: &[u8], each: &mut impl FnMut(&Job)) {
-        self.live_bytes += (key.len() + value.len()) as u64;
-        let newer = |error: &RecordError| matches!(error, RecordError::Newer(_));
-        if key == record::MARK_KEY {
-            match record::decode_mark(value) {
-                Ok((commit, calendar)) => (self.commit, self.calendar) = (self.commit.max(commit), calendar),
-                Err(error) => self.note(format!("the commit record is bad: {error}"), newer(&error)),
-            }
-            return;
-        }
-        match record::decode(key, value) {
-            Ok((job, commit)) => {
-                self.commit = self.commit.max(commit);
-                self.jobs.push(Entry::from(&job));
-                each(&job);
-                if !job.state.is_ended() {
-                    self.unfinished.push(job);
-                }
-            }
-            Err(error) => {
-                let name = record::job_of_key(key).map_or_else(|_| format!("{key:02x?}"), |id| format!("of job {id}"));
-                self.note(format!("the record {name} is bad: {error}"), newer(&error));
-            }
-        }
-    }
-
-    fn note(&mut self, problem: String, newer: bool) {
-        self.problems += 1;
-        self.first_problem.get_or_insert((problem, newer));
-    }
-}
-
-/// Gives all records in batches, in order. sled panics on some kinds of damage, which must become a refusal.
-fn read_all(db: &sled::Db, batches: SyncSender<Vec<Read>>) {
-    let mut batch = Vec::with_capacity(BATCH);
-    // A batch is not taken any more when the scan has panicked.
-    let send = |batch: Vec<Read>| drop(batches.send(batch));
-    let pass = catch_unwind(AssertUnwindSafe(|| {
-        for entry in db.iter() {
-            batch.push(entry.map_err(|error| format!("the database stops with: {error}")));
-            if batch.len() == BATCH {
-                send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
-            }
-        }
-    }));
-    if pass.is_err() {
-        batch.push(Err("reading the database panicked".to_owned()));
-    }
-    send(batch);
 }
 
 /// Writes the commit number, flushes, and sees whether that reached fdatasync; see `sys::sync_file_range`.

@@ -20,3 +20,4 @@ pub mod open_files;
 pub mod quotactl;
 pub mod sync_file_range;
 pub mod systemd;
+pub mod timer_slack;

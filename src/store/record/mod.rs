@@ -12,6 +12,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use super::calendar::{Calendar, Note};
+use super::index::Entry;
 use crate::model::{
     Bytes, DriverKind, Job, JobError, JobId, JobKind, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
@@ -71,6 +72,17 @@ struct JobRecord {
     /// As in the header of the request; empty for none.
     #[prost(string, tag = "20")]
     trace: String,
+}
+
+/// Of a [`JobRecord`] what the index has; the other fields are skipped.
+#[derive(Clone, PartialEq, Message)]
+struct EntryOnDisk {
+    #[prost(bytes = "vec", tag = "1")]
+    share: Vec<u8>,
+    #[prost(string, tag = "4")]
+    state: String,
+    #[prost(bytes = "vec", optional, tag = "15")]
+    request_id: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -187,17 +199,16 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     let (format, commit, payload) = unseal(key, value)?;
     let kind = if format == SHRINK { JobKind::Shrink } else { JobKind::Extend };
     let record = JobRecord::decode(payload).map_err(|_| RecordError::Field("payload"))?;
-    let uuid = |bytes: &[u8], field| Uuid::from_slice(bytes).map_err(|_| RecordError::Field(field));
     let job = Job {
         id,
         kind,
-        share: ShareId::from_uuid(uuid(&record.share, "share")?),
+        share: share(&record.share)?,
         pool: record.pool.parse::<PoolName>().map_err(|_| RecordError::Field("pool"))?,
         driver: DriverKind::ALL
             .into_iter()
             .find(|kind| kind.as_str() == record.driver)
             .ok_or(RecordError::Field("driver"))?,
-        state: record.state.parse::<JobState>().map_err(|_| RecordError::Field("state"))?,
+        state: state(&record.state)?,
         size_before: Bytes::new(record.size_before),
         requested_size: Bytes::new(record.requested_size),
         expected_size: record.expected_size.map(Bytes::new),
@@ -212,10 +223,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         revision: record.revision,
         requested_by: record.requested_by,
         project: record.project.parse::<ProjectLabel>().map_err(|_| RecordError::Field("project"))?,
-        request_id: match record.request_id {
-            Some(bytes) => Some(RequestId::from_uuid(uuid(&bytes, "request id")?)),
-            None => None,
-        },
+        request_id: record.request_id.as_deref().map(request_id).transpose()?,
         trace: match record.trace.as_str() {
             "" => None,
             trace => Some(trace.parse().map_err(|_| RecordError::Field("trace"))?),
@@ -225,6 +233,30 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         finished_at: record.finished_at.map(time),
     };
     Ok((job, commit))
+}
+
+/// What the index has of a record that is as it was written, and its commit number. A start with many jobs looks at no more.
+///
+/// # Errors
+/// When the record is not what [`encode`] wrote under this key.
+pub fn entry(key: &[u8], value: &[u8]) -> Result<(Entry, u64), RecordError> {
+    let id = job_of_key(key)?;
+    let (_, commit, payload) = unseal(key, value)?;
+    let record = EntryOnDisk::decode(payload).map_err(|_| RecordError::Field("payload"))?;
+    let request_id = record.request_id.as_deref().map(request_id).transpose()?;
+    Ok((Entry { id, state: state(&record.state)?, share: share(&record.share)?, request_id }, commit))
+}
+
+fn share(bytes: &[u8]) -> Result<ShareId, RecordError> {
+    Uuid::from_slice(bytes).map(ShareId::from_uuid).map_err(|_| RecordError::Field("share"))
+}
+
+fn request_id(bytes: &[u8]) -> Result<RequestId, RecordError> {
+    Uuid::from_slice(bytes).map(RequestId::from_uuid).map_err(|_| RecordError::Field("request id"))
+}
+
+fn state(text: &str) -> Result<JobState, RecordError> {
+    text.parse().map_err(|_| RecordError::Field("state"))
 }
 
 /// A record that carries a commit number and the calendar, for [`MARK_KEY`].

@@ -150,7 +150,9 @@ fn arbitrary_job() -> impl Strategy<Value = Job> {
 proptest! {
     #[test]
     fn what_is_written_reads_back(job in arbitrary_job(), commit: u64, calendar in any_calendar()) {
-        prop_assert_eq!(decode(&key(job.id), &encode(&job, commit)), Ok((job, commit)));
+        let record = encode(&job, commit);
+        prop_assert_eq!(entry(&key(job.id), &record), Ok((Entry::from(&job), commit)));
+        prop_assert_eq!(decode(&key(job.id), &record), Ok((job, commit)));
         prop_assert_eq!(decode_mark(&encode_mark(commit, &calendar)), Ok((commit, calendar)));
     }
 
@@ -169,6 +171,7 @@ proptest! {
         let at = at % bad.len();
         bad[at] ^= 1 << bit;
         prop_assert!(decode(&key(job.id), &bad).is_err());
+        prop_assert!(entry(&key(job.id), &bad).is_err());
         if other != 42 {
             prop_assert!(decode(&key(JobId::from_uuid(Uuid::from_u128(other))), &good).is_err());
         }
@@ -177,6 +180,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(key in any::<Vec<u8>>(), value in any::<Vec<u8>>()) {
         let _ = decode(&key, &value);
+        let _ = entry(&key, &value);
         let _ = decode_mark(&value);
     }
 }

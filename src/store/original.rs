@@ -1,0 +1,171 @@
+//! The store as a start finds it. sled changes what it opens, and a store that is damaged must stay as it is: so a copy is
+//! kept until everything has been checked, and is put back when anything is wrong.
+//!
+//! The copy is not durable, so after a power cut it is worth nothing: its name tells the boot that it was made in. A start
+//! that was killed in the middle has left it, and the next one of the same boot puts it back. After a power cut in the
+//! middle the store is what sled's own recovery makes of it, as after any other.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::files::{Files, copy_tree, remove_tree, sync_dir, sync_tree};
+use super::open::OpenError;
+
+const PREFIX: &str = "jobs.original-";
+
+/// A copy of the store in its own directory; there is none of a store that is new.
+pub struct Original<'a> {
+    files: &'a Files,
+    copy: PathBuf,
+}
+
+impl<'a> Original<'a> {
+    /// Makes the copy, after [`settle`].
+    ///
+    /// # Errors
+    /// When there is no room for it, or a file cannot be read.
+    pub fn keep(files: &'a Files) -> Result<Self, OpenError> {
+        settle(files)?;
+        let original = Self { files, copy: name(files)? };
+        if files.jobs().exists() {
+            let begun = files.looked_at();
+            let copied = copy_tree(&files.jobs(), &begun).and_then(|()| fs::rename(&begun, &original.copy));
+            if let Err(source) = copied {
+                remove_tree(&begun)?;
+                return Err(OpenError::no_copy(files, source));
+            }
+        }
+        Ok(original)
+    }
+
+    /// Has the store as it was when the copy was made.
+    ///
+    /// # Errors
+    /// When the copy cannot be written to the disk or put in place; it stays then.
+    pub fn put_back(self) -> Result<(), OpenError> {
+        if !self.copy.exists() {
+            return Ok(());
+        }
+        let (jobs, changed) = (self.files.jobs(), self.files.looked_at());
+        // On disk before the other goes. Under a name that no start puts back before the exchange, after which it is the
+        // changed one.
+        let exchanged = sync_tree(&self.copy).and_then(|()| fs::rename(&self.copy, &changed)).and_then(|()| {
+            renameat2(AT_FDCWD, &changed, AT_FDCWD, &jobs, RenameFlags::RENAME_EXCHANGE)?;
+            sync_dir(self.files.dir())
+        });
+        exchanged.map_err(|source| OpenError::io("cannot put back", &jobs, source))?;
+        remove_tree(&changed)
+    }
+
+    /// Leaves the copy to be removed: what is in the store now is right.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub fn retire(self) -> Result<(), OpenError> {
+        match fs::rename(&self.copy, self.files.looked_at()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(OpenError::io("cannot rename", &self.copy, source))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Puts back what a start that was killed has left, and removes other leftovers.
+///
+/// # Errors
+/// When files cannot be read, moved or removed.
+pub fn settle(files: &Files) -> Result<(), OpenError> {
+    let dir = files.dir();
+    remove_tree(&files.looked_at())?;
+    let copy = name(files)?;
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    for entry in entries.map_err(|source| OpenError::io("cannot read", dir, source))? {
+        let path = entry.path();
+        if path != copy && entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            remove_tree(&path)?;
+        }
+    }
+    Original { files, copy }.put_back()
+}
+
+/// Where the copy of this boot is.
+fn name(files: &Files) -> Result<PathBuf, OpenError> {
+    let of_boot = std::path::Path::new("/proc/sys/kernel/random/boot_id");
+    let boot = fs::read_to_string(of_boot).map_err(|source| OpenError::io("cannot read", of_boot, source))?;
+    Ok(files.dir().join(format!("{PREFIX}{}", boot.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state directory with a store of one file.
+    fn state() -> (tempfile::TempDir, Files) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path());
+        fs::create_dir(files.jobs()).unwrap();
+        write(&files, "as it was");
+        (dir, files)
+    }
+
+    fn write(files: &Files, text: &str) {
+        fs::write(files.jobs().join("db"), text).unwrap();
+    }
+
+    /// What the store holds, when nothing else is there.
+    fn alone(files: &Files) -> String {
+        let names: Vec<_> = fs::read_dir(files.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["jobs"]);
+        fs::read_to_string(files.jobs().join("db")).unwrap()
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_store_does_not_change_it() {
+        let (_dir, files) = state();
+        let original = Original::keep(&files).unwrap();
+        write(&files, "changed");
+        original.put_back().unwrap();
+        assert_eq!(alone(&files), "as it was");
+    }
+
+    #[test]
+    fn a_start_that_was_killed_has_changed_nothing() {
+        let (_dir, files) = state();
+        let _killed = Original::keep(&files).unwrap();
+        write(&files, "changed");
+        settle(&files).unwrap();
+        assert_eq!(alone(&files), "as it was");
+    }
+
+    #[test]
+    fn a_store_that_was_found_to_be_right_is_never_set_back() {
+        let (_dir, files) = state();
+        Original::keep(&files).unwrap().retire().unwrap();
+        write(&files, "committed since");
+        settle(&files).unwrap();
+        assert_eq!(alone(&files), "committed since");
+    }
+
+    #[test]
+    fn a_copy_of_before_a_power_cut_is_worth_nothing() {
+        let (_dir, files) = state();
+        let original = Original::keep(&files).unwrap();
+        fs::rename(&original.copy, files.dir().join(format!("{PREFIX}of-another-boot"))).unwrap();
+        write(&files, "what sled makes of it");
+        settle(&files).unwrap();
+        assert_eq!(alone(&files), "what sled makes of it");
+    }
+
+    #[test]
+    fn a_new_store_has_no_original() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path());
+        Original::keep(&files).unwrap().retire().unwrap();
+        Original::keep(&files).unwrap().put_back().unwrap();
+        assert!(!files.jobs().exists());
+    }
+}
