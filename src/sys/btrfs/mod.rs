@@ -8,7 +8,9 @@ mod tree_search;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
@@ -307,17 +309,39 @@ pub fn limit_referenced(fd: BorrowedFd<'_>, id: QgroupId, limit: Bytes) -> Resul
     unsafe { raw::qgroup_limit(fd.as_raw_fd(), &raw mut arguments) }.map(drop)
 }
 
+/// When a commit that was asked for has not begun by then, it is asked for again. The kernel forgets one that is asked for
+/// while its thread goes to sleep after the one before, and begins with it at the next interval, which is half a minute
+/// (`transaction_kthread()` in its fs/btrfs/disk-io.c looks whether one is wanted, then sleeps, and may be woken between).
+const COMMIT_BEGINS: Duration = Duration::from_millis(20);
+
 /// Brings every change of metadata that was made before the call to stable storage, without writing out data that only
 /// the page cache has, unless mounted with `flushoncommit`. An fsync would not do: it writes a log of the file alone.
 ///
 /// # Errors
 /// Those of the ioctls: `EIO`, `EROFS`.
 pub fn commit(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let (begun, has_begun) = channel::<()>();
+    // Without another thread, or a descriptor for it, a commit that was forgotten takes half a minute.
+    if let Ok(again) = fd.try_clone_to_owned() {
+        let ask_again = move || {
+            while has_begun.recv_timeout(COMMIT_BEGINS) == Err(RecvTimeoutError::Timeout) {
+                // What counts is the result of the call that waits.
+                let _ = begin_commit(again.as_fd());
+            }
+        };
+        let _ = std::thread::Builder::new().spawn(ask_again);
+    }
+    let transaction = begin_commit(fd)?;
+    drop(begun);
+    // SAFETY: the descriptor is open for the time of the call, and the kernel reads a 64-bit number.
+    unsafe { raw::wait_sync(fd.as_raw_fd(), &raw const transaction) }.map(drop)
+}
+
+fn begin_commit(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut transaction = 0;
     // SAFETY: the descriptor is open for the time of the call, and the kernel fills a 64-bit number.
     unsafe { raw::start_sync(fd.as_raw_fd(), &raw mut transaction) }?;
-    // SAFETY: the descriptor is open for the time of the call, and the kernel reads a 64-bit number.
-    unsafe { raw::wait_sync(fd.as_raw_fd(), &raw const transaction) }.map(drop)
+    Ok(transaction)
 }
 
 /// The item of a quota group, `None` when there is none or no tree of quotas.
@@ -333,7 +357,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::fs::File;
-    use std::os::fd::AsFd;
 
     #[test]
     fn tells_btrfs_from_others() {

@@ -96,7 +96,8 @@ pub(super) fn search(
             max_transid: u64::MAX,
             min_type: min.kind,
             max_type: last.kind,
-            nr_items: u32::MAX,
+            // A key has one item. Without this the kernel looks through the rest of the leaf for others.
+            nr_items: if first == last { 1 } else { u32::MAX },
             ..SearchKey::default()
         };
         // SAFETY: the descriptor is open for the time of the call. The kernel reads and fills a structure of this very
