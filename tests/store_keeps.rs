@@ -12,7 +12,7 @@ use store::*;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How often the store looks for jobs that are no longer kept, the first time so long after it was opened.
-const TICK: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(10);
 
 /// What is kept once retention has had its way, newest first, and again after the store was opened anew: what was
 /// removed must not come back.
