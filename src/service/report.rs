@@ -216,8 +216,10 @@ impl Service {
         let Ok(shares) = pool.call(|driver| driver.shares()).await else { return findings };
         for report in self.observe_all(pool, shares.to_vec(), None).await {
             for of_share in report.findings {
-                // What holds for the whole pool has been said.
-                let said = |known: &Finding| known.share.is_none() && known.message == of_share.message;
+                // What holds for the whole pool has been said, maybe with a figure of a moment ago.
+                let said = |known: &Finding| {
+                    known.share.is_none() && (known.kind, &known.remedy) == (of_share.kind, &of_share.remedy)
+                };
                 if !findings.iter().any(said) {
                     findings.push(of_share);
                 }
