@@ -91,7 +91,7 @@ pub fn run(results: &mut Results) {
         &["-ec", "truncate -s 64G $0/disk && losetup -f --show $0/disk", &holes.path().display().to_string()],
     );
     let large = large.trim();
-    lab::run("vgcreate", &["-q", "--metadatasize", "8m", "vg0", &for_xfs, &for_ext4, large]);
+    lab::run("vgcreate", &["-q", "-y", "--metadatasize", "8m", "vg0", &for_xfs, &for_ext4, large]);
     let commands = [Way::Growd, Way::Resizing, Way::Plain];
     let make = |name, kind, ways: &[Way], disk: &str, first: usize, sizes| Comparison {
         name,

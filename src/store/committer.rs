@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -119,6 +120,7 @@ impl Committer {
                 let mut index = self.shared.index.write();
                 waiting.iter().flat_map(|(jobs, _)| jobs).for_each(|job| index.publish(job));
                 drop(index);
+                self.shared.durable.store(self.durable, Ordering::Release);
                 for (_, answer) in waiting.drain(..) {
                     let _ = answer.send(Ok(()));
                 }
@@ -237,7 +239,7 @@ impl Committer {
         // look as if it had been set back. It is flushed before anything is removed.
         self.write_calendar(db)?;
         for id in jobs {
-            if let Some(job) = read(db, *id)? {
+            if let Some((job, _)) = read(db, *id)? {
                 self.shared.index.write().forget(&job);
             }
             // Not flushed: a job that comes back after a power cut is removed again.
@@ -344,12 +346,11 @@ pub fn start_marking(files: &Files) -> io::Result<(SyncSender<u64>, JoinHandle<(
     Ok((marks, std::thread::Builder::new().name("mark".to_owned()).spawn(mark)?))
 }
 
-/// The record of a job as the database has it now, flushed or not.
-pub fn read(db: &sled::Db, id: JobId) -> Result<Option<Job>, String> {
+/// The record of a job as the database has it now, flushed or not, and its commit number.
+pub fn read(db: &sled::Db, id: JobId) -> Result<Option<(Job, u64)>, String> {
     let key = record::key(id);
     let Some(value) = db.get(key).map_err(|error| error.to_string())? else { return Ok(None) };
-    let (job, _) = record::decode(&key, &value).map_err(|error| format!("the record of job {id}: {error}"))?;
-    Ok(Some(job))
+    record::decode(&key, &value).map(Some).map_err(|error| format!("the record of job {id}: {error}"))
 }
 
 fn probe(files: &Files) -> io::Result<()> {

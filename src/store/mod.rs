@@ -15,6 +15,7 @@ pub(crate) mod record;
 mod scan;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ struct Shared {
     /// `None` while the database is being opened again after a failed write.
     db: RwLock<Option<sled::Db>>,
     index: RwLock<Index>,
+    /// Up to which commit number all is on disk and in the index.
+    durable: AtomicU64,
     /// Why the store cannot be written; `None` when it can.
     failure: watch::Sender<Option<String>>,
     meters: OnceLock<Arc<Meters>>,
@@ -136,13 +139,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub fn get(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        // The index decides what exists: the database also shows what is not flushed yet.
-        if !self.shared.index.read().contains(id) {
-            return Ok(None);
-        }
         let db = self.shared.db.read();
         let db = db.as_ref().ok_or_else(|| StoreError::Read { problem: "it is being opened again".to_owned() })?;
-        committer::read(db, id).map_err(|problem| StoreError::Read { problem })
+        let durable = self.shared.durable.load(Ordering::Acquire);
+        let found = committer::read(db, id).map_err(|problem| StoreError::Read { problem })?;
+        // The database also shows what is not flushed yet: then the index knows whether there was a record before.
+        let exists = |commit| commit <= durable || self.shared.index.read().contains(id);
+        Ok(found.and_then(|(job, commit)| exists(commit).then_some(job)))
     }
 
     /// Ids of jobs, newest first; see [`Selection`]. A selection of an unfinished state gives all that are unfinished.

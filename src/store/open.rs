@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -124,6 +125,7 @@ fn open_above(
     let shared = Arc::new(Shared {
         db: RwLock::new(Some(db)),
         index: RwLock::new(Index::from(std::mem::take(&mut scan.jobs).as_slice())),
+        durable: AtomicU64::new(scan.commit),
         failure,
         meters: OnceLock::new(),
     });
