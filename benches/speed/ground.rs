@@ -3,10 +3,9 @@
 //! is measured in both places.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::growd::quota_pool;
-use crate::lab_node::{Filesystem, PRJQUOTA};
+use crate::lab_node::{Filesystem, PRJQUOTA, lab};
 
 /// A file system with quotas, and another place for the state of daemons.
 pub enum Ground {
@@ -72,8 +71,8 @@ impl Ground {
             Self::Here { .. } => {
                 for (name, _) in shares {
                     let share = self.path().join(name);
-                    run("btrfs", &["subvolume", "create", text(&share)]);
-                    run("btrfs", &["qgroup", "limit", &limit.to_string(), text(&share)]);
+                    lab::run("btrfs", &["subvolume", "create", text(&share)]);
+                    lab::run("btrfs", &["qgroup", "limit", &limit.to_string(), text(&share)]);
                 }
             }
         }
@@ -85,7 +84,7 @@ impl Ground {
             Self::Lab { shares, .. } => shares.hard_limit(*project),
             Self::Here { .. } => {
                 let share = self.path().join(name);
-                let table = run("btrfs", &["qgroup", "show", "--raw", "-rF", text(&share)]);
+                let table = lab::run("btrfs", &["qgroup", "show", "--raw", "-rF", text(&share)]);
                 table.lines().last().and_then(|row| row.split_whitespace().nth(3)?.parse().ok()).unwrap()
             }
         }
@@ -98,27 +97,21 @@ impl Loop {
         let (image, mount_point) = (dir.path().join("image"), dir.path().join("mnt"));
         std::fs::File::create_new(&image).unwrap().set_len(4 << 30).unwrap();
         std::fs::create_dir(&mount_point).unwrap();
-        run("mkfs.btrfs", &["-q", text(&image)]);
-        run("mount", &["-o", "loop", text(&image), text(&mount_point)]);
+        lab::run("mkfs.btrfs", &["-q", text(&image)]);
+        lab::run("mount", &["-o", "loop", text(&image), text(&mount_point)]);
         let mounted = Self { mount_point, _dir: dir };
-        run("btrfs", &["quota", "enable", text(&mounted.mount_point)]);
-        run("btrfs", &["quota", "rescan", "-w", text(&mounted.mount_point)]);
+        lab::run("btrfs", &["quota", "enable", text(&mounted.mount_point)]);
+        lab::run("btrfs", &["quota", "rescan", "-w", text(&mounted.mount_point)]);
         mounted
     }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        run("umount", &[text(&self.mount_point)]);
+        lab::run("umount", &[text(&self.mount_point)]);
     }
 }
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }

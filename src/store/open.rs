@@ -102,7 +102,8 @@ fn open_above(
     let (mut db, mut scan) = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            original.put_back()?;
+            // Only one of the two can be answered, and this one says what is to be seen to first.
+            original.put_back().inspect_err(|_| warn!("{error}"))?;
             return Err(error);
         }
     };
