@@ -11,9 +11,11 @@ mod daemon;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use daemon::{Daemon, reason, request};
 use growd::driver::btrfs::Btrfs as Driven;
+use growd::driver::promises::Promises;
 use growd::driver::{Driver, DriverError, Outcome, Problem, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::wire::proto::JobState;
@@ -34,8 +36,12 @@ fn driver(filesystem: &Btrfs) -> Driven {
 }
 
 fn driver_with(filesystem: &Btrfs, places: Vec<(ShareId, PathBuf)>) -> Driven {
-    let template = format!("{}/{{share_id}}", filesystem.path().display());
-    Driven::new("pool".parse().unwrap(), template.parse().unwrap(), places)
+    driver_of(filesystem.path(), places, &Arc::default())
+}
+
+fn driver_of(pool: &Path, places: Vec<(ShareId, PathBuf)>, promises: &Arc<Promises>) -> Driven {
+    let template = format!("{}/{{share_id}}", pool.display()).parse().unwrap();
+    Driven::new("pool".parse().unwrap(), template, places, Arc::clone(promises))
 }
 
 fn problems(driver: &Driven, share: &str) -> Vec<Problem> {
@@ -265,7 +271,7 @@ fn snapshots_leave_a_share_as_it_is() {
     filesystem.btrfs(&["subvolume", "snapshot", text(&share)], &filesystem.path().join(B));
     assert_eq!(set(&driver, B, 16 * MIB).unwrap().to_string(), "8MiB -> 16MiB");
     assert_eq!(filesystem.limit(&share), Some(8 * MIB));
-    assert_eq!(driver.space().unwrap().promised, promised.saturating_add(Bytes::mib(16)));
+    assert_eq!(driver_with(&filesystem, vec![]).space().unwrap().promised, promised.saturating_add(Bytes::mib(16)));
 }
 
 #[test]
@@ -350,8 +356,7 @@ fn a_missing_share_is_told_from_a_missing_pool() {
 fn space_is_that_of_the_file_system_and_promises_are_the_limits_of_what_is_there() {
     let filesystem = Btrfs::new("ubda");
     filesystem.create_share(A, 2 * MIB);
-    let driver = driver(&filesystem);
-    let space = driver.space().unwrap();
+    let space = driver(&filesystem).space().unwrap();
     let statvfs: Vec<u64> = lab::run("stat", &["-f", "-c", "%s %b %a", text(filesystem.path())])
         .split_whitespace()
         .map(|word| word.parse().unwrap())
@@ -365,20 +370,28 @@ fn space_is_that_of_the_file_system_and_promises_are_the_limits_of_what_is_there
     let many = filesystem.create_share("many", 3 * MIB);
     let script = "for n in $(seq 130); do btrfs subvolume create $n && btrfs qgroup limit 1M ./$n; done >/dev/null";
     lab::run("sh", &["-e", "-c", &format!("cd {} && {script}", many.display())]);
-    assert_eq!(driver.space().unwrap().promised, Bytes::mib(135));
+    let promised = || driver(&filesystem).space().unwrap().promised;
+    assert_eq!(promised(), Bytes::mib(135));
     for n in 1..=5 {
         filesystem.btrfs(&["subvolume", "delete"], &many.join(n.to_string()));
     }
-    assert_eq!(driver.space().unwrap().promised, Bytes::mib(130));
-    set(&driver, A, 4 * MIB).unwrap();
+    assert_eq!(promised(), Bytes::mib(130));
     filesystem.btrfs(&["qgroup", "create", "1/7"], filesystem.path());
     filesystem.btrfs(&["qgroup", "limit", "1G", "1/7"], filesystem.path());
-    assert_eq!(driver.space().unwrap().promised, Bytes::mib(132), "a group of groups holds nothing itself");
+    assert_eq!(promised(), Bytes::mib(130), "a group of groups holds nothing itself");
 
-    // A pool inside a subvolume is on the same file system.
-    let template = format!("{}/{{share_id}}", many.display()).parse().unwrap();
-    let inner = Driven::new("inner".parse().unwrap(), template, vec![]).space().unwrap();
-    assert_eq!((inner.id, inner.promised), (space.id, Bytes::mib(132)));
+    // A pool inside a subvolume is on the same file system. What another pool sets is known at once, what others set
+    // within a minute.
+    let promises = Arc::default();
+    let (outer, inner) = (driver_of(filesystem.path(), vec![], &promises), driver_of(&many, vec![], &promises));
+    let promised = || inner.space().unwrap().promised;
+    assert_eq!((inner.space().unwrap().id, promised()), (space.id, Bytes::mib(130)));
+    set(&outer, A, 4 * MIB).unwrap();
+    assert_eq!(promised(), Bytes::mib(132));
+    filesystem.btrfs(&["qgroup", "limit", "9M", text(&many)], filesystem.path());
+    assert_eq!(promised(), Bytes::mib(132));
+    outer.apply(id(A), Step::LowerLimit { from: Bytes::mib(4), to: Bytes::mib(3) }).unwrap();
+    assert_eq!(promised(), Bytes::mib(131));
 }
 
 #[tokio::test(flavor = "multi_thread")]

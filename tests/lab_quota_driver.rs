@@ -11,7 +11,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use growd::driver::project_quota::{ProjectQuota, Promises};
+use growd::driver::project_quota::ProjectQuota;
+use growd::driver::promises::Promises;
 use growd::driver::{Driver, DriverError, Outcome, Sizes, SpaceId, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::sys::quotactl::{self, Route};

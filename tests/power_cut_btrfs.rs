@@ -61,7 +61,7 @@ fn left_behind_with(limit: Bytes) -> Btrfs {
 fn set_limit(filesystem: &Btrfs) -> growd::driver::btrfs::Btrfs {
     let share: ShareId = SHARE.parse().unwrap();
     let template = format!("{}/{{share_id}}", filesystem.path().display()).parse().unwrap();
-    let driver = growd::driver::btrfs::Btrfs::new("pool".parse().unwrap(), template, vec![]);
+    let driver = growd::driver::btrfs::Btrfs::new("pool".parse().unwrap(), template, vec![], Default::default());
     driver.apply(share, Step::SetLimit { to: AFTER }).unwrap();
     assert_eq!(driver.observe(share).unwrap().size(), Some(AFTER));
     driver

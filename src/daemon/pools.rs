@@ -13,7 +13,8 @@ use crate::driver::btrfs::Btrfs;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::driver::image::{Image, Images};
 use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
-use crate::driver::project_quota::{ProjectQuota, Promises};
+use crate::driver::project_quota::ProjectQuota;
+use crate::driver::promises::Promises;
 use crate::engine::pools::{Pool, TURNS};
 
 /// Makes pools, and keeps what pools of one daemon have in common, also with those that were configured before.
@@ -84,7 +85,8 @@ impl PoolMaker {
                 (Arc::new(driver), own_turns())
             }
             Backend::Btrfs { path, shares } => {
-                (Arc::new(Btrfs::new(name(), path.clone(), shares.clone())), own_turns())
+                let driver = Btrfs::new(name(), path.clone(), shares.clone(), Arc::clone(&self.promises));
+                (Arc::new(driver), own_turns())
             }
         };
         Pool::new(name(), driver, config.reserve, config.overcommit, turns)

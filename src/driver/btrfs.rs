@@ -6,6 +6,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::unistd::syncfs;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 use super::lowering::{Lowering, lowering, not_put_back};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool, unsupported};
+use super::promises::Promises;
 use super::shell::quoted;
 use super::{
     Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, system,
@@ -39,6 +42,7 @@ const GROUND: Ground = Ground {
 /// A pool of subvolumes on one file system.
 pub struct Btrfs {
     places: Places,
+    promises: Arc<Promises>,
 }
 
 /// A share that was found, and what its quota is.
@@ -50,9 +54,14 @@ struct Share {
 
 impl Btrfs {
     /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
-    /// be on its file system.
-    pub fn new(pool: PoolName, template: PathTemplate, places: Vec<(ShareId, PathBuf)>) -> Self {
-        Self { places: Places::new(GROUND, pool, template, places) }
+    /// be on its file system. `promises` is one for all pools of the daemon, since pools may share a file system.
+    pub fn new(
+        pool: PoolName,
+        template: PathTemplate,
+        places: Vec<(ShareId, PathBuf)>,
+        promises: Arc<Promises>,
+    ) -> Self {
+        Self { places: Places::new(GROUND, pool, template, places), promises }
     }
 
     /// All shares. When the convention finds none, the pool may not be mounted.
@@ -64,20 +73,19 @@ impl Btrfs {
         Ok(shares)
     }
 
-    fn id_of(&self, pool: &Pool) -> Result<SpaceId, DriverError> {
+    fn space_id(&self, pool: &Pool) -> Result<SpaceId, DriverError> {
         let id = identity(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
         let id = id.ok_or_else(|| self.places.not_mounted())?;
         Ok(SpaceId(format!("btrfs {}", Uuid::from_bytes(id))))
     }
 
-    fn find(&self, share: ShareId) -> Result<Share, DriverError> {
-        let pool = self.places.open_pool()?;
-        let Opened { fd: directory, path: location, project } = self.places.open_share(&pool, share)?;
+    fn find(&self, pool: &Pool, share: ShareId) -> Result<Share, DriverError> {
+        let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
         let fd = directory.as_fd();
-        if !btrfs::is_btrfs(fd).map_err(system("find the file system of", &location))? {
+        let Some(read_only) = btrfs::is_read_only(fd).map_err(system("statfs", &location))? else {
             let what = format!("a share on a file system other than btrfs ({})", location.display());
             return Err(Refusal::Unsupported { what }.into());
-        }
+        };
         let subvolume = btrfs::subvolume(fd).map_err(system("find the subvolume of", &location))?;
         let subvolume = subvolume.ok_or_else(|| unsupported(share, &location, "a directory that is no subvolume"))?;
         let id = QgroupId::of_subvolume(subvolume);
@@ -90,7 +98,6 @@ impl Btrfs {
             Ok((state, qgroup, above))
         };
         let (state, qgroup, above) = read().map_err(system("read the quota of", &location))?;
-        let read_only = file_system::is_read_only(fd).map_err(system("statfs", &location))?;
         let read_only = read_only.then(|| self.places.read_only());
         let problems = Case { location: &location, read_only, id, state, qgroup, above }.problems();
         let qgroup = qgroup.filter(|_| state.on);
@@ -100,13 +107,25 @@ impl Btrfs {
         Ok(Share { directory, id, observed })
     }
 
+    fn space_of(&self, pool: &Pool) -> Result<Space, DriverError> {
+        let (id, fd) = (self.space_id(pool)?, pool.fd.as_fd());
+        let promised = self.promises.sum(&id, || promised(fd)).map_err(system("sum the quotas of", &pool.path))?;
+        let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
+        let file_system::Capacity { total, free, .. } = capacity;
+        Ok(Space { id, filesystem: FILESYSTEM, total, free, promised, thin: None, problems: Vec::new() })
+    }
+
     fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
-        let found = self.find(share)?;
+        let pool = self.places.open_pool()?;
+        let found = self.find(&pool, share)?;
         let old = found.observed.extendable()?.usable();
         if old >= to {
             return Ok(Outcome::AlreadyThere { size: old });
         }
+        let (space, begun) = (self.space_id(&pool)?, Instant::now());
         self.write_limit(&found, to, old)?;
+        // Counted even if the limit cannot be read back now.
+        self.promises.add(&space, to.saturating_sub(old), begun);
         let location = &found.observed.location;
         let new = btrfs::qgroup(found.directory.as_fd(), found.id).map_err(system("read the quota of", location))?;
         match new.and_then(|new| new.limits.referenced) {
@@ -142,21 +161,23 @@ impl Btrfs {
     /// What is in use is counted when a transaction is committed, and only once data has left the page cache: so before
     /// each look all is written out.
     fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
+        let pool = self.places.open_pool()?;
         let look = || -> Result<(Share, Bounds), DriverError> {
-            let unwritten = self.find(share)?;
+            let unwritten = self.find(&pool, share)?;
             unwritten.observed.shrinkable()?;
             syncfs(&unwritten.directory).map_err(system("write out", &unwritten.observed.location))?;
-            let found = self.find(share)?;
+            let found = self.find(&pool, share)?;
             let bounds = found.observed.shrinkable()?;
             Ok((found, bounds))
         };
         let (found, now) = look()?;
         let Bounds { limit: before, used } = now;
+        let (space, begun) = (self.space_id(&pool)?, Instant::now());
         let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
         match lowering(now, to, to) {
             Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
             Lowering::PutBack => {
-                self.put_back(&found, from, used)?;
+                self.put_back(&space, &found, from, used)?;
                 return Err(too_small(used));
             }
             Lowering::TooMuchInUse => return Err(too_small(used)),
@@ -164,6 +185,7 @@ impl Btrfs {
         }
         match look() {
             Ok((_, Bounds { limit, used })) if limit <= to && used <= limit => {
+                self.promises.take(&space, before.saturating_sub(limit), begun);
                 Ok(Outcome::Changed { from: before, to: limit })
             }
             Ok((found, Bounds { limit, .. })) if limit > to => {
@@ -172,21 +194,22 @@ impl Btrfs {
                 Err(Refusal::Internal { problem }.into())
             }
             Ok((_, Bounds { used, .. })) => {
-                self.put_back(&found, before, used)?;
+                self.put_back(&space, &found, before, used)?;
                 Err(too_small(used))
             }
             Err(error) => {
-                self.put_back(&found, before, used)?;
+                self.put_back(&space, &found, before, used)?;
                 Err(error)
             }
         }
     }
 
     /// Sets the limit that was there before, durably: a power cut must not leave the lower one to a job that failed.
-    fn put_back(&self, found: &Share, limit: Bytes, used: Bytes) -> Result<(), DriverError> {
+    fn put_back(&self, space: &SpaceId, found: &Share, limit: Bytes, used: Bytes) -> Result<(), DriverError> {
         let location = &found.observed.location;
         let commit = || btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", location));
         let done = self.write_limit(found, limit, limit).and_then(|()| commit());
+        self.promises.forget(space);
         done.map_err(|error| not_put_back(location, limit, used, error))
     }
 }
@@ -209,26 +232,24 @@ impl Driver for Btrfs {
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(share)?.observed)
+        Ok(self.find(&self.places.open_pool()?, share)?.observed)
     }
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let observed = self.observe(share)?;
+        let pool = self.places.open_pool()?;
+        let observed = self.find(&pool, share)?.observed;
         let growth = target.saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
-        Ok(Assessment { observed, growth: Ok(growth), space: self.space()? })
+        Ok(Assessment { observed, growth: Ok(growth), space: self.space_of(&pool)? })
     }
 
     fn space(&self) -> Result<Space, DriverError> {
         let pool = self.places.open_pool()?;
-        let id = self.id_of(&pool)?;
-        let fd = pool.fd.as_fd();
-        if !btrfs::quota_state(fd).map_err(system("read the quota state of", &pool.path))?.on {
+        // On another file system there is neither.
+        let space = self.space_of(&pool)?;
+        if !btrfs::quota_state(pool.fd.as_fd()).map_err(system("read the quota state of", &pool.path))?.on {
             self.list(&pool)?;
         }
-        let promised = promised(fd).map_err(system("sum the quotas of", &pool.path))?;
-        let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
-        let file_system::Capacity { total, free, .. } = capacity;
-        Ok(Space { id, filesystem: FILESYSTEM, total, free, promised, thin: None, problems: Vec::new() })
+        Ok(space)
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
@@ -240,9 +261,11 @@ impl Driver for Btrfs {
     }
 
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        let found = self.find(share)?;
-        btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", &found.observed.location))?;
-        let observed = self.observe(share)?;
+        let pool = self.places.open_pool()?;
+        // On another file system the ioctls of a commit may mean something else.
+        self.space_id(&pool)?;
+        btrfs::commit(pool.fd.as_fd()).map_err(system("commit the changes to", &pool.path))?;
+        let observed = self.find(&pool, share)?.observed;
         match observed.size() {
             Some(size) => Ok(size),
             None => Ok(observed.extendable()?.usable()),

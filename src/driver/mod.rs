@@ -14,6 +14,7 @@ pub mod lvm;
 pub mod path_template;
 mod places;
 pub mod project_quota;
+pub mod promises;
 mod shell;
 
 use std::fmt;

@@ -49,21 +49,13 @@ pub fn kind(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
     Ok(kind_and_read_only(fd)?.0)
 }
 
-/// [`kind`] and [`is_read_only`] at once.
+/// [`kind`], and whether nothing can be changed through an open file: its mount or the whole file system is read-only.
 ///
 /// # Errors
 /// Those of fstatfs(2).
 pub fn kind_and_read_only(fd: BorrowedFd<'_>) -> Result<(Option<Kind>, bool), Errno> {
     let statfs = fstatfs(fd)?;
     Ok((Kind::of(statfs.filesystem_type()), statfs.flags().contains(FsFlags::ST_RDONLY)))
-}
-
-/// Whether nothing can be changed through an open file: its mount or the whole file system is read-only.
-///
-/// # Errors
-/// Those of fstatfs(2).
-pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(fstatfs(fd)?.flags().contains(FsFlags::ST_RDONLY))
 }
 
 /// Space of a whole file system.

@@ -51,11 +51,9 @@ impl ProjectQuota {
         }
         if new.used > new.hard {
             self.put_back(&pool, &found, before, new.used)?;
-            // A sum that was read meanwhile has the lower limit in it.
-            self.promises.add(pool.device, Bytes::ZERO, begun);
             return Err(too_small(new.used));
         }
-        self.promises.take(pool.device, before.saturating_sub(new.hard), begun);
+        self.promises.take(&pool.space_id(), before.saturating_sub(new.hard), begun);
         Ok(Outcome::Changed { from: before, to: new.hard })
     }
 
@@ -69,6 +67,7 @@ impl ProjectQuota {
         let done = self
             .write_limits(pool, found, hard, soft)
             .and_then(|()| journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path)));
+        self.promises.forget(&pool.space_id());
         done.map_err(|error| not_put_back(&found.observed.location, hard, used, error))
     }
 }

@@ -6,7 +6,6 @@
 mod census;
 mod findings;
 mod lower;
-mod promises;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,9 +17,9 @@ use nix::sys::stat::fstat;
 
 use self::census::Census;
 use self::findings::Case;
-pub use self::promises::Promises;
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool};
+use super::promises::Promises;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
@@ -101,8 +100,8 @@ impl ProjectQuota {
     }
 
     fn space_of(&self, pool: &Pool) -> Result<Space, DriverError> {
-        let fd = pool.fd.as_fd();
-        let promised = match self.promises.sum(fd, pool.device) {
+        let (id, fd) = (pool.space_id(), pool.fd.as_fd());
+        let promised = match self.promises.sum(&id, || promised(fd)) {
             Ok(sum) => sum,
             Err(QuotaError::Off) => Bytes::ZERO,
             Err(QuotaError::System(Errno::EROFS)) => return Err(self.places.read_only().into()),
@@ -110,7 +109,7 @@ impl ProjectQuota {
         };
         let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         Ok(Space {
-            id: pool.space_id(),
+            id,
             filesystem: capacity.kind.ok_or_else(|| unsupported(pool))?.name(),
             total: capacity.total,
             free: capacity.free,
@@ -132,7 +131,7 @@ impl ProjectQuota {
         let begun = Instant::now();
         self.write_limits(&pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
-        self.promises.add(pool.device, hard.saturating_sub(old.hard), begun);
+        self.promises.add(&pool.space_id(), hard.saturating_sub(old.hard), begun);
         let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(|| found.just_turned_off())?;
         if new.hard < to {
             let (location, new) = (location.display(), new.hard);
@@ -221,6 +220,19 @@ impl Driver for ProjectQuota {
             None => Ok(observed.extendable()?.usable()),
         }
     }
+}
+
+/// The sum of the hard limits of all projects but 0, which holds the defaults.
+fn promised(fd: BorrowedFd<'_>) -> Result<Bytes, QuotaError> {
+    let mut promised = Bytes::ZERO;
+    let mut next = Some(1);
+    while let Some(id) = next {
+        let Some(quota) = quotactl::get_next(fd, Route::Best, id)? else { break };
+        promised = promised.saturating_add(quota.hard);
+        // An id that does not grow would never end.
+        next = quota.id.max(id).checked_add(1);
+    }
+    Ok(promised)
 }
 
 /// `None` when quota is off.

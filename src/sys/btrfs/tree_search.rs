@@ -24,15 +24,17 @@ struct SearchKey {
     more_unused: [u64; 4],
 }
 
-/// Holds any item, since a tree's block has at most 64 KiB.
-const BUFFER: usize = 1 << 16;
+/// Room for any item, since a tree's block has at most 64 KiB.
+pub(super) const ANY: usize = 1 << 16;
+/// Room for an item of a quota group, and not so much that clearing it would take longer than the search.
+pub(super) const SMALL: usize = 256;
 
 /// `struct btrfs_ioctl_search_args_v2`, whose last member has no length of its own, with room for that.
 #[repr(C)]
-struct SearchArguments {
+struct SearchArguments<const ROOM: usize> {
     key: SearchKey,
     buffer_size: u64,
-    buffer: [u8; BUFFER],
+    buffer: [u8; ROOM],
 }
 
 /// Size of the C structure, without what follows it. It is part of the ioctl's number.
@@ -43,13 +45,14 @@ const SEARCH_HEADER: usize = 32;
 
 // The sizes are part of the ioctl's number, so a wrong one would be another ioctl.
 const _: () = assert!(size_of::<SearchKey>() == 104);
-const _: () = assert!(std::mem::offset_of!(SearchArguments, buffer) == SEARCH_ARGUMENTS);
+const _: () = assert!(std::mem::offset_of!(SearchArguments<ANY>, buffer) == SEARCH_ARGUMENTS);
 
 mod raw {
     nix::ioctl_readwrite_bad!(
         tree_search_v2,
         nix::request_code_readwrite!(super::super::MAGIC, 17, super::SEARCH_ARGUMENTS),
-        super::SearchArguments
+        // What they all begin with.
+        super::SearchArguments<0>
     );
 }
 
@@ -76,15 +79,18 @@ impl Key {
 }
 
 /// Calls `each` with all items from a key to another, in their order. A tree that is not there has none.
-pub(super) fn search(
+///
+/// # Errors
+/// Those of the ioctl: `EOVERFLOW` for an item that does not fit.
+pub(super) fn search<const ROOM: usize>(
     fd: BorrowedFd<'_>,
     tree_id: u64,
     first: Key,
     last: Key,
     mut each: impl FnMut(Key, &[u8]),
 ) -> Result<(), Errno> {
-    let buffer_size = BUFFER as u64;
-    let mut arguments = Box::new(SearchArguments { key: SearchKey::default(), buffer_size, buffer: [0; BUFFER] });
+    let buffer_size = ROOM as u64;
+    let mut arguments = Box::new(SearchArguments { key: SearchKey::default(), buffer_size, buffer: [0; ROOM] });
     let mut from = Some(first);
     while let Some(min) = from.filter(|min| *min <= last) {
         arguments.key = SearchKey {
@@ -102,7 +108,7 @@ pub(super) fn search(
         };
         // SAFETY: the descriptor is open for the time of the call. The kernel reads and fills a structure of this very
         // layout, and writes no more behind it than the size that it is told, which is that of the buffer.
-        match unsafe { raw::tree_search_v2(fd.as_raw_fd(), &raw mut *arguments) } {
+        match unsafe { raw::tree_search_v2(fd.as_raw_fd(), (&raw mut *arguments).cast()) } {
             Err(Errno::ENOENT) => return Ok(()),
             result => result?,
         };
