@@ -134,11 +134,11 @@ fn read_record(key: &[u8], value: &[u8]) {
     let Ok((job, commit)) = record::decode(key, value) else { return };
     let again = record::encode(&job, commit);
     assert_eq!(record::decode(&record::key(job.id), &again), Ok((job.clone(), commit)));
-    show(&job);
+    show(job);
 }
 
 /// A job that was read can be shown.
-fn show(job: &Job) {
+fn show(job: Job) {
     let line = json::to_json(&convert::job(job), "growd.v1.Job").expect("a job is JSON");
     assert!(!line.contains('\n'));
 }

@@ -202,7 +202,7 @@ fn find(state: &Path, told: &[Job]) -> Result<(), String> {
     let lost = told.iter().find_map(|then| {
         let id: JobId = then.job_id.parse().unwrap();
         let problem = match store.get(id) {
-            Ok(Some(now)) => difference(then, &job_message(&now))?,
+            Ok(Some(now)) => difference(then, &job_message(now))?,
             Ok(None) => "is lost".to_owned(),
             Err(error) => error.to_string(),
         };

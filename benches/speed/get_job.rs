@@ -27,7 +27,8 @@ pub fn run(results: &mut Results) {
     let jobs = runtime.block_on(stored::fill(&dir.path().join("state"), JOBS, 0));
     let jobs: Arc<[Job]> = jobs.into_iter().step_by(JOBS / ASKED).collect();
     let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &stored::config(JOBS)));
-    let bare = Baseline::start(Kind::Echo, &dir.path().join("bare"), &job_message(&jobs[0]), &Default::default());
+    let bare =
+        Baseline::start(Kind::Echo, &dir.path().join("bare"), &job_message(jobs[0].clone()), &Default::default());
     let endpoints = [growd.endpoint().to_owned(), bare.endpoint()];
     runtime.block_on(same_answers(&endpoints, &jobs[0]));
 
@@ -110,6 +111,6 @@ async fn same_answers(endpoints: &[String], job: &Job) {
     for endpoint in endpoints {
         let mut client = JobServiceClient::new(client::connect(endpoint).await.unwrap());
         let request = GetJobRequest { job_id: job.id.to_string() };
-        assert_eq!(client.get_job(request).await.unwrap().into_inner(), job_message(job), "{endpoint}");
+        assert_eq!(client.get_job(request).await.unwrap().into_inner(), job_message(job.clone()), "{endpoint}");
     }
 }

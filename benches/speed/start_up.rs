@@ -117,7 +117,7 @@ pub fn read(jobs: &Path) {
 }
 
 fn memory(results: &mut Results, runtime: &Runtime, dir: &Path, state: &Path, jobs: &[Job]) -> [String; 3] {
-    let bare = Baseline::start(Kind::Echo, &dir.join("bare"), &job_message(&jobs[0]), &Default::default());
+    let bare = Baseline::start(Kind::Echo, &dir.join("bare"), &job_message(jobs[0].clone()), &Default::default());
     let growd = runtime.block_on(Growd::start(dir, state, &stored::config(jobs.len())));
     std::thread::sleep(SETTLE);
     let [idle, bare] = [growd.pid(), bare.pid()].map(|pid| stored::memory(pid) as f64 / MIB);

@@ -111,6 +111,12 @@ impl fmt::Display for PoolName {
     }
 }
 
+impl From<PoolName> for String {
+    fn from(name: PoolName) -> Self {
+        name.0
+    }
+}
+
 impl<'de> Deserialize<'de> for PoolName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
@@ -136,6 +142,12 @@ impl FromStr for ProjectLabel {
         } else {
             Err(InvalidName { text: text.to_owned(), expected: "a project label (up to 255 printable characters)" })
         }
+    }
+}
+
+impl From<ProjectLabel> for String {
+    fn from(label: ProjectLabel) -> Self {
+        label.0
     }
 }
 

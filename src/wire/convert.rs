@@ -136,7 +136,7 @@ pub fn state_filter(state: i32) -> Result<Option<JobState>, Refusal> {
     })
 }
 
-pub fn job(job: &Job) -> proto::Job {
+pub fn job(job: Job) -> proto::Job {
     let state = match job.state {
         JobState::Queued => proto::JobState::Queued,
         JobState::Running => proto::JobState::Running,
@@ -153,31 +153,31 @@ pub fn job(job: &Job) -> proto::Job {
         job_id: if job.id.as_uuid().is_nil() { String::new() } else { job.id.to_string() },
         kind: kind.into(),
         share_id: job.share.to_string(),
-        pool: job.pool.to_string(),
-        driver: job.driver.to_string(),
+        pool: job.pool.into(),
+        driver: job.driver.as_str().to_owned(),
         state: state.into(),
         size_before_bytes: job.size_before.get(),
         requested_size_bytes: job.requested_size.get(),
         size_after_bytes: job.size_after.map(Bytes::get),
         steps: job
             .steps
-            .iter()
+            .into_iter()
             .map(|step| proto::JobStep {
-                name: step.name.clone(),
+                name: step.name,
                 started_at: time(step.started_at),
                 finished_at: step.finished_at.and_then(time),
-                detail: step.detail.clone(),
+                detail: step.detail,
             })
             .collect(),
-        error: job.error.as_ref().map(|error| proto::JobError {
-            reason: error.reason.clone(),
-            message: error.message.clone(),
+        error: job.error.map(|error| proto::JobError {
+            reason: error.reason,
+            message: error.message,
             retryable: error.retryable,
         }),
         attempt: job.attempt,
         revision: job.revision,
-        requested_by: job.requested_by.clone(),
-        project_id: job.project.as_str().to_owned(),
+        requested_by: job.requested_by,
+        project_id: job.project.into(),
         request_id: job.request_id.map(|id| id.to_string()).unwrap_or_default(),
         traceparent: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
         created_at: time(job.created_at),

@@ -48,7 +48,7 @@ impl Handlers {
         F: Future<Output = Result<Job, Refusal>> + Send + 'static,
     {
         match tokio::spawn(change.in_current_span()).await {
-            Ok(answer) => answer.map(|job| Response::new(convert::job(&job))).map_err(status),
+            Ok(answer) => answer.map(|job| Response::new(convert::job(job))).map_err(status),
             Err(error) => Err(status(Refusal::Internal { problem: error.to_string() })),
         }
     }
@@ -117,7 +117,7 @@ impl ShareService for Handlers {
 impl JobService for Handlers {
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Result<Response<proto::Job>, Status> {
         let job = convert::job_id(&request.get_ref().job_id).and_then(|id| self.service()?.job(id));
-        job.map(|job| Response::new(convert::job(&job))).map_err(status)
+        job.map(|job| Response::new(convert::job(job))).map_err(status)
     }
 
     async fn list_jobs(
@@ -142,7 +142,7 @@ impl JobService for Handlers {
         let answer = answer.await.unwrap_or_else(|error| Err(Refusal::Internal { problem: error.to_string() }));
         let (jobs, next) = answer.map_err(status)?;
         Ok(Response::new(proto::ListJobsResponse {
-            jobs: jobs.iter().map(convert::job).collect(),
+            jobs: jobs.into_iter().map(convert::job).collect(),
             next_page_token: convert::page_token(next, &filter),
         }))
     }
@@ -155,7 +155,7 @@ impl JobService for Handlers {
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         let changes = convert::job_id(&request.get_ref().job_id).and_then(|id| self.service()?.watch(id));
         let changes = changes.map_err(status)?;
-        Ok(Response::new(Box::pin(follow(changes).map(|job| Ok(convert::job(&job))))))
+        Ok(Response::new(Box::pin(follow(changes).map(|job| Ok(convert::job(job))))))
     }
 
     async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
