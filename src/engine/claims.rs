@@ -21,6 +21,7 @@ enum Slot {
 #[derive(Default)]
 pub struct Claims {
     slots: Mutex<Slots>,
+    accepting: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -97,7 +98,19 @@ impl Claims {
         if let Some(request_id) = request_id {
             slots.requests.insert(request_id, accepting);
         }
+        self.accepting.send_modify(|accepting| *accepting += 1);
         Claim { claims: self, share, request_id, outcome }
+    }
+
+    /// How many acceptances are under way.
+    pub fn accepting(&self) -> usize {
+        *self.accepting.borrow()
+    }
+
+    /// Waits until none is.
+    pub async fn none_accepting(&self) {
+        // The sender lives as long as this does.
+        let _ = self.accepting.subscribe().wait_for(|accepting| *accepting == 0).await;
     }
 
     /// Marks a share as having an active job, at the start. False when it has one already.
@@ -152,5 +165,6 @@ impl Drop for Claim<'_> {
         if self.outcome.borrow().is_none() {
             self.outcome.send_replace(Some(None));
         }
+        self.claims.accepting.send_modify(|accepting| *accepting -= 1);
     }
 }

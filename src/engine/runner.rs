@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tracing::{Span, info, warn};
 
 use super::state::{self, Event};
@@ -23,10 +24,17 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const MOUNTS_COME: Duration = Duration::from_secs(120);
 const MOUNT_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a job lets others be accepted before it waits for its turn: somebody waits for each answer, and jobs that begin
+/// together are made durable together. A disk that keeps an acceptance waiting must not hold up the jobs of others.
+const GIVE_WAY: Duration = Duration::from_millis(20);
+
 impl Engine {
     pub(super) async fn run(self: Arc<Self>, id: JobId) {
         let Ok(job) = self.job(id) else { return };
         let Ok(mut changes) = self.watch(id) else { return };
+        if self.claims.accepting() > 0 {
+            let _ = timeout(GIVE_WAY, self.claims.none_accepting()).await;
+        }
         let (pool, _turn) = loop {
             let Some(pool) = self.pools.get(&job.pool) else {
                 let problem = "it is not in the configuration any more".to_owned();
