@@ -1,9 +1,10 @@
 //! One pass over all records: what is on disk, and whether all of it is as it was written.
 
-use std::ops::RangeBounds;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::calendar::Calendar;
@@ -16,6 +17,9 @@ use crate::model::{Job, JobId};
 const PANICKED: &str = "reading the database panicked";
 
 type Key = [u8; 17];
+
+/// No job has a lower one.
+const FIRST: Key = [record::JOB_PREFIX, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Scans a copy of the database; `each` sees every job that is right. For a look at a store that nobody opens.
 ///
@@ -31,7 +35,7 @@ pub fn scan_copy(files: &Files, mut each: impl FnMut(&Job)) -> Result<Scan, Open
     };
     let copied = copy_tree(&files.jobs(), &copy).map_err(|source| OpenError::no_copy(files, source));
     let scan = copied.map(|()| match database(&copy) {
-        Ok(db) => Scan::of(&db, .., check),
+        Ok(db) => Scan::of(&db, Bound::Unbounded, &Mutex::new(Rest::ALL), check),
         Err(problem) => Scan::failed(problem),
     });
     remove_tree(&copy)?;
@@ -54,34 +58,53 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Reads every record once: the older ones in one thread, the newer ones in another.
+    /// Reads every record once, in two threads: whichever has nothing left takes a half of what the other has.
     pub fn of_all(db: &sled::Db) -> Self {
-        let Ok(middle) = catch_unwind(AssertUnwindSafe(|| middle(db))) else {
-            return Self::failed(PANICKED.to_owned());
+        let rests = [Mutex::new(Rest::ALL), Mutex::new(Rest::NOTHING)];
+        let read = &|mine: usize, mut from: Bound<Key>| {
+            let (mine, others) = (&rests[mine], &rests[1 - mine]);
+            let mut parts = Vec::new();
+            loop {
+                parts.push((from, Self::of(db, from, mine, record::entry)));
+                let Some(half) = others.lock().halve() else { return parts };
+                from = Bound::Included(half.from);
+                *mine.lock() = half;
+            }
         };
-        std::thread::scope(|threads| {
-            let older = threads.spawn(|| Self::of(db, ..middle, record::entry));
-            let newer = Self::of(db, middle.., record::entry);
-            let older = older.join().unwrap_or_else(|_| Self::failed(PANICKED.to_owned()));
-            older.followed_by(newer)
-        })
+        // Two new threads: malloc gives its arenas to new ones in turn, and two that share one wait for each other.
+        let mut parts = std::thread::scope(|threads| {
+            // What is below the first job's key is no job's, and is told of.
+            let readers = [(0, Bound::Unbounded), (1, Bound::Included(FIRST))];
+            let readers = readers.map(|(mine, from)| threads.spawn(move || read(mine, from)));
+            let lost = |_| vec![(Bound::Unbounded, Self::failed(PANICKED.to_owned()))];
+            let read = readers.map(|reader| reader.join().unwrap_or_else(lost));
+            read.into_iter().flatten().collect::<Vec<_>>()
+        });
+        parts.sort_by_key(|(from, _)| match from {
+            Bound::Included(key) | Bound::Excluded(key) => Some(*key),
+            Bound::Unbounded => None,
+        });
+        parts.into_iter().map(|(_, part)| part).reduce(Self::followed_by).unwrap_or_default()
     }
 
-    /// Reads the records of a range of keys, in order. sled panics on some kinds of damage, which is a problem as others are.
+    /// Reads the records of a part, in order. sled panics on some kinds of damage, which is a problem as others are.
     fn of(
         db: &sled::Db,
-        range: impl RangeBounds<Key>,
+        from: Bound<Key>,
+        rest: &Mutex<Rest>,
         mut check: impl FnMut(&[u8], &[u8]) -> Result<(Entry, u64), RecordError>,
     ) -> Self {
         let mut scan = Self::default();
         let pass = catch_unwind(AssertUnwindSafe(|| {
-            for entry in db.range(range) {
+            for entry in db.range((from, Bound::Unbounded)) {
                 match entry {
+                    Ok((key, _)) if !rest.lock().reach(&key) => break,
                     Ok((key, value)) => scan.take(&key, &value, &mut check),
                     Err(error) => scan.note(format!("the database stops with: {error}"), false),
                 }
             }
         }));
+        *rest.lock() = Rest::NOTHING;
         if pass.is_err() {
             scan.note(PANICKED.to_owned(), false);
         }
@@ -155,16 +178,37 @@ impl Scan {
     }
 }
 
-/// The key that halves the time that the jobs are of.
-fn middle(db: &sled::Db) -> Key {
-    let jobs = || db.range::<Key, _>(..record::key(JobId::from_uuid(Uuid::max())));
-    let id = |end: Option<sled::Result<(sled::IVec, sled::IVec)>>| {
-        // What cannot be read is found by the pass that follows.
-        let key = end.and_then(Result::ok).map(|(key, _)| record::job_of_key(&key));
-        key.and_then(Result::ok).map_or(0, |id| id.as_uuid().as_u128())
-    };
-    let (first, last) = (id(jobs().next()), id(jobs().next_back()));
-    record::key(JobId::from_uuid(Uuid::from_u128(first.midpoint(last))))
+/// What a thread has still to read: the keys from one on, up to another or to the last. Other threads may take the second
+/// half of it at any time.
+struct Rest {
+    from: Key,
+    end: Option<Key>,
+}
+
+impl Rest {
+    const ALL: Self = Self { from: FIRST, end: None };
+    const NOTHING: Self = Self { from: FIRST, end: Some(FIRST) };
+
+    /// Whether a key that was reached is to be read; then what is left begins behind it.
+    fn reach(&mut self, key: &[u8]) -> bool {
+        let is_left = self.end.is_none_or(|end| key < end.as_slice());
+        if let (true, Ok(key)) = (is_left, key.try_into()) {
+            self.from = self.from.max(key);
+        }
+        is_left
+    }
+
+    /// Gives away the half that lies behind, of the ids that there could be: of those that there are it may be all or none,
+    /// which whoever took it finds out.
+    fn halve(&mut self) -> Option<Self> {
+        let id = |key: Key| u128::from_be_bytes(*key.last_chunk().unwrap_or(&[0; 16]));
+        let (from, end) = (id(self.from), self.end.map_or(u128::MAX, id));
+        if end.saturating_sub(from) < 2 {
+            return None;
+        }
+        let middle = record::key(JobId::from_uuid(Uuid::from_u128(from.midpoint(end))));
+        Some(Self { from: middle, end: self.end.replace(middle) })
+    }
 }
 
 #[cfg(test)]
@@ -179,18 +223,36 @@ mod tests {
         let db = database(dir.path()).unwrap();
         for many in [0, 1, 2, 3000_u128] {
             for n in 0..many {
-                // Most of them are newer than the middle of the time.
-                let job = any_job(n * n * n + 1, JobState::ALL[n as usize % JobState::ALL.len()]);
+                // Most of them follow each other, and the rest is far away.
+                let id = if n < 2900 { n + (1 << 120) } else { n << 100 };
+                let job = any_job(id, JobState::ALL[n as usize % JobState::ALL.len()]);
                 db.insert(record::key(job.id), record::encode(&job, n as u64)).unwrap();
             }
             db.insert(record::MARK_KEY, record::encode_mark(7, &Calendar::default())).unwrap();
-            let (one, two) = (Scan::of(&db, .., record::entry), Scan::of_all(&db));
+            let one = Scan::of(&db, Bound::Unbounded, &Mutex::new(Rest::ALL), record::entry);
+            let two = Scan::of_all(&db);
             assert_eq!(one.first_problem, None);
             assert_eq!((one.jobs.len() as u128, &one.jobs), (many, &two.jobs));
             assert_eq!((&one.unfinished, one.commit), (&two.unfinished, two.commit));
             assert_eq!((one.live_bytes, one.calendar), (two.live_bytes, two.calendar));
         }
-        db.insert([b'x'], &[0]).unwrap();
-        assert_eq!(Scan::of_all(&db).problems, 1);
+        for (strange, problems) in [(vec![b'x'], 1), (vec![b'a'; 17], 2), ([&FIRST[..], &[7]].concat(), 3)] {
+            db.insert(strange, &[0]).unwrap();
+            assert_eq!(Scan::of_all(&db).problems, problems);
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_halved_until_nothing_is() {
+        let mut rest = Rest::ALL;
+        let mut given = rest.halve().unwrap();
+        assert_eq!(given.end, None);
+        for _ in 0..200 {
+            let Some(next) = rest.halve() else { break };
+            assert_eq!(next.end, Some(given.from));
+            given = next;
+        }
+        assert_eq!((rest.from, rest.end), (FIRST, Some(record::key(JobId::from_uuid(Uuid::from_u128(1))))));
+        assert!(rest.reach(&FIRST) && !rest.reach(&given.from));
     }
 }
