@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use super::calendar::Calendar;
 use super::files::{Files, Identity, remove_tree, write_over};
-use super::{Retention, Shared, StoreError, open, record};
+use super::{Retention, Shared, StoreError, left, open, record};
 use crate::model::{Job, JobId};
 
 /// Most commits in a group: above it the wait for the flush is no longer what costs.
@@ -312,6 +312,9 @@ impl Committer {
                 drop(db);
                 if let Err(error) = self.files.write_mark(self.durable) {
                     warn!(%error, "cannot write {}", self.files.mark().display());
+                }
+                if let Err(error) = left::note(&self.files) {
+                    warn!(%error, "cannot note what the job store was left as; the next start copies it");
                 }
             }
             Ok(_) => {}

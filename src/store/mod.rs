@@ -8,6 +8,7 @@ mod calendar;
 mod committer;
 mod files;
 mod index;
+mod left;
 pub mod offline;
 mod open;
 mod original;

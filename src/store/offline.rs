@@ -56,7 +56,8 @@ pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> 
 pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
-    let parts: Vec<PathBuf> = [files.jobs(), files.mark()].into_iter().filter(|part| part.exists()).collect();
+    let parts: Vec<PathBuf> =
+        [files.jobs(), files.mark(), files.left()].into_iter().filter(|part| part.exists()).collect();
     if parts.is_empty() {
         return Err(OpenError::io("there is no job store in", dir, io::ErrorKind::NotFound.into()));
     }

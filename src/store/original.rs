@@ -12,11 +12,12 @@ use std::path::PathBuf;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::files::{Files, copy_tree, remove_tree, sync_dir, sync_tree};
+use super::left;
 use super::open::OpenError;
 
 const PREFIX: &str = "jobs.original-";
 
-/// A copy of the store in its own directory; there is none of a store that is new.
+/// A copy of the store in its own directory; there is none of a store that is new, or as growd has left it in order.
 pub struct Original<'a> {
     files: &'a Files,
     copy: PathBuf,
@@ -30,7 +31,7 @@ impl<'a> Original<'a> {
     pub fn keep(files: &'a Files) -> Result<Self, OpenError> {
         settle(files)?;
         let original = Self { files, copy: name(files)? };
-        if files.jobs().exists() {
+        if files.jobs().exists() && !left::is_as_noted(files) {
             let begun = files.looked_at();
             let copied = copy_tree(&files.jobs(), &begun).and_then(|()| fs::rename(&begun, &original.copy));
             if let Err(source) = copied {
@@ -60,11 +61,12 @@ impl<'a> Original<'a> {
         remove_tree(&changed)
     }
 
-    /// Leaves the copy to be removed: what is in the store now is right.
+    /// Leaves the copy to be removed: what is in the store now is right, and will be written to.
     ///
     /// # Errors
-    /// Those of rename(2).
+    /// Those of unlink(2) and rename(2).
     pub fn retire(self) -> Result<(), OpenError> {
+        left::forget(self.files).map_err(|source| OpenError::io("cannot remove", &self.files.left(), source))?;
         match fs::rename(&self.copy, self.files.looked_at()) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(OpenError::io("cannot rename", &self.copy, source))
@@ -158,6 +160,23 @@ mod tests {
         write(&files, "what sled makes of it");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "what sled makes of it");
+    }
+
+    #[test]
+    fn a_store_as_it_was_left_in_order_is_not_copied_and_a_later_one_is() {
+        let (_dir, files) = state();
+        left::note(&files).unwrap();
+        let original = Original::keep(&files).unwrap();
+        assert!(!original.copy.exists());
+        original.retire().unwrap();
+        assert!(!files.left().exists());
+
+        left::note(&files).unwrap();
+        write(&files, "damaged since");
+        let original = Original::keep(&files).unwrap();
+        assert!(original.copy.exists());
+        original.put_back().unwrap();
+        assert!(files.left().exists(), "a store that is refused stays as it is, and so does what is beside it");
     }
 
     #[test]
