@@ -49,7 +49,7 @@ pub fn keeping(jobs: usize) -> Retention {
 
 /// Opens a database as growd does.
 pub fn open_bare(jobs: &Path) -> sled::Db {
-    sled::Config::new().path(jobs).cache_capacity(56 << 20).flush_every_ms(None).open().unwrap()
+    sled::Config::new().path(jobs).cache_capacity(54 << 20).flush_every_ms(None).open().unwrap()
 }
 
 /// Reads every record once: their number, and the bytes of their keys and values.

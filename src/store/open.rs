@@ -26,7 +26,7 @@ use crate::sys::timer_slack::Lenient;
 use crate::sys::{malloc, sync_file_range};
 
 /// Memory for sled's page cache.
-const CACHE_BYTES: u64 = 56 << 20;
+const CACHE_BYTES: u64 = 54 << 20;
 /// sled collects the garbage of its log in a thread that also flushes, at most half of this time at once. What growd
 /// acknowledges it flushes itself, so this is only how far the collection may lag; each time wakes threads and the disk.
 const CLEAN_EVERY_MS: u64 = 5000;
