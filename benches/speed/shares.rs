@@ -111,9 +111,9 @@ fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path:
     }
     results.table(&table);
     results.note(
-        "Clients and server share the one CPU of the lab, on which system calls cost more than on hardware. For each answer \
-         growd opens the share's directory and asks the kernel for its project, limit and use, and for the quota's state; \
-         echo answers a copy of a message that it has.",
+        "Clients and server share the CPUs; in the lab that is one, on which system calls cost more than on hardware. For \
+         each answer growd opens the share's directory and asks the kernel for its project, limit and use, and for the \
+         quota's state; echo answers a copy of a message that it has.",
     );
 }
 
