@@ -168,3 +168,27 @@ impl Drop for Claim<'_> {
         self.claims.accepting.send_modify(|accepting| *accepting -= 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::timeout;
+    use uuid::Uuid;
+
+    #[tokio::test]
+    async fn an_acceptance_is_under_way_until_its_claim_is_accepted_or_given_back() {
+        let claims = Claims::default();
+        let claim = async |n| {
+            let share = ShareId::from_uuid(Uuid::from_u128(n));
+            claims.claim(share, None, 9, |_| None).await.unwrap().unwrap()
+        };
+        let (accepted, given_back) = (claim(1).await, claim(2).await);
+        assert_eq!(claims.accepting(), 2);
+        accepted.accepted(JobId::from_uuid(Uuid::from_u128(7)));
+        assert!(timeout(Duration::from_millis(50), claims.none_accepting()).await.is_err());
+        drop(given_back);
+        claims.none_accepting().await;
+        assert_eq!(claims.accepting(), 0);
+    }
+}

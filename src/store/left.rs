@@ -1,5 +1,5 @@
-//! Whether the database is byte for byte what growd has left in order: then nothing can be wrong with it that a copy would
-//! have to be kept for.
+//! Whether the database is byte for byte what growd has left in order: then nothing has happened to it since that a copy
+//! would have to be kept for. Damage that was on the disk before is found as any other, by a start that has no copy.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,5 +1,6 @@
 //! The store as a start finds it. sled changes what it opens, and a store that is damaged must stay as it is: so a copy is
-//! kept until everything has been checked, and is put back when anything is wrong.
+//! kept until everything has been checked, and is put back when anything is wrong. Only of a store that nothing has happened
+//! to since growd left it in order there is none.
 //!
 //! The copy is not durable, so after a power cut it is worth nothing: its name tells the boot that it was made in. A start
 //! that was killed in the middle has left it, and the next one of the same boot puts it back. After a power cut in the
