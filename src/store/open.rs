@@ -111,7 +111,8 @@ fn open_above(
     original.retire()?;
     // Another number than the last start's: sled writes nothing for a value that is there already.
     scan.commit += 1;
-    check_flush(&dir, &db, scan.commit, &scan.calendar)?;
+    let calendar = scan.calendar.take().unwrap_or_default();
+    check_flush(&dir, &db, scan.commit, &calendar)?;
     for created in [&files.jobs(), &dir] {
         sync_dir(created).map_err(|source| OpenError::io("cannot sync", created, source))?;
     }
@@ -143,7 +144,7 @@ fn open_above(
         durable: scan.commit,
         marked: scan.commit,
         marked_at: Instant::now(),
-        calendar: scan.calendar,
+        calendar,
         counted_at: Instant::now(),
         swept_at: None,
         unanswered: HashSet::new(),

@@ -1,6 +1,5 @@
 //! One pass over all records: what is on disk, and whether all of it is as it was written.
 
-use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -18,8 +17,13 @@ const PANICKED: &str = "reading the database panicked";
 
 type Key = [u8; 17];
 
-/// No job has a lower one.
+/// No job has a lower key than the first, or a higher one than the last.
 const FIRST: Key = [record::JOB_PREFIX, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const LAST: Key = {
+    let mut key = [u8::MAX; 17];
+    key[0] = record::JOB_PREFIX;
+    key
+};
 
 /// Scans a copy of the database; `each` sees every job that is right. For a look at a store that nobody opens.
 ///
@@ -35,7 +39,7 @@ pub fn scan_copy(files: &Files, mut each: impl FnMut(&Job)) -> Result<Scan, Open
     };
     let copied = copy_tree(&files.jobs(), &copy).map_err(|source| OpenError::no_copy(files, source));
     let scan = copied.map(|()| match database(&copy) {
-        Ok(db) => Scan::of(&db, Bound::Unbounded, &Mutex::new(Rest::ALL), check),
+        Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), check),
         Err(problem) => Scan::failed(problem),
     });
     remove_tree(&copy)?;
@@ -49,7 +53,8 @@ pub struct Scan {
     pub unfinished: Vec<Job>,
     /// The highest commit number found.
     pub commit: u64,
-    pub calendar: Calendar,
+    /// `None` where no part that was read has it.
+    pub calendar: Option<Calendar>,
     /// Bytes of keys and values.
     pub live_bytes: u64,
     /// The first thing that is wrong, and whether it is only too new for this version.
@@ -61,42 +66,40 @@ impl Scan {
     /// Reads every record once, in two threads: whichever has nothing left takes a half of what the other has.
     pub fn of_all(db: &sled::Db) -> Self {
         let rests = [Mutex::new(Rest::ALL), Mutex::new(Rest::NOTHING)];
-        let read = &|mine: usize, mut from: Bound<Key>| {
+        let read = &|mine: usize, mut from: Vec<u8>| {
             let (mine, others) = (&rests[mine], &rests[1 - mine]);
             let mut parts = Vec::new();
             loop {
-                parts.push((from, Self::of(db, from, mine, record::entry)));
+                let part = Self::of(db, &from, mine, record::entry);
+                parts.push((from, part));
                 let Some(half) = others.lock().halve() else { return parts };
-                from = Bound::Included(half.from);
+                from = half.from.to_vec();
                 *mine.lock() = half;
             }
         };
         // Two new threads: malloc gives its arenas to new ones in turn, and two that share one wait for each other.
         let mut parts = std::thread::scope(|threads| {
             // What is below the first job's key is no job's, and is told of.
-            let readers = [(0, Bound::Unbounded), (1, Bound::Included(FIRST))];
+            let readers = [(0, Vec::new()), (1, FIRST.to_vec())];
             let readers = readers.map(|(mine, from)| threads.spawn(move || read(mine, from)));
-            let lost = |_| vec![(Bound::Unbounded, Self::failed(PANICKED.to_owned()))];
+            let lost = |_| vec![(Vec::new(), Self::failed(PANICKED.to_owned()))];
             let read = readers.map(|reader| reader.join().unwrap_or_else(lost));
             read.into_iter().flatten().collect::<Vec<_>>()
         });
-        parts.sort_by_key(|(from, _)| match from {
-            Bound::Included(key) | Bound::Excluded(key) => Some(*key),
-            Bound::Unbounded => None,
-        });
+        parts.sort_by(|(one, _), (other, _)| one.cmp(other));
         parts.into_iter().map(|(_, part)| part).reduce(Self::followed_by).unwrap_or_default()
     }
 
-    /// Reads the records of a part, in order. sled panics on some kinds of damage, which is a problem as others are.
+    /// Reads the records from a key on as long as the part goes, in order. sled panics on some kinds of damage, which is a problem as others are.
     fn of(
         db: &sled::Db,
-        from: Bound<Key>,
+        from: &[u8],
         rest: &Mutex<Rest>,
         mut check: impl FnMut(&[u8], &[u8]) -> Result<(Entry, u64), RecordError>,
     ) -> Self {
         let mut scan = Self::default();
         let pass = catch_unwind(AssertUnwindSafe(|| {
-            for entry in db.range((from, Bound::Unbounded)) {
+            for entry in db.range(from..) {
                 match entry {
                     Ok((key, _)) if !rest.lock().reach(&key) => break,
                     Ok((key, value)) => scan.take(&key, &value, &mut check),
@@ -119,8 +122,7 @@ impl Scan {
         self.jobs.extend(newer.jobs);
         self.unfinished.extend(newer.unfinished);
         self.commit = self.commit.max(newer.commit);
-        // Its record is behind all jobs.
-        self.calendar = newer.calendar;
+        self.calendar = newer.calendar.or(self.calendar);
         self.live_bytes += newer.live_bytes;
         self.first_problem = self.first_problem.or(newer.first_problem);
         self.problems += newer.problems;
@@ -137,7 +139,7 @@ impl Scan {
         let newer = |error: &RecordError| matches!(error, RecordError::Newer(_));
         if key == record::MARK_KEY {
             match record::decode_mark(value) {
-                Ok((commit, calendar)) => (self.commit, self.calendar) = (self.commit.max(commit), calendar),
+                Ok((commit, calendar)) => (self.commit, self.calendar) = (self.commit.max(commit), Some(calendar)),
                 Err(error) => self.note(format!("the commit record is bad: {error}"), newer(&error)),
             }
             return;
@@ -192,8 +194,11 @@ impl Rest {
     /// Whether a key that was reached is to be read; then what is left begins behind it.
     fn reach(&mut self, key: &[u8]) -> bool {
         let is_left = self.end.is_none_or(|end| key < end.as_slice());
-        if let (true, Ok(key)) = (is_left, key.try_into()) {
-            self.from = self.from.max(key);
+        match key.try_into() {
+            // What is behind all jobs is read once, by whoever has come to it.
+            _ if is_left && key > LAST.as_slice() => self.from = LAST,
+            Ok(key) if is_left => self.from = self.from.max(key),
+            _ => {}
         }
         is_left
     }
@@ -216,6 +221,7 @@ mod tests {
     use super::*;
     use crate::model::JobState;
     use crate::store::record::tests::any_job;
+    use std::time::Duration;
 
     #[test]
     fn two_threads_see_what_one_sees() {
@@ -228,13 +234,16 @@ mod tests {
                 let job = any_job(id, JobState::ALL[n as usize % JobState::ALL.len()]);
                 db.insert(record::key(job.id), record::encode(&job, n as u64)).unwrap();
             }
-            db.insert(record::MARK_KEY, record::encode_mark(7, &Calendar::default())).unwrap();
-            let one = Scan::of(&db, Bound::Unbounded, &Mutex::new(Rest::ALL), record::entry);
+            let mut calendar = Calendar::default();
+            calendar.advance(Duration::from_secs(7), None, Duration::MAX);
+            db.insert(record::MARK_KEY, record::encode_mark(7, &calendar)).unwrap();
+            let one = Scan::of(&db, &[], &Mutex::new(Rest::ALL), record::entry);
             let two = Scan::of_all(&db);
             assert_eq!(one.first_problem, None);
             assert_eq!((one.jobs.len() as u128, &one.jobs), (many, &two.jobs));
             assert_eq!((&one.unfinished, one.commit), (&two.unfinished, two.commit));
-            assert_eq!((one.live_bytes, one.calendar), (two.live_bytes, two.calendar));
+            assert_eq!((one.live_bytes, &one.calendar), (two.live_bytes, &two.calendar));
+            assert_eq!(one.calendar, Some(calendar));
         }
         for (strange, problems) in [(vec![b'x'], 1), (vec![b'a'; 17], 2), ([&FIRST[..], &[7]].concat(), 3)] {
             db.insert(strange, &[0]).unwrap();
@@ -254,5 +263,8 @@ mod tests {
         }
         assert_eq!((rest.from, rest.end), (FIRST, Some(record::key(JobId::from_uuid(Uuid::from_u128(1))))));
         assert!(rest.reach(&FIRST) && !rest.reach(&given.from));
+
+        let mut rest = Rest::ALL;
+        assert!(rest.reach(record::MARK_KEY) && rest.halve().is_none());
     }
 }
