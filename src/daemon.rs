@@ -17,7 +17,8 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::engine::Engine;
-use crate::engine::pools::{LOOKS, Pools, TURNS};
+use crate::engine::looks;
+use crate::engine::pools::{Pools, TURNS};
 use crate::logging::Log;
 use crate::meters::Meters;
 use crate::service::{Host, Service};
@@ -33,7 +34,7 @@ const POOLS_ADDED: usize = 16;
 
 /// Threads that drivers may block at once, so that one pool's hanging calls leave room for the others'.
 pub fn blocking_threads(config: &Config) -> usize {
-    (config.pools.len() + POOLS_ADDED) * (TURNS + LOOKS) + LOOKS
+    (config.pools.len() + POOLS_ADDED) * (TURNS + looks::THREADS) + looks::THREADS
 }
 
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`, the level of the log with

@@ -5,6 +5,7 @@
 
 mod claims;
 mod ledger;
+pub mod looks;
 mod plan;
 pub mod pools;
 mod runner;

@@ -1,5 +1,5 @@
-//! The pools of the node, and how their drivers are called: on blocking threads, a bounded number for each pool, so that
-//! a pool whose disk hangs holds up nobody else.
+//! The pools of the node, and how their drivers are called: on threads of each pool, so that one whose disk hangs holds up
+//! nobody else.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,13 +10,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::looks::Looks;
 use crate::driver::{Driver, DriverError};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
 
 /// Jobs of a pool that are at work at once. Setting a limit waits for the journal, so a few share one flush.
 pub const TURNS: usize = 16;
-/// Questions to a pool's kernel side at once.
-pub const LOOKS: usize = 32;
 
 /// Longer than a question to lvm may take. Whoever waited so long is told; the thread stays behind until it is answered.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -32,7 +31,7 @@ pub struct Pool {
     pub overcommit: f64,
     /// How many of its jobs are at work at once.
     pub turns: Arc<Semaphore>,
-    looks: Arc<Semaphore>,
+    looks: Arc<Looks>,
 }
 
 impl Pool {
@@ -44,10 +43,10 @@ impl Pool {
         overcommit: f64,
         turns: Arc<Semaphore>,
     ) -> Self {
-        Self { name, driver, reserve, overcommit, turns, looks: Arc::new(Semaphore::new(LOOKS)) }
+        Self { name, driver, reserve, overcommit, turns, looks: Arc::default() }
     }
 
-    /// Runs a call of the driver on a blocking thread. Not for what changes something: that has all the time it needs.
+    /// Asks the driver, on a thread that it may block. Not for what changes something: that has all the time it needs.
     ///
     /// # Errors
     /// What the driver answers; STUCK when it does not; INTERNAL when it panicked.
@@ -56,25 +55,10 @@ impl Pool {
         call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, Refusal> {
         let stuck = |_| Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
-        timeout(PATIENCE, self.call_patiently(call)).await.map_err(stuck)?
-    }
-
-    async fn call_patiently<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let crashed = |what: String| Refusal::Internal { problem: format!("driver of pool {}: {what}", self.name) };
-        let look = Arc::clone(&self.looks).acquire_owned().await.map_err(|error| crashed(error.to_string()))?;
         let driver = Arc::clone(&self.driver);
-        let call = move || {
-            // Held by the thread: a caller that gives up leaves it behind, and a disk that hangs would collect them all.
-            let _look = look;
-            call(&*driver)
-        };
-        match tokio::task::spawn_blocking(call).await {
-            Ok(answer) => answer.map_err(DriverError::into_refusal),
-            Err(error) => Err(crashed(error.to_string())),
-        }
+        let answer = timeout(PATIENCE, self.looks.ask(move || call(&*driver))).await.map_err(stuck)?;
+        let crashed = |what| Refusal::Internal { problem: format!("driver of pool {}: {what}", self.name) };
+        answer.map_err(crashed)?.map_err(DriverError::into_refusal)
     }
 }
 
