@@ -15,7 +15,7 @@ use crate::driver::image::{Image, Images};
 use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::ProjectQuota;
 use crate::driver::promises::Promises;
-use crate::engine::pools::{Pool, TURNS};
+use crate::engine::pools::{Pool, TURNS, TURNS_TOGETHER};
 
 /// Makes pools, and keeps what pools of one daemon have in common, also with those that were configured before.
 pub struct PoolMaker {
@@ -60,11 +60,11 @@ impl PoolMaker {
 
     fn pool(&mut self, config: &PoolConfig) -> Pool {
         let name = || config.name.clone();
-        let own_turns = || Arc::new(Semaphore::new(TURNS));
+        let turns = |count| Arc::new(Semaphore::new(count));
         let (driver, turns): (Arc<dyn Driver>, _) = match &config.backend {
             Backend::ProjectQuota { path, shares } => {
                 let driver = ProjectQuota::new(name(), path.clone(), shares.clone(), Arc::clone(&self.promises));
-                (Arc::new(driver), own_turns())
+                (Arc::new(driver), turns(TURNS_TOGETHER))
             }
             Backend::Lvm(lvm) => {
                 let (group, turns) = self.group(lvm);
@@ -82,11 +82,11 @@ impl PoolMaker {
                 let overcommits = config.overcommit > 1.0;
                 let images = Arc::clone(&self.images);
                 let driver = Image::new(name(), path.clone(), shares.clone(), *allow_any_growth, overcommits, images);
-                (Arc::new(driver), own_turns())
+                (Arc::new(driver), turns(TURNS))
             }
             Backend::Btrfs { path, shares } => {
                 let driver = Btrfs::new(name(), path.clone(), shares.clone(), Arc::clone(&self.promises));
-                (Arc::new(driver), own_turns())
+                (Arc::new(driver), turns(TURNS_TOGETHER))
             }
         };
         Pool::new(name(), driver, config.reserve, config.overcommit, turns)

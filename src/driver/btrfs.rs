@@ -212,6 +212,23 @@ impl Btrfs {
         self.promises.forget(space);
         done.map_err(|error| not_put_back(location, limit, used, error))
     }
+
+    /// Brings all limits that were set to the disk.
+    fn flush(&self) -> Result<Pool, DriverError> {
+        let pool = self.places.open_pool()?;
+        // On another file system the ioctls of a commit may mean something else.
+        self.space_id(&pool)?;
+        btrfs::commit(pool.fd.as_fd()).map_err(system("commit the changes to", &pool.path))?;
+        Ok(pool)
+    }
+
+    fn read_back(&self, pool: &Pool, share: ShareId) -> Result<Bytes, DriverError> {
+        let observed = self.find(pool, share)?.observed;
+        match observed.size() {
+            Some(size) => Ok(size),
+            None => Ok(observed.extendable()?.usable()),
+        }
+    }
 }
 
 impl Driver for Btrfs {
@@ -261,15 +278,12 @@ impl Driver for Btrfs {
     }
 
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        let pool = self.places.open_pool()?;
-        // On another file system the ioctls of a commit may mean something else.
-        self.space_id(&pool)?;
-        btrfs::commit(pool.fd.as_fd()).map_err(system("commit the changes to", &pool.path))?;
-        let observed = self.find(&pool, share)?.observed;
-        match observed.size() {
-            Some(size) => Ok(size),
-            None => Ok(observed.extendable()?.usable()),
-        }
+        self.read_back(&self.flush()?, share)
+    }
+
+    fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
+        let pool = self.flush();
+        shares.iter().map(|share| self.read_back(pool.as_ref().map_err(DriverError::clone)?, *share)).collect()
     }
 }
 

@@ -91,6 +91,11 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// As [`Driver::observe`], and a failed flush.
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError>;
+
+    /// As [`Driver::verify`] for many shares, in their order.
+    fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
+        shares.iter().map(|share| self.verify(*share)).collect()
+    }
 }
 
 /// What the kernel says of a share.
@@ -280,7 +285,7 @@ impl fmt::Display for Outcome {
 }
 
 /// Why a driver could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DriverError {
     #[error(transparent)]
     Refused(#[from] Refusal),

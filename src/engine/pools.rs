@@ -1,7 +1,7 @@
 //! The pools of the node, and how their drivers are called: on threads of each pool, so that one whose disk hangs holds up
 //! nobody else.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +9,19 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing::Span;
 
 use super::looks::Looks;
 use crate::driver::{Driver, DriverError};
-use crate::model::{Bytes, PoolName, Refusal, ShareId};
+use crate::model::{Bytes, JobId, JobKind, PoolName, Refusal, ShareId};
 
-/// Jobs of a pool that are at work at once. Setting a limit waits for the journal, so a few share one flush.
+/// Threads that carry out jobs of a pool at once: where each share has a file system of its own, which may hang.
 pub const TURNS: usize = 16;
+/// The same where all shares are on one file system: while it makes the changes of one thread's jobs durable, another can
+/// make the next ones.
+pub const TURNS_TOGETHER: usize = 2;
+/// Jobs that one thread carries out together, and makes durable at once.
+const MOST_TOGETHER: usize = 64;
 
 /// Longer than a question to lvm may take. Whoever waited so long is told; the thread stays behind until it is answered.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -29,8 +35,10 @@ pub struct Pool {
     pub reserve: Bytes,
     /// Limits may add up to this times (total - reserve).
     pub overcommit: f64,
-    /// How many of its jobs are at work at once.
+    /// How many threads carry out its jobs at once.
     pub turns: Arc<Semaphore>,
+    /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
+    pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
     looks: Arc<Looks>,
 }
 
@@ -43,7 +51,22 @@ impl Pool {
         overcommit: f64,
         turns: Arc<Semaphore>,
     ) -> Self {
-        Self { name, driver, reserve, overcommit, turns, looks: Arc::default() }
+        Self { name, driver, reserve, overcommit, turns, ready: Mutex::default(), looks: Arc::default() }
+    }
+
+    /// Takes a job whose turn it is, and where all shares are on one file system other extends with it. None when it was
+    /// taken before.
+    pub fn take_ready(&self, id: JobId) -> Vec<(JobId, Span)> {
+        let mut ready = self.ready.lock();
+        let Some((kind, span)) = ready.remove(&id) else { return Vec::new() };
+        let mut taken = vec![(id, span)];
+        // A shrink may have to write out what is in the page cache.
+        if self.driver.kind().is_quota() && kind == JobKind::Extend {
+            let extends = ready.iter().filter(|(_, (kind, _))| *kind == JobKind::Extend).map(|(id, _)| *id);
+            let others: Vec<JobId> = extends.take(MOST_TOGETHER - 1).collect();
+            taken.extend(others.into_iter().filter_map(|id| Some((id, ready.remove(&id)?.1))));
+        }
+        taken
     }
 
     /// Asks the driver, on a thread that it may block. Not for what changes something: that has all the time it needs.

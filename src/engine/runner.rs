@@ -12,7 +12,7 @@ use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
 use crate::logging::spans;
-use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal};
+use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal, ShareId};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
@@ -28,6 +28,23 @@ const MOUNT_LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// together are made durable together. A disk that keeps an acceptance waiting must not hold up the jobs of others.
 const GIVE_WAY: Duration = Duration::from_millis(20);
 
+/// A job of those that one thread carries out together.
+#[derive(Clone)]
+struct Member {
+    id: JobId,
+    share: ShareId,
+    span: Span,
+}
+
+/// A job, and the size that was reached or why it was not.
+type End = (Member, Result<Bytes, Refusal>);
+
+/// What the size that is read back must be.
+enum Bound {
+    AtLeast(Bytes),
+    AtMost(Bytes),
+}
+
 impl Engine {
     pub(super) async fn run(self: Arc<Self>, id: JobId) {
         let Ok(job) = self.job(id) else { return };
@@ -38,41 +55,50 @@ impl Engine {
         let (pool, _turn) = loop {
             let Some(pool) = self.pools.get(&job.pool) else {
                 let problem = "it is not in the configuration any more".to_owned();
-                if self.start(id) {
-                    self.finish(id, Err(Refusal::NotMounted { pool: job.pool, problem })).await;
-                    self.stopped();
-                }
+                let refusal = Refusal::NotMounted { pool: job.pool, problem };
+                let members = self.start(vec![(id, Span::current())]);
+                self.fail(&members, &refusal).await;
+                self.stopped(members.len());
                 return;
             };
+            pool.ready.lock().insert(id, (job.kind, Span::current()));
             tokio::select! {
                 // Looked at first: a job that has not begun does not begin with a pool that is configured no more.
                 biased;
                 () = self.pools.replaced(&pool) => {}
                 // A cancelled job gives up its place, or a stuck pool would collect them.
-                _ = changes.wait_for(|job| job.state.is_ended()) => return,
+                _ = changes.wait_for(|job| job.state.is_ended()) => {}
                 turn = Arc::clone(&pool.turns).acquire_owned() => break (pool, turn),
             }
+            if pool.ready.lock().remove(&id).is_none() || changes.borrow().state.is_ended() {
+                return;
+            }
         };
-        if !self.start(id) {
-            return;
+        // Empty when another has taken this one along.
+        let members = self.start(pool.take_ready(id));
+        if !members.is_empty() {
+            self.work(&pool, members).await;
         }
-        self.work(&pool, id).await;
-        self.stopped();
+    }
+
+    /// From QUEUED to RUNNING: those that were not cancelled, and none when growd is draining.
+    fn start(self: &Arc<Self>, jobs: Vec<(JobId, Span)>) -> Vec<Member> {
+        // Counted first: a drain that begins now either is seen below or waits for them.
+        let count = jobs.len();
+        self.running.send_modify(|running| *running += count);
+        let start = |(id, span): (JobId, Span)| {
+            let job = if self.claims.is_closed() { None } else { self.change(id, Event::Start) }?;
+            self.meters.started(&job);
+            Some(Member { id, share: job.share, span })
+        };
+        let members: Vec<Member> = jobs.into_iter().filter_map(start).collect();
+        self.stopped(count - members.len());
+        members
     }
 
     /// The counterpart of [`Engine::start`]: a drain waits for it.
-    fn stopped(&self) {
-        self.running.send_modify(|running| *running -= 1);
-    }
-
-    /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
-    fn start(self: &Arc<Self>, id: JobId) -> bool {
-        let job = if self.claims.is_closed() { None } else { self.change(id, Event::Start) };
-        if let Some(job) = &job {
-            self.meters.started(job);
-            self.running.send_modify(|running| *running += 1);
-        }
-        job.is_some()
+    fn stopped(&self, count: usize) {
+        self.running.send_modify(|running| *running -= count);
     }
 
     /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Watchers are told of it
@@ -107,62 +133,84 @@ impl Engine {
 
     /// Does the work and makes its end durable: all on one blocking thread, since what the kernel does in microseconds
     /// should not wait for threads to take turns.
-    async fn work(self: &Arc<Self>, pool: &Pool, id: JobId) {
-        let (engine, driver, span) = (Arc::clone(self), Arc::clone(&pool.driver), Span::current());
-        let work = tokio::task::spawn_blocking(move || {
-            let _job = span.entered();
-            if let Some(result) = engine.carry_out(&*driver, id).transpose() {
-                Handle::current().block_on(engine.finish(id, result));
-            }
-        });
+    async fn work(self: &Arc<Self>, pool: &Pool, members: Vec<Member>) {
+        let (engine, driver, at_work) = (Arc::clone(self), Arc::clone(&pool.driver), members.clone());
+        let work = tokio::task::spawn_blocking(move || engine.carry_out(&*driver, at_work));
         if let Err(error) = work.await {
             let problem = format!("driver of pool {}: {error}", pool.name);
-            self.finish(id, Err(Refusal::Internal { problem })).await;
+            self.fail(&members, &Refusal::Internal { problem }).await;
         }
+        self.stopped(members.len());
     }
 
-    /// The size that was reached; `None` when growd drains between two steps.
-    fn carry_out(self: &Arc<Self>, driver: &dyn Driver, id: JobId) -> Result<Option<Bytes>, Refusal> {
-        let job = self.job(id)?;
+    /// Ends those that have not ended.
+    async fn fail(&self, members: &[Member], refusal: &Refusal) {
+        self.finish(members.iter().map(|member| (member.clone(), Err(refusal.clone()))).collect()).await;
+    }
+
+    /// Goes on until all have ended, or growd drains.
+    fn carry_out(self: &Arc<Self>, driver: &dyn Driver, mut members: Vec<Member>) {
         loop {
-            let result = match job.kind {
-                JobKind::Extend => self.grow(driver, &job),
-                JobKind::Shrink => self.lower(driver, &job).map(Some),
-            };
-            match &result {
-                Err(Refusal::NotMounted { problem, .. }) if self.may_be_mounted_yet(&job)? => {
-                    info!(problem, "the job waits: its share may be mounted yet");
-                }
-                _ => return result,
+            members = self.carry_out_once(driver, members);
+            if members.is_empty() {
+                return;
             }
             std::thread::sleep(MOUNT_LOOKS_EVERY);
             if self.claims.is_closed() {
-                return Ok(None);
+                return;
             }
+        }
+    }
+
+    /// Brings the shares to their sizes one after the other, makes all that durable at once, and then their ends. Gives the
+    /// jobs whose shares may be mounted yet.
+    fn carry_out_once(self: &Arc<Self>, driver: &dyn Driver, members: Vec<Member>) -> Vec<Member> {
+        let (mut changed, mut ends, mut later) = (Vec::new(), Vec::new(), Vec::new());
+        for member in members {
+            let brought = member.span.in_scope(|| self.bring_about(driver, member.id));
+            match brought {
+                Ok(Some(bound)) => changed.push((member, bound)),
+                // growd drains between two steps.
+                Ok(None) => {}
+                Err(Refusal::NotMounted { problem, .. }) if self.may_be_mounted_yet(member.id) => {
+                    member.span.in_scope(|| info!(problem, "the job waits: its share may be mounted yet"));
+                    later.push(member);
+                }
+                Err(refusal) => ends.push((member, Err(refusal))),
+            }
+        }
+        if !changed.is_empty() {
+            ends.extend(self.verify(driver, changed));
+        }
+        Handle::current().block_on(self.finish(ends));
+        later
+    }
+
+    fn bring_about(self: &Arc<Self>, driver: &dyn Driver, id: JobId) -> Result<Option<Bound>, Refusal> {
+        let job = self.job(id)?;
+        match job.kind {
+            JobKind::Extend => self.grow(driver, &job),
+            JobKind::Shrink => self.lower(driver, &job).map(Some),
         }
     }
 
     /// After a boot growd may be there before volumes and mounts are: a job of before is worth a wait.
-    fn may_be_mounted_yet(&self, job: &Job) -> Result<bool, Refusal> {
-        let at_rest = state::step_at_work(&self.job(job.id)?).is_none();
-        Ok(job.attempt > 1 && self.begun.elapsed() < MOUNTS_COME && at_rest)
+    fn may_be_mounted_yet(&self, id: JobId) -> bool {
+        let waits = |job: Job| job.attempt > 1 && state::step_at_work(&job).is_none();
+        self.begun.elapsed() < MOUNTS_COME && self.job(id).is_ok_and(waits)
     }
 
     /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts
     /// blocks, so what the step has read back is what can be had.
-    fn lower(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
+    fn lower(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Bound, Refusal> {
         let step = Step::LowerLimit { from: job.size_before, to: job.requested_size };
         let (Outcome::Changed { to: reached, .. } | Outcome::AlreadyThere { size: reached }) =
             self.take(driver, job, step)?;
-        let size = self.verify(driver, job)?;
-        if size > reached {
-            let problem = format!("share {} has {size} where {reached} was read before", job.share);
-            return Err(Refusal::Internal { problem });
-        }
-        Ok(size)
+        Ok(Bound::AtMost(reached))
     }
 
-    fn grow(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Option<Bytes>, Refusal> {
+    /// Takes steps until none is left; `None` when growd drains between two.
+    fn grow(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Option<Bound>, Refusal> {
         let (id, share) = (job.id, job.share);
         // What could be wrong with the share was looked at before it was accepted, and is by the step that would suffer.
         let mut sizes = if job.attempt == 1 && driver.kind().is_quota() {
@@ -173,12 +221,7 @@ impl Engine {
         };
         for taken in 0..MOST_STEPS {
             let Some(step) = plan::next_step(job.requested_size, sizes) else {
-                let size = self.verify(driver, job)?;
-                if size < job.requested_size {
-                    let problem = format!("share {share} has {size} where {} was read before", job.requested_size);
-                    return Err(Refusal::Internal { problem });
-                }
-                return Ok(Some(size));
+                return Ok(Some(Bound::AtLeast(job.requested_size)));
             };
             if taken > 0 {
                 if self.claims.is_closed() {
@@ -216,36 +259,65 @@ impl Engine {
 
     /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
     /// SUCCEEDED with a limit that is the old one again would be a lie.
-    fn verify(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Bytes, Refusal> {
-        let share = job.share;
-        self.change(job.id, Event::BeginStep { name: "verify" });
-        let _step = spans::step("verify").entered();
-        let size = driver.verify(share).map_err(DriverError::into_refusal)?;
-        self.change(job.id, Event::EndStep { detail: format!("read back {size}") });
-        Ok(size)
+    fn verify(self: &Arc<Self>, driver: &dyn Driver, changed: Vec<(Member, Bound)>) -> Vec<End> {
+        let begin = |(member, _): &(Member, Bound)| {
+            self.change(member.id, Event::BeginStep { name: "verify" });
+            member.span.in_scope(|| spans::step("verify"))
+        };
+        let steps: Vec<Span> = changed.iter().map(begin).collect();
+        let shares: Vec<ShareId> = changed.iter().map(|(member, _)| member.share).collect();
+        let sizes = driver.verify_all(&shares);
+        drop(steps);
+        let end = |((member, bound), size): ((Member, Bound), Result<Bytes, DriverError>)| {
+            let size = size.map_err(DriverError::into_refusal).and_then(|size| {
+                self.change(member.id, Event::EndStep { detail: format!("read back {size}") });
+                bound.check(member.share, size)
+            });
+            (member, size)
+        };
+        changed.into_iter().zip(sizes).map(end).collect()
     }
 
-    /// Makes the end durable, then visible. While the store cannot be written the job stays RUNNING and waits.
-    async fn finish(&self, id: JobId, result: Result<Bytes, Refusal>) {
-        let event = match &result {
-            Ok(size) => Event::Succeed { size: *size },
-            Err(refusal) => Event::Fail(job_error(refusal)),
-        };
-        let ended = self.job(id).ok().and_then(|job| state::apply(&job, event, SystemTime::now()));
-        if let Some(job) = ended {
+    /// Makes ends durable, then visible. While the store cannot be written the jobs stay RUNNING and wait.
+    async fn finish(&self, ends: Vec<End>) {
+        let now = SystemTime::now();
+        let apply = |(Member { id, span, .. }, result): End| {
+            let event = match &result {
+                Ok(size) => Event::Succeed { size: *size },
+                Err(refusal) => Event::Fail(job_error(refusal)),
+            };
+            let job = state::apply(&self.job(id).ok()?, event, now)?;
             if job.state == JobState::Failed {
-                warn!(error = ?job.error, "job failed");
-                spans::failed(&job);
+                span.in_scope(|| {
+                    warn!(error = ?job.error, "job failed");
+                    spans::failed(&job);
+                });
             }
-            let mut failure = self.store.failure();
-            while let Err(error) = self.store.commit(vec![job.clone()]).await {
-                warn!(%error, "the end of the job waits until the store can be written");
-                if self.claims.is_closed() || failure.wait_for(Option::is_none).await.is_err() {
-                    // The next start finds the job unfinished and asks the kernel.
-                    return;
-                }
-            }
-            self.ended(job);
+            Some(job)
+        };
+        let jobs: Vec<Job> = ends.into_iter().filter_map(apply).collect();
+        if jobs.is_empty() {
+            return;
         }
+        let mut failure = self.store.failure();
+        while let Err(error) = self.store.commit(jobs.clone()).await {
+            warn!(%error, jobs = jobs.len(), "the end of jobs waits until the store can be written");
+            if self.claims.is_closed() || failure.wait_for(Option::is_none).await.is_err() {
+                // The next start finds them unfinished and asks the kernel.
+                return;
+            }
+        }
+        jobs.into_iter().for_each(|job| self.ended(job));
+    }
+}
+
+impl Bound {
+    fn check(&self, share: ShareId, size: Bytes) -> Result<Bytes, Refusal> {
+        let (kept, before) = match *self {
+            Self::AtLeast(before) => (size >= before, before),
+            Self::AtMost(before) => (size <= before, before),
+        };
+        let problem = || format!("share {share} has {size} where {before} was read before");
+        if kept { Ok(size) } else { Err(Refusal::Internal { problem: problem() }) }
     }
 }

@@ -158,6 +158,21 @@ impl ProjectQuota {
             Err(QuotaError::System(errno)) => Err(system("set the quota of", &found.observed.location)(errno)),
         }
     }
+
+    /// Brings all limits that were set to the disk.
+    fn flush(&self) -> Result<Pool, DriverError> {
+        let pool = self.places.open_pool()?;
+        journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
+        Ok(pool)
+    }
+
+    fn read_back(&self, pool: &Pool, share: ShareId) -> Result<Bytes, DriverError> {
+        let observed = self.find(pool, share)?.observed;
+        match observed.size() {
+            Some(size) => Ok(size),
+            None => Ok(observed.extendable()?.usable()),
+        }
+    }
 }
 
 impl Driver for ProjectQuota {
@@ -212,13 +227,12 @@ impl Driver for ProjectQuota {
     }
 
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        let pool = self.places.open_pool()?;
-        journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
-        let observed = self.find(&pool, share)?.observed;
-        match observed.size() {
-            Some(size) => Ok(size),
-            None => Ok(observed.extendable()?.usable()),
-        }
+        self.read_back(&self.flush()?, share)
+    }
+
+    fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
+        let pool = self.flush();
+        shares.iter().map(|share| self.read_back(pool.as_ref().map_err(DriverError::clone)?, *share)).collect()
     }
 }
 
