@@ -54,6 +54,46 @@ async fn cancel(clients: &Clients, job: &Job) -> Result<Job, tonic::Status> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn extends_that_wait_for_one_file_system_are_carried_out_together_and_end_each_by_itself() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, TURNS + 6, 8 * MIB);
+    let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+
+    let hang = clients.hang(&disk).await;
+    let running = clients.fill_turns(9 * MIB).await;
+    let mut waiting = Vec::new();
+    for n in TURNS + 1..=TURNS + 5 {
+        waiting.push(clients.extend(&share(n), 9 * MIB).await.unwrap());
+    }
+    let shrink = clients.shrink(&share(TURNS + 6), 7 * MIB).await.unwrap();
+    let [cancelled, gone, together @ ..] = &waiting[..] else { unreachable!() };
+    cancel(&clients, cancelled).await.unwrap();
+    std::fs::remove_dir(fs.path().join(&gone.share_id)).unwrap();
+    assert_eq!(clients.node().await.queued_jobs, 5);
+    drop(hang);
+
+    let gone = clients.end_of(&gone.job_id).await;
+    assert_eq!(gone.error.unwrap().reason, "SHARE_NOT_FOUND");
+    for job in together {
+        let job = clients.end_of(&job.job_id).await;
+        assert_eq!((job.state(), job.size_after_bytes), (JobState::Succeeded, Some(9 * MIB)), "{job:?}");
+        assert_eq!(job.finished_at, gone.finished_at, "not together with those that waited with it");
+    }
+    let shrink = clients.end_of(&shrink.job_id).await;
+    assert_eq!(shrink.size_after_bytes, Some(7 * MIB), "{shrink:?}");
+    assert_ne!(shrink.finished_at, gone.finished_at, "a shrink may take long, and goes alone");
+    for job in &running {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    let limits: Vec<u64> = (1..=TURNS + 6).map(|n| fs.hard_limit(project(n)) / MIB).collect();
+    assert_eq!(limits, [9, 9, 8, 8, 9, 9, 9, 7]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_a_job_that_waits_can_be_cancelled_and_its_share_is_free_again() {
     lab::require();
     let disk = HangingDisk::over("ubda");
@@ -64,11 +104,7 @@ async fn only_a_job_that_waits_can_be_cancelled_and_its_share_is_free_again() {
     let clients = daemon.clients().await;
 
     let hang = clients.hang(&disk).await;
-    let mut running = Vec::new();
-    for n in 1..=TURNS {
-        running.push(clients.extend(&share(n), 9 * MIB).await.unwrap());
-    }
-    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    let running = clients.fill_turns(9 * MIB).await;
     let waiting = [TURNS + 1, TURNS + 2].map(share);
     let first = clients.extend(&waiting[0], 9 * MIB).await.unwrap();
     let second = clients.extend(&waiting[1], 9 * MIB).await.unwrap();

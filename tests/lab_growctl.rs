@@ -199,10 +199,7 @@ async fn a_job_that_waits_is_cancelled_and_whoever_waits_for_it_is_told() {
     let growctl = Growctl::of(&daemon);
 
     let hang = clients.hang(&disk).await;
-    for n in 1..=TURNS {
-        growctl.run(&format!("extend {} 9MiB", share(n))).exits(0);
-    }
-    daemon::eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    clients.fill_turns(9 * MIB).await;
     growctl.run(&format!("extend {} 10MiB", share(1))).refused(5, "SHARE_BUSY");
     let waits = Command::new(env!("CARGO_BIN_EXE_growctl"))
         .args(["--endpoint", &daemon.endpoint(), "extend", &share(TURNS + 1), "9MiB", "--wait"])

@@ -114,11 +114,7 @@ async fn a_drain_refuses_new_jobs_ends_those_at_work_and_keeps_those_that_wait()
     assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
 
     let hang = clients.hang(&disk).await;
-    let mut jobs = Vec::new();
-    for n in 1..=TURNS {
-        jobs.push(clients.extend(&share(n), 9 * MIB).await.unwrap());
-    }
-    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    let jobs = clients.fill_turns(9 * MIB).await;
     let waiting = clients.extend(&share(TURNS + 1), 9 * MIB).await.unwrap();
     daemon.begin_to_terminate();
     assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);

@@ -20,11 +20,7 @@ async fn names(clients: &Clients) -> Vec<String> {
 
 /// Fills all turns of a hanging pool, and lets two jobs wait behind them.
 async fn busy(clients: &Clients) -> (Vec<Job>, Vec<Job>) {
-    let mut running = Vec::new();
-    for n in 1..=TURNS {
-        running.push(clients.extend(&share(n), 9 * MIB).await.unwrap());
-    }
-    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    let running = clients.fill_turns(9 * MIB).await;
     let mut waiting = Vec::new();
     for n in [TURNS + 1, TURNS + 2] {
         waiting.push(clients.extend(&share(n), 9 * MIB).await.unwrap());

@@ -175,10 +175,7 @@ async fn a_job_keeps_its_trace_over_a_kill() {
     let (growd, clients) = Logged::start(dir.path(), &pool(&fs, "")).await;
     let hang = clients.hang(&disk).await;
     // It waits behind these. One at work could have set its limit already, and would have no step left after the kill.
-    for n in 1..=TURNS {
-        extend(&clients, n, 16 * MIB, "").await;
-    }
-    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
+    clients.fill_turns(16 * MIB).await;
     let job = extend(&clients, TURNS + 1, 16 * MIB, &traceparent()).await;
     growd.signal(Signal::SIGKILL);
     // A process in the middle of a system call dies when that has ended.

@@ -87,9 +87,8 @@ impl Engine {
         let count = jobs.len();
         self.running.send_modify(|running| *running += count);
         let start = |(id, span): (JobId, Span)| {
-            let job = if self.claims.is_closed() { None } else { self.change(id, Event::Start) }?;
-            self.meters.started(&job);
-            Some(Member { id, share: job.share, span })
+            let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) }?;
+            Some(Member { id, share, span })
         };
         let members: Vec<Member> = jobs.into_iter().filter_map(start).collect();
         self.stopped(count - members.len());
@@ -102,18 +101,24 @@ impl Engine {
     }
 
     /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Watchers are told of it
-    /// after a while: steps take microseconds as a rule, and telling of each would take longer.
-    fn change(self: &Arc<Self>, id: JobId, event: Event) -> Option<Job> {
+    /// after a while: steps take microseconds as a rule, and telling of each would take longer. Gives the job's share, or
+    /// none where nothing may change.
+    fn change(self: &Arc<Self>, id: JobId, event: Event) -> Option<ShareId> {
+        let starts = event == Event::Start;
         let mut live = self.live.lock();
         let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
         let job = state::apply(&live.job.borrow(), event, SystemTime::now())?;
+        if starts {
+            self.meters.started(&job);
+        }
         let at_work = state::step_at_work(&job).is_some();
         if let Some(begun) = live.step_begun.take() {
             self.meters.step_ended(&job, begun.elapsed());
         }
         live.step_begun = at_work.then(Instant::now);
+        let share = job.share;
         live.job.send_if_modified(|current| {
-            current.clone_from(&job);
+            *current = job;
             false
         });
         // The run of the job is one of those who look.
@@ -128,7 +133,7 @@ impl Engine {
                 }
             });
         }
-        Some(job)
+        Some(share)
     }
 
     /// Does the work and makes its end durable: all on one blocking thread, since what the kernel does in microseconds

@@ -38,8 +38,8 @@ use super::support::hanging_disk::{Hang, HangingDisk};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const MIB: u64 = 1 << 20;
-/// Jobs of a pool that growd runs at once; the next one waits QUEUED.
-pub const TURNS: u32 = 16;
+/// Threads that carry out jobs of a pool of quotas at once; while their disk hangs the next job waits QUEUED.
+pub const TURNS: u32 = 2;
 
 /// The services that health is told of, growd as a whole first.
 pub const SERVICES: [&str; 4] = ["", "growd.v1.ShareService", "growd.v1.JobService", "growd.v1.NodeService"];
@@ -230,6 +230,17 @@ impl Clients {
 
     pub async fn extend(&self, share: &str, size: u64) -> Result<Job, Status> {
         self.ask(request(share, size)).await
+    }
+
+    /// Extends the shares up to that of [`TURNS`] while their disk hangs: whoever comes then waits.
+    pub async fn fill_turns(&self, size: u64) -> Vec<Job> {
+        let mut running = Vec::new();
+        for n in 1..=TURNS {
+            running.push(self.extend(&share(n), size).await.unwrap());
+            // A job that was ready at the same time would be carried out together with it.
+            eventually(|| self.node(), |node| node.running_jobs == n).await;
+        }
+        running
     }
 
     pub async fn ask(&self, request: ExtendShareRequest) -> Result<Job, Status> {
