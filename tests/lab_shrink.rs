@@ -12,7 +12,7 @@ mod volumes;
 
 use std::time::Duration;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, metadata, pool, project, request, share};
+use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, metadata, pool, project, request, share};
 use daemon::{btrfs_pool, eventually, shrink_request};
 use growd::wire::proto::{ExtendShareRequest, Job, JobKind, JobState, ShareStatus, ShrinkShareRequest};
 use support::btrfs::Btrfs;
@@ -213,10 +213,10 @@ async fn one_job_at_a_time_and_space_comes_back_with_its_end() {
     let more = 16 * MIB + available + GIB / 4;
     assert_refused(&clients.extend(&share(2), more).await.unwrap_err(), "POOL_FULL");
     // One that waits for its turn is cancelled and changes nothing.
-    for n in 3..=17 {
+    for n in 3..TURNS + 2 {
         clients.shrink(&share(n), 8 * MIB).await.unwrap();
     }
-    eventually(|| clients.node(), |node| node.running_jobs == 16).await;
+    eventually(|| clients.node(), |node| node.running_jobs == TURNS).await;
     let waiting = clients.shrink(&share(18), 8 * MIB).await.unwrap();
     let cancel = growd::wire::proto::CancelJobRequest { job_id: waiting.job_id };
     let cancelled = clients.jobs.clone().cancel_job(cancel).await.unwrap().into_inner();
@@ -225,7 +225,7 @@ async fn one_job_at_a_time_and_space_comes_back_with_its_end() {
     assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
     assert_eq!(fs.hard_limit(project(18)), 16 * MIB);
     eventually(|| clients.node(), |node| node.running_jobs == 0).await;
-    let freed = GIB / 2 + 15 * 8 * MIB;
+    let freed = GIB / 2 + u64::from(TURNS - 1) * 8 * MIB;
     assert_eq!(clients.pool("home").await.available_bytes, available + freed);
     let job = clients.extend(&share(2), more).await.unwrap();
     assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);

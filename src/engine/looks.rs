@@ -133,8 +133,8 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     /// Asks so many questions that do not return before the sender is dropped.
-    fn ask_hanging(looks: &Arc<Looks>, count: usize) -> (mpsc::Sender<()>, impl Future<Output = usize>) {
-        let (hold, held) = mpsc::channel::<()>();
+    fn ask_hanging(looks: &Arc<Looks>, count: usize) -> (mpsc::SyncSender<()>, impl Future<Output = usize>) {
+        let (hold, held) = mpsc::sync_channel::<()>(0);
         let held = Arc::new(Mutex::new(held));
         let hanging = (0..count).map(|_| {
             let (looks, held) = (Arc::clone(looks), Arc::clone(&held));
