@@ -4,7 +4,6 @@
 //! the other. When one keeps it too long another thread takes its place: those behind a disk that hangs are held up
 //! once, for a moment.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -53,12 +52,11 @@ impl Looks {
         self.add(Box::new(move || {
             // Whoever gave up needs no answer.
             if !answer.is_closed() {
-                let _ = answer.send(catch_unwind(AssertUnwindSafe(question)));
+                let _ = answer.send(catch(question));
             }
         }));
         match answered.await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(panic)) => Err(message(&*panic)),
+            Ok(answer) => answer,
             Err(error) => Err(error.to_string()),
         }
     }
@@ -117,9 +115,15 @@ impl Looks {
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panicked: {}", text.unwrap_or("for no reason given"))
+/// What a call gives.
+///
+/// # Errors
+/// The message of its panic.
+pub fn catch<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        format!("panicked: {}", text.unwrap_or("for no reason given"))
+    })
 }
 
 #[cfg(test)]

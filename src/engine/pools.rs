@@ -80,8 +80,11 @@ impl Pool {
         let stuck = |_| Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
         let driver = Arc::clone(&self.driver);
         let answer = timeout(PATIENCE, self.looks.ask(move || call(&*driver))).await.map_err(stuck)?;
-        let crashed = |what| Refusal::Internal { problem: format!("driver of pool {}: {what}", self.name) };
-        answer.map_err(crashed)?.map_err(DriverError::into_refusal)
+        answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
+    }
+
+    pub fn crashed(&self, what: &str) -> Refusal {
+        Refusal::Internal { problem: format!("driver of pool {}: {what}", self.name) }
     }
 }
 
@@ -110,6 +113,11 @@ impl Pools {
 
     pub fn get(&self, name: &PoolName) -> Option<Arc<Pool>> {
         self.now.borrow().iter().find(|pool| pool.name == *name).cloned()
+    }
+
+    /// Whether the pool is one of those that are configured now.
+    pub fn has(&self, pool: &Arc<Pool>) -> bool {
+        self.now.borrow().iter().any(|now| Arc::ptr_eq(now, pool))
     }
 
     /// Waits until the pool of this name is another one, or there is none any more.

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tracing::{Span, info, warn};
 
+use super::looks::catch;
 use super::state::{self, Event};
 use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
@@ -55,10 +56,10 @@ impl Engine {
         let (pool, _turn) = loop {
             let Some(pool) = self.pools.get(&job.pool) else {
                 let problem = "it is not in the configuration any more".to_owned();
-                let refusal = Refusal::NotMounted { pool: job.pool, problem };
-                let members = self.start(vec![(id, Span::current())]);
-                self.fail(&members, &refusal).await;
-                self.stopped(members.len());
+                if let Some(member) = self.start(id, Span::current()) {
+                    self.finish(vec![(member, Err(Refusal::NotMounted { pool: job.pool, problem }))]).await;
+                    self.stopped(1);
+                }
                 return;
             };
             pool.ready.lock().insert(id, (job.kind, Span::current()));
@@ -74,25 +75,24 @@ impl Engine {
                 return;
             }
         };
-        // Empty when another has taken this one along.
-        let members = self.start(pool.take_ready(id));
-        if !members.is_empty() {
-            self.work(&pool, members).await;
+        let jobs = pool.take_ready(id);
+        // None when another has taken this one along.
+        if !jobs.is_empty() {
+            let engine = Arc::clone(&self);
+            // It fails only when growd ends.
+            let _ = tokio::task::spawn_blocking(move || engine.carry_out(&pool, jobs)).await;
         }
     }
 
-    /// From QUEUED to RUNNING: those that were not cancelled, and none when growd is draining.
-    fn start(self: &Arc<Self>, jobs: Vec<(JobId, Span)>) -> Vec<Member> {
-        // Counted first: a drain that begins now either is seen below or waits for them.
-        let count = jobs.len();
-        self.running.send_modify(|running| *running += count);
-        let start = |(id, span): (JobId, Span)| {
-            let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) }?;
-            Some(Member { id, share, span })
-        };
-        let members: Vec<Member> = jobs.into_iter().filter_map(start).collect();
-        self.stopped(count - members.len());
-        members
+    /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
+    fn start(self: &Arc<Self>, id: JobId, span: Span) -> Option<Member> {
+        // Counted first: a drain that begins now either is seen below or waits for it.
+        self.running.send_modify(|running| *running += 1);
+        let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) };
+        if share.is_none() {
+            self.stopped(1);
+        }
+        Some(Member { id, share: share?, span })
     }
 
     /// The counterpart of [`Engine::start`]: a drain waits for it.
@@ -136,44 +136,38 @@ impl Engine {
         Some(share)
     }
 
-    /// Does the work and makes its end durable: all on one blocking thread, since what the kernel does in microseconds
-    /// should not wait for threads to take turns.
-    async fn work(self: &Arc<Self>, pool: &Pool, members: Vec<Member>) {
-        let (engine, driver, at_work) = (Arc::clone(self), Arc::clone(&pool.driver), members.clone());
-        let work = tokio::task::spawn_blocking(move || engine.carry_out(&*driver, at_work));
-        if let Err(error) = work.await {
-            let problem = format!("driver of pool {}: {error}", pool.name);
-            self.fail(&members, &Refusal::Internal { problem }).await;
-        }
-        self.stopped(members.len());
-    }
-
-    /// Ends those that have not ended.
-    async fn fail(&self, members: &[Member], refusal: &Refusal) {
-        self.finish(members.iter().map(|member| (member.clone(), Err(refusal.clone()))).collect()).await;
-    }
-
-    /// Goes on until all have ended, or growd drains.
-    fn carry_out(self: &Arc<Self>, driver: &dyn Driver, mut members: Vec<Member>) {
-        loop {
-            members = self.carry_out_once(driver, members);
-            if members.is_empty() {
-                return;
+    /// Does the work of jobs and makes their ends durable: all on one blocking thread, since what the kernel does in
+    /// microseconds should not wait for threads to take turns. Goes on until all have ended, or growd drains.
+    fn carry_out(self: &Arc<Self>, pool: &Arc<Pool>, jobs: Vec<(JobId, Span)>) {
+        let mut started = 0;
+        // Each when it is at work: until then it can be cancelled, and may be carried out with another pool.
+        let start = |(id, span)| {
+            if !self.pools.has(pool) {
+                self.job(id).iter().for_each(|job| self.begin(job));
+                return None;
             }
+            let member = self.start(id, span);
+            started += usize::from(member.is_some());
+            member
+        };
+        let mut later = self.carry_out_once(pool, jobs.into_iter().filter_map(start));
+        while !later.is_empty() {
             std::thread::sleep(MOUNT_LOOKS_EVERY);
             if self.claims.is_closed() {
-                return;
+                break;
             }
+            later = self.carry_out_once(pool, later.into_iter());
         }
+        self.stopped(started);
     }
 
     /// Brings the shares to their sizes one after the other, makes all that durable at once, and then their ends. Gives the
     /// jobs whose shares may be mounted yet.
-    fn carry_out_once(self: &Arc<Self>, driver: &dyn Driver, members: Vec<Member>) -> Vec<Member> {
+    fn carry_out_once(self: &Arc<Self>, pool: &Pool, members: impl Iterator<Item = Member>) -> Vec<Member> {
         let (mut changed, mut ends, mut later) = (Vec::new(), Vec::new(), Vec::new());
         for member in members {
-            let brought = member.span.in_scope(|| self.bring_about(driver, member.id));
-            match brought {
+            let bring = || catch(|| self.bring_about(&*pool.driver, member.id)).map_err(|what| pool.crashed(&what));
+            match member.span.in_scope(bring).flatten() {
                 Ok(Some(bound)) => changed.push((member, bound)),
                 // growd drains between two steps.
                 Ok(None) => {}
@@ -185,7 +179,7 @@ impl Engine {
             }
         }
         if !changed.is_empty() {
-            ends.extend(self.verify(driver, changed));
+            ends.extend(self.verify(pool, changed));
         }
         Handle::current().block_on(self.finish(ends));
         later
@@ -264,14 +258,15 @@ impl Engine {
 
     /// Durable in the file system before the job's success is durable in the store: after a power cut, a job that
     /// SUCCEEDED with a limit that is the old one again would be a lie.
-    fn verify(self: &Arc<Self>, driver: &dyn Driver, changed: Vec<(Member, Bound)>) -> Vec<End> {
+    fn verify(self: &Arc<Self>, pool: &Pool, changed: Vec<(Member, Bound)>) -> Vec<End> {
         let begin = |(member, _): &(Member, Bound)| {
             self.change(member.id, Event::BeginStep { name: "verify" });
             member.span.in_scope(|| spans::step("verify"))
         };
         let steps: Vec<Span> = changed.iter().map(begin).collect();
         let shares: Vec<ShareId> = changed.iter().map(|(member, _)| member.share).collect();
-        let sizes = driver.verify_all(&shares);
+        let sizes = catch(|| pool.driver.verify_all(&shares));
+        let sizes = sizes.unwrap_or_else(|what| shares.iter().map(|_| Err(pool.crashed(&what).into())).collect());
         drop(steps);
         let end = |((member, bound), size): ((Member, Bound), Result<Bytes, DriverError>)| {
             let size = size.map_err(DriverError::into_refusal).and_then(|size| {
