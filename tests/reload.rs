@@ -58,7 +58,8 @@ async fn a_bad_configuration_changes_nothing_and_its_problems_are_told_by_line()
 #[tokio::test(flavor = "multi_thread")]
 async fn what_takes_a_restart_is_told_and_the_rest_is_followed() {
     let (growd, channel) = start(&pool("a")).await;
-    let keys = "max_active_jobs = 7\n[tcp]\nlisten = \"127.0.0.1:{port}\"\ninsecure = true\n[retention]\njobs = 9\n";
+    // No other test listens at this address.
+    let keys = "max_active_jobs = 7\n[tcp]\nlisten = \"127.0.0.2:{port}\"\ninsecure = true\n[retention]\njobs = 9\n";
     growd.configure(&[keys, &pool("b")].concat());
     for times in 1..=2 {
         assert!(growd.reload().await);
@@ -69,7 +70,7 @@ async fn what_takes_a_restart_is_told_and_the_rest_is_followed() {
         }
     }
     assert_eq!(pools(&channel).await, ["b"]);
-    assert!(client::connect(&format!("http://{}", growd.address)).await.is_err());
+    assert!(client::connect(&format!("http://127.0.0.2:{}", growd.address.port())).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
