@@ -223,11 +223,7 @@ impl Btrfs {
     }
 
     fn read_back(&self, pool: &Pool, share: ShareId) -> Result<Bytes, DriverError> {
-        let observed = self.find(pool, share)?.observed;
-        match observed.size() {
-            Some(size) => Ok(size),
-            None => Ok(observed.extendable()?.usable()),
-        }
+        Ok(self.find(pool, share)?.observed.known_size()?)
     }
 }
 

@@ -119,6 +119,14 @@ impl Observed {
         self.sizes.map(Sizes::usable)
     }
 
+    /// The size, whatever else is wrong with the share.
+    ///
+    /// # Errors
+    /// Why there is none: the first blocking problem.
+    pub fn known_size(&self) -> Result<Bytes, Refusal> {
+        self.size().map_or_else(|| self.extendable().map(Sizes::usable), Ok)
+    }
+
     /// The limit and what of it is in use, unless something is wrong that a shrink must not build on: also a count that
     /// is not right.
     ///

@@ -96,6 +96,10 @@ pub struct Pools {
     known: Mutex<HashMap<ShareId, Arc<Pool>>>,
 }
 
+fn is_among(pools: &[Arc<Pool>], pool: &Arc<Pool>) -> bool {
+    pools.iter().any(|one| Arc::ptr_eq(one, pool))
+}
+
 impl Pools {
     pub fn new(pools: Vec<Arc<Pool>>) -> Self {
         Self { now: watch::channel(pools).0, known: Mutex::default() }
@@ -117,14 +121,13 @@ impl Pools {
 
     /// Whether the pool is one of those that are configured now.
     pub fn has(&self, pool: &Arc<Pool>) -> bool {
-        self.now.borrow().iter().any(|now| Arc::ptr_eq(now, pool))
+        is_among(&self.now.borrow(), pool)
     }
 
     /// Waits until the pool of this name is another one, or there is none any more.
     pub async fn replaced(&self, pool: &Arc<Pool>) {
-        let same = |now: &Arc<Pool>| Arc::ptr_eq(now, pool);
         // The sender lives as long as this does, so the wait only ends by a change.
-        let _ = self.now.subscribe().wait_for(|pools| !pools.iter().any(same)).await;
+        let _ = self.now.subscribe().wait_for(|pools| !is_among(pools, pool)).await;
     }
 
     /// Asks the pool that the share was found in last, and all pools when it is not there any more.
@@ -139,7 +142,7 @@ impl Pools {
         let all = self.all();
         let known = match all.as_slice() {
             [only] => Some(Arc::clone(only)),
-            _ => self.known.lock().get(&share).filter(|pool| all.iter().any(|now| Arc::ptr_eq(now, pool))).cloned(),
+            _ => self.known.lock().get(&share).filter(|pool| is_among(&all, pool)).cloned(),
         };
         if let Some(pool) = known {
             match pool.call(ask.clone()).await {

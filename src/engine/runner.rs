@@ -30,7 +30,6 @@ const MOUNT_LOOKS_EVERY: Duration = Duration::from_secs(1);
 const GIVE_WAY: Duration = Duration::from_millis(20);
 
 /// A job of those that one thread carries out together.
-#[derive(Clone)]
 struct Member {
     id: JobId,
     share: ShareId,
