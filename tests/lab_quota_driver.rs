@@ -338,7 +338,7 @@ fn a_pool_may_be_seen_through_a_bind_mount() {
         let driver = ProjectQuota::new("pool".parse().unwrap(), template, places, Arc::default());
         let (observed, total) = (driver.observe(id(A)), driver.space().unwrap().total);
         let (grown, grown_legacy) = (set(&driver, A, 2 * MIB), set(&driver, C, 2 * MIB));
-        let by_device = quotactl::get(File::open(&share).unwrap().as_fd(), Route::Device, 42);
+        let by_device = quotactl::get(File::open(&share).unwrap().as_fd(), filesystem.kind(), Route::Device, 42);
         let verified = driver.verify(id(A));
         for directory in [&inner, &legacy] {
             lab::run("umount", &[path(directory)]);

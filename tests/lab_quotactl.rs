@@ -28,20 +28,20 @@ fn both_routes_say_and_do_the_same() {
         let share = filesystem.create_share("a", 42, 3 * MIB);
         filesystem.create_share("b", 77, 5 * MIB);
         let directory = File::open(share).unwrap();
-        let fd = directory.as_fd();
+        let (fd, kind) = (directory.as_fd(), filesystem.kind());
         for (route, hard) in [(Route::Descriptor, Bytes::mib(4)), (Route::Device, Bytes::mib(6))] {
             let on = QuotaState { accounting: true, enforcement: true };
             assert_eq!(quotactl::state(fd, route), Ok(on), "{route:?}");
             quotactl::set_limits(fd, route, 42, hard, Bytes::mib(2)).unwrap();
             for route in [Route::Best, Route::Descriptor, Route::Device] {
-                let quota = quotactl::get(fd, route, 42).unwrap();
+                let quota = quotactl::get(fd, kind, route, 42).unwrap();
                 assert_eq!((quota.hard, quota.soft, quota.id), (hard, Bytes::mib(2), 42));
                 assert_eq!(quota.used.get(), filesystem.used(42));
-                assert_eq!(quotactl::get_next(fd, route, 1), Ok(Some(quota)));
-                assert_eq!(quotactl::get_next(fd, route, 43).unwrap().map(|quota| quota.id), Some(77));
-                assert_eq!(quotactl::get_next(fd, route, 78), Ok(None));
+                assert_eq!(quotactl::get_next(fd, kind, route, 1), Ok(Some(quota)));
+                assert_eq!(quotactl::get_next(fd, kind, route, 43).unwrap().map(|quota| quota.id), Some(77));
+                assert_eq!(quotactl::get_next(fd, kind, route, 78), Ok(None));
                 let nobody = quotactl::ProjectQuota { id: 4242, ..quotactl::ProjectQuota::default() };
-                assert_eq!(quotactl::get(fd, route, 4242), Ok(nobody));
+                assert_eq!(quotactl::get(fd, kind, route, 4242), Ok(nobody));
             }
         }
         assert_eq!(filesystem.hard_limit(42), 6 * MIB);
@@ -53,10 +53,10 @@ fn quota_that_is_off_is_told_from_a_project_without_a_record() {
     for filesystem in [Filesystem::xfs("ubda", "noquota"), Filesystem::ext4_without_quota_feature("ubdb")] {
         let directory = File::open(filesystem.path()).unwrap();
         for route in [Route::Best, Route::Descriptor, Route::Device] {
-            let fd = directory.as_fd();
+            let (fd, kind) = (directory.as_fd(), filesystem.kind());
             assert_eq!(quotactl::state(fd, route), Ok(QuotaState::default()), "{route:?}");
-            assert_eq!(quotactl::get(fd, route, 42), Err(QuotaError::Off), "{route:?}");
-            assert_eq!(quotactl::get_next(fd, route, 1), Err(QuotaError::Off), "{route:?}");
+            assert_eq!(quotactl::get(fd, kind, route, 42), Err(QuotaError::Off), "{route:?}");
+            assert_eq!(quotactl::get_next(fd, kind, route, 1), Err(QuotaError::Off), "{route:?}");
             let set = quotactl::set_limits(fd, route, 42, Bytes::mib(1), Bytes::ZERO);
             assert_eq!(set, Err(QuotaError::Off), "{route:?}");
         }
@@ -71,7 +71,8 @@ fn a_frozen_xfs_is_read_and_a_frozen_ext4_lets_its_readers_wait() {
             filesystem.freeze();
             assert!(quotactl::state(directory.as_fd(), route).unwrap().enforcement);
             let ask = |file: File| {
-                let (one, next) = (quotactl::get(file.as_fd(), route, 42), quotactl::get_next(file.as_fd(), route, 1));
+                let (fd, kind) = (file.as_fd(), filesystem.kind());
+                let (one, next) = (quotactl::get(fd, kind, route, 42), quotactl::get_next(fd, kind, route, 1));
                 assert_eq!((one.unwrap().hard, next.unwrap().unwrap().id), (Bytes::mib(1), 42));
             };
             let file = directory.try_clone().unwrap();
@@ -96,7 +97,9 @@ fn a_frozen_xfs_is_read_and_a_frozen_ext4_lets_its_readers_wait() {
 fn a_read_only_xfs_is_read_and_ext4_says_why_not() {
     on_both(|filesystem| {
         let share = filesystem.create_share("a", 42, MIB);
-        let hard = |route| quotactl::get(File::open(&share).unwrap().as_fd(), route, 42).map(|quota| quota.hard);
+        let hard = |route| {
+            quotactl::get(File::open(&share).unwrap().as_fd(), filesystem.kind(), route, 42).map(|quota| quota.hard)
+        };
         let state = || quotactl::state(File::open(&share).unwrap().as_fd(), Route::Best).unwrap().enforcement;
         let (read, refused) = (Ok(Bytes::mib(1)), Err(QuotaError::System(Errno::EROFS)));
         let is_xfs = filesystem.kind() == Kind::Xfs;

@@ -11,8 +11,9 @@ use growd::config::Config;
 use growd::daemon::pools::PoolMaker;
 use growd::logging::LogFormat;
 use growd::store::offline;
-use growd::sys::malloc;
 use growd::{daemon, logging, pages, wire};
+// For its malloc, which takes the place of libc's.
+use tikv_jemalloc_sys as _;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused, failed, or something is wrong, as told on \
     stderr; 2 the command line is wrong.";
@@ -90,7 +91,6 @@ fn execute(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<ExitCode> {
-    malloc::share_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))
@@ -163,4 +163,20 @@ fn store(config: &Config, command: &StoreCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    /// Nothing fails where libc's malloc is linked instead, or knows nothing of the settings.
+    #[test]
+    fn the_allocator_is_the_one_that_was_set() {
+        let this = std::env::current_exe().unwrap();
+        let output = Command::new(this).arg("--list").env("MALLOC_CONF", "stats_print:true").output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        for setting in ["opt.narenas: 2", "opt.background_thread: true", "opt.dirty_decay_ms: 1000"] {
+            assert!(told.contains(setting), "{setting} in {told}");
+        }
+    }
 }

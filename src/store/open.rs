@@ -22,8 +22,8 @@ use super::original::Original;
 use super::scan::Scan;
 use super::{INBOX, Retention, Shared, Store, record};
 use crate::model::Job;
+use crate::sys::sync_file_range;
 use crate::sys::timer_slack::Lenient;
-use crate::sys::{malloc, sync_file_range};
 
 /// Memory for sled's page cache.
 const CACHE_BYTES: u64 = 54 << 20;
@@ -154,8 +154,6 @@ fn open_above(
         .spawn(move || committer.run(outbox))
         .map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?;
     start_ticking(inbox.downgrade());
-    // What the scan has left.
-    malloc::give_back();
     let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
     Ok((store, scan.unfinished))
 }

@@ -77,7 +77,7 @@ impl Scan {
                 *mine.lock() = half;
             }
         };
-        // Two new threads: malloc gives its arenas to new ones in turn, and two that share one wait for each other.
+        // Two new threads: malloc spreads them over its arenas, and two that share one wait for each other.
         let mut parts = std::thread::scope(|threads| {
             // What is below the first job's key is no job's, and is told of.
             let readers = [(0, Vec::new()), (1, FIRST.to_vec())];

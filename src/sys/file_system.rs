@@ -41,15 +41,8 @@ impl Kind {
     }
 }
 
-/// The type of the file system that holds an open file; `None` for one without project quotas.
-///
-/// # Errors
-/// Those of fstatfs(2).
-pub fn kind(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
-    Ok(kind_and_read_only(fd)?.0)
-}
-
-/// [`kind`], and whether nothing can be changed through an open file: its mount or the whole file system is read-only.
+/// The type of the file system that holds an open file, `None` for one without project quotas; and whether nothing can be
+/// changed through the file: its mount or the whole file system is read-only.
 ///
 /// # Errors
 /// Those of fstatfs(2).
@@ -106,7 +99,7 @@ mod tests {
     #[test]
     fn measures_the_file_system_of_a_file() {
         let proc = File::open("/proc").unwrap();
-        assert_eq!(kind(proc.as_fd()), Ok(None));
+        assert_eq!(kind_and_read_only(proc.as_fd()).map(|(kind, _)| kind), Ok(None));
         let here = File::open("src").unwrap();
         let capacity = capacity(here.as_fd()).unwrap();
         assert!(capacity.free < capacity.total);

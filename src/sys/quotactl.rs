@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::libc::{self, c_char, c_int, c_uint};
 use nix::sys::stat::stat;
 
-use super::file_system::{self, Kind};
+use super::file_system::Kind;
 use super::mountinfo;
 use crate::model::Bytes;
 
@@ -183,12 +183,12 @@ pub fn state(fd: BorrowedFd<'_>, route: Route) -> Result<QuotaState, Errno> {
     }
 }
 
-/// Limits and use of a project; zeros when there is no record of it.
+/// Limits and use of a project; zeros when there is no record of it. `kind` is that of the open file's file system.
 ///
 /// # Errors
 /// [`QuotaError::Off`], and those of the system call: `EPERM`, on ext4 `EROFS`.
-pub fn get(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<ProjectQuota, QuotaError> {
-    match read(fd, route, [Q_GETQUOTA, Q_XGETQUOTA], id) {
+pub fn get(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<ProjectQuota, QuotaError> {
+    match read(fd, kind, route, [Q_GETQUOTA, Q_XGETQUOTA], id) {
         // The generic answer has no id in it.
         Ok(quota) => Ok(ProjectQuota { id, ..quota }),
         // XFS knows no record; ext4 makes an empty one up.
@@ -201,8 +201,8 @@ pub fn get(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<ProjectQuota, Qu
 ///
 /// # Errors
 /// As [`get`].
-pub fn get_next(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<Option<ProjectQuota>, QuotaError> {
-    match read(fd, route, [Q_GETNEXTQUOTA, Q_XGETNEXTQUOTA], id) {
+pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Option<ProjectQuota>, QuotaError> {
+    match read(fd, kind, route, [Q_GETNEXTQUOTA, Q_XGETNEXTQUOTA], id) {
         Ok(quota) => Ok(Some(quota)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(off_or(errno)),
@@ -210,19 +210,22 @@ pub fn get_next(fd: BorrowedFd<'_>, route: Route, id: u32) -> Result<Option<Proj
 }
 
 /// Reads a record with the generic command or with that of XFS.
-fn read(fd: BorrowedFd<'_>, route: Route, commands: [c_uint; 2], id: u32) -> Result<ProjectQuota, Errno> {
+fn read(fd: BorrowedFd<'_>, kind: Kind, route: Route, commands: [c_uint; 2], id: u32) -> Result<ProjectQuota, Errno> {
     let [generic, xfs] = commands;
-    if file_system::kind(fd)? == Some(Kind::Xfs) {
-        let mut quota = RawXfsQuota::default();
-        // SAFETY: both commands of XFS fill a fs_disk_quota.
-        unsafe { call(fd, route, xfs, id, (&raw mut quota).cast()) }?;
-        Ok(quota.into())
-    } else {
-        let mut quota = RawQuota::default();
-        // SAFETY: Q_GETNEXTQUOTA fills an if_nextdqblk, of which this is the layout; Q_GETQUOTA fills an if_dqblk,
-        // which is no larger.
-        unsafe { call(fd, route, generic, id, (&raw mut quota).cast()) }?;
-        Ok(quota.into())
+    match kind {
+        Kind::Xfs => {
+            let mut quota = RawXfsQuota::default();
+            // SAFETY: both commands of XFS fill a fs_disk_quota.
+            unsafe { call(fd, route, xfs, id, (&raw mut quota).cast()) }?;
+            Ok(quota.into())
+        }
+        Kind::Ext4 => {
+            let mut quota = RawQuota::default();
+            // SAFETY: Q_GETNEXTQUOTA fills an if_nextdqblk, of which this is the layout; Q_GETQUOTA fills an if_dqblk,
+            // which is no larger.
+            unsafe { call(fd, route, generic, id, (&raw mut quota).cast()) }?;
+            Ok(quota.into())
+        }
     }
 }
 
@@ -344,13 +347,13 @@ mod tests {
     fn a_file_system_without_quotas_has_them_off() {
         let proc = File::open("/proc").unwrap();
         assert_eq!(state(proc.as_fd(), Route::Best), Ok(QuotaState::default()));
-        assert_eq!(get(proc.as_fd(), Route::Best, 1), Err(QuotaError::Off));
+        assert_eq!(get(proc.as_fd(), Kind::Xfs, Route::Best, 1), Err(QuotaError::Off));
     }
 
     #[test]
     fn a_missing_device_is_not_a_missing_record() {
         let proc = File::open("/proc").unwrap();
-        assert_eq!(get(proc.as_fd(), Route::Device, 1), Err(QuotaError::System(Errno::ENODEV)));
+        assert_eq!(get(proc.as_fd(), Kind::Xfs, Route::Device, 1), Err(QuotaError::System(Errno::ENODEV)));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use std::process::Command;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use growd::sys::file_system::Kind;
+
 pub mod btrfs;
 pub mod hanging_disk;
 pub mod image;
@@ -85,12 +87,6 @@ impl Drop for Disk {
         TAKEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
         RETURNED.notify_all();
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Xfs,
-    Ext4,
 }
 
 /// A fresh file system at a mount point of its own, unmounted when dropped.

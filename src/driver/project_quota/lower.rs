@@ -37,7 +37,7 @@ impl ProjectQuota {
         let soft = if old.soft == old.hard { hard } else { old.soft.min(hard) };
         let begun = Instant::now();
         self.write_limits(&pool, &found, hard, soft)?;
-        let new = match read_quota(found.directory.as_fd(), old.id, &found.observed.location) {
+        let new = match read_quota(found.directory.as_fd(), found.kind, old.id, &found.observed.location) {
             Ok(Some(new)) => new,
             unknown => {
                 self.put_back(&pool, &found, before, used)?;

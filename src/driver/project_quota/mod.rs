@@ -44,6 +44,7 @@ pub struct ProjectQuota {
 /// A share that was found, and what its quota is.
 struct Share {
     directory: OwnedFd,
+    kind: Kind,
     observed: Observed,
     quota: Option<quotactl::ProjectQuota>,
 }
@@ -82,7 +83,7 @@ impl ProjectQuota {
             // Whoever may not write may not read a quota of ext4 either.
             _ if read_only && kind == Kind::Ext4 => None,
             0 => None,
-            id => read_quota(fd, id, &location)?,
+            id => read_quota(fd, kind, id, &location)?,
         };
         let twin = match attributes.project_id {
             0 => None,
@@ -96,21 +97,22 @@ impl ProjectQuota {
         let used = quota.map(|quota| quota.used);
         let (sizes, filesystem) = (limit.map(Sizes::Limit), kind.name());
         let observed = Observed { location, project, filesystem, sizes, used, problems };
-        Ok(Share { directory, observed, quota })
+        Ok(Share { directory, kind, observed, quota })
     }
 
     fn space_of(&self, pool: &Pool) -> Result<Space, DriverError> {
         let (id, fd) = (pool.space_id(), pool.fd.as_fd());
-        let promised = match self.promises.sum(&id, || promised(fd)) {
+        let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
+        let kind = capacity.kind.ok_or_else(|| unsupported(pool))?;
+        let promised = match self.promises.sum(&id, || promised(fd, kind)) {
             Ok(sum) => sum,
             Err(QuotaError::Off) => Bytes::ZERO,
             Err(QuotaError::System(Errno::EROFS)) => return Err(self.places.read_only().into()),
             Err(QuotaError::System(errno)) => return Err(system("sum the quotas of", &pool.path)(errno)),
         };
-        let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         Ok(Space {
             id,
-            filesystem: capacity.kind.ok_or_else(|| unsupported(pool))?.name(),
+            filesystem: kind.name(),
             total: capacity.total,
             free: capacity.free,
             promised,
@@ -132,7 +134,8 @@ impl ProjectQuota {
         self.write_limits(&pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(&pool.space_id(), hard.saturating_sub(old.hard), begun);
-        let new = read_quota(found.directory.as_fd(), old.id, location)?.ok_or_else(|| found.just_turned_off())?;
+        let new = read_quota(found.directory.as_fd(), found.kind, old.id, location)?;
+        let new = new.ok_or_else(|| found.just_turned_off())?;
         if new.hard < to {
             let (location, new) = (location.display(), new.hard);
             let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
@@ -233,11 +236,11 @@ impl Driver for ProjectQuota {
 }
 
 /// The sum of the hard limits of all projects but 0, which holds the defaults.
-fn promised(fd: BorrowedFd<'_>) -> Result<Bytes, QuotaError> {
+fn promised(fd: BorrowedFd<'_>, kind: Kind) -> Result<Bytes, QuotaError> {
     let mut promised = Bytes::ZERO;
     let mut next = Some(1);
     while let Some(id) = next {
-        let Some(quota) = quotactl::get_next(fd, Route::Best, id)? else { break };
+        let Some(quota) = quotactl::get_next(fd, kind, Route::Best, id)? else { break };
         promised = promised.saturating_add(quota.hard);
         // An id that does not grow would never end.
         next = quota.id.max(id).checked_add(1);
@@ -246,8 +249,13 @@ fn promised(fd: BorrowedFd<'_>) -> Result<Bytes, QuotaError> {
 }
 
 /// `None` when quota is off.
-fn read_quota(fd: BorrowedFd<'_>, id: u32, location: &Path) -> Result<Option<quotactl::ProjectQuota>, DriverError> {
-    match quotactl::get(fd, Route::Best, id) {
+fn read_quota(
+    fd: BorrowedFd<'_>,
+    kind: Kind,
+    id: u32,
+    location: &Path,
+) -> Result<Option<quotactl::ProjectQuota>, DriverError> {
+    match quotactl::get(fd, kind, Route::Best, id) {
         Ok(quota) => Ok(Some(quota)),
         Err(QuotaError::Off) => Ok(None),
         Err(QuotaError::System(errno)) => Err(system("read the quota of", location)(errno)),
