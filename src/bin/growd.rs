@@ -175,7 +175,7 @@ mod tests {
         let this = std::env::current_exe().unwrap();
         let output = Command::new(this).arg("--list").env("MALLOC_CONF", "stats_print:true").output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
-        for setting in ["opt.narenas: 2", "opt.dirty_decay_ms: 0 "] {
+        for setting in ["opt.narenas: 2", "opt.background_thread: true", "opt.dirty_decay_ms: 1000"] {
             assert!(told.contains(setting), "{setting} in {told}");
         }
     }

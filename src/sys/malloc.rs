@@ -7,11 +7,12 @@
 use std::ffi::c_char;
 
 /// All threads share two arenas, rather than four for each processor: what is free in one is of no use to threads of
-/// another. Pages that become free go back to the kernel at once.
+/// another. What has been free for a second goes back to the kernel, by a thread that sleeps when there is little to give: at
+/// once, each burst of requests would have to ask for it again.
 ///
 /// # Safety
 /// jemalloc takes the symbol for a `const char *` to a C string, and reads it before `main`.
 #[unsafe(export_name = "malloc_conf")]
 pub static SETTINGS: Option<&'static c_char> =
     // SAFETY: a C string begins with a character, if only its NUL.
-    Some(unsafe { &*c"narenas:2,dirty_decay_ms:0,muzzy_decay_ms:0".as_ptr() });
+    Some(unsafe { &*c"narenas:2,background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr() });
