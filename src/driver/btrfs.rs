@@ -19,7 +19,8 @@ use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::promises::Promises;
 use super::shell::quoted;
 use super::{
-    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, system,
+    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step,
+    answer_each, system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
@@ -43,6 +44,14 @@ const GROUND: Ground = Ground {
 pub struct Btrfs {
     places: Places,
     promises: Arc<Promises>,
+}
+
+/// The pool's directory, and what holds for all shares on its file system.
+struct Base {
+    pool: Pool,
+    /// `None` where it is not btrfs.
+    quotas: Option<QuotaState>,
+    read_only: bool,
 }
 
 /// A share that was found, and what its quota is.
@@ -73,31 +82,41 @@ impl Btrfs {
         Ok(shares)
     }
 
-    fn space_id(&self, pool: &Pool) -> Result<SpaceId, DriverError> {
-        let id = identity(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
-        let id = id.ok_or_else(|| self.places.not_mounted())?;
+    fn base(&self) -> Result<Base, DriverError> {
+        look_around(self.places.open_pool()?)
+    }
+
+    fn space_id(&self, base: &Base) -> Result<SpaceId, DriverError> {
+        // On another file system the ioctl may mean something else.
+        base.quotas.ok_or_else(|| self.places.not_mounted())?;
+        let pool = &base.pool;
+        let id = btrfs::file_system_id(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
         Ok(SpaceId(format!("btrfs {}", Uuid::from_bytes(id))))
     }
 
-    fn find(&self, pool: &Pool, share: ShareId) -> Result<Share, DriverError> {
-        let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
+    fn find(&self, base: &Base, share: ShareId) -> Result<Share, DriverError> {
+        let Opened { fd: directory, path: location, project } = self.places.open_share(&base.pool, share)?;
         let fd = directory.as_fd();
-        let Some(read_only) = btrfs::is_read_only(fd).map_err(system("statfs", &location))? else {
+        let Some(state) = base.quotas else {
             let what = format!("a share on a file system other than btrfs ({})", location.display());
             return Err(Refusal::Unsupported { what }.into());
+        };
+        // One with a place of its own may be reached through another mount.
+        let read_only = match self.places.is_explicit(share) {
+            true => btrfs::is_read_only(fd).map_err(system("statfs", &location))?.unwrap_or(false),
+            false => base.read_only,
         };
         let subvolume = btrfs::subvolume(fd).map_err(system("find the subvolume of", &location))?;
         let subvolume = subvolume.ok_or_else(|| unsupported(share, &location, "a directory that is no subvolume"))?;
         let id = QgroupId::of_subvolume(subvolume);
         let read = || -> Result<_, Errno> {
-            let (state, qgroup) = (btrfs::quota_state(fd)?, btrfs::qgroup(fd, id)?);
-            let mut above = Vec::new();
+            let (qgroup, mut above) = (btrfs::qgroup(fd, id)?, Vec::new());
             for ancestor in btrfs::ancestors(fd, id)? {
                 above.extend(btrfs::qgroup(fd, ancestor)?.map(|qgroup| (ancestor, qgroup.limits)));
             }
-            Ok((state, qgroup, above))
+            Ok((qgroup, above))
         };
-        let (state, qgroup, above) = read().map_err(system("read the quota of", &location))?;
+        let (qgroup, above) = read().map_err(system("read the quota of", &location))?;
         let read_only = read_only.then(|| self.places.read_only());
         let problems = Case { location: &location, read_only, id, state, qgroup, above }.problems();
         let qgroup = qgroup.filter(|_| state.on);
@@ -107,8 +126,9 @@ impl Btrfs {
         Ok(Share { directory, id, observed })
     }
 
-    fn space_of(&self, pool: &Pool) -> Result<Space, DriverError> {
-        let (id, fd) = (self.space_id(pool)?, pool.fd.as_fd());
+    fn space_of(&self, base: &Base) -> Result<Space, DriverError> {
+        let (id, pool) = (self.space_id(base)?, &base.pool);
+        let fd = pool.fd.as_fd();
         let promised = self.promises.sum(&id, || promised(fd)).map_err(system("sum the quotas of", &pool.path))?;
         let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         let file_system::Capacity { total, free, .. } = capacity;
@@ -116,13 +136,13 @@ impl Btrfs {
     }
 
     fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
-        let pool = self.places.open_pool()?;
-        let found = self.find(&pool, share)?;
+        let base = self.base()?;
+        let found = self.find(&base, share)?;
         let old = found.observed.extendable()?.usable();
         if old >= to {
             return Ok(Outcome::AlreadyThere { size: old });
         }
-        let (space, begun) = (self.space_id(&pool)?, Instant::now());
+        let (space, begun) = (self.space_id(&base)?, Instant::now());
         self.write_limit(&found, to, old)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(&space, to.saturating_sub(old), begun);
@@ -161,18 +181,17 @@ impl Btrfs {
     /// What is in use is counted when a transaction is committed, and only once data has left the page cache: so before
     /// each look all is written out.
     fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
-        let pool = self.places.open_pool()?;
         let look = || -> Result<(Share, Bounds), DriverError> {
-            let unwritten = self.find(&pool, share)?;
+            let unwritten = self.find(&self.base()?, share)?;
             unwritten.observed.shrinkable()?;
             syncfs(&unwritten.directory).map_err(system("write out", &unwritten.observed.location))?;
-            let found = self.find(&pool, share)?;
+            let found = self.find(&self.base()?, share)?;
             let bounds = found.observed.shrinkable()?;
             Ok((found, bounds))
         };
         let (found, now) = look()?;
         let Bounds { limit: before, used } = now;
-        let (space, begun) = (self.space_id(&pool)?, Instant::now());
+        let (space, begun) = (self.space_id(&self.base()?)?, Instant::now());
         let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
         match lowering(now, to, to) {
             Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
@@ -214,16 +233,18 @@ impl Btrfs {
     }
 
     /// Brings all limits that were set to the disk.
-    fn flush(&self) -> Result<Pool, DriverError> {
+    fn flush(&self) -> Result<Base, DriverError> {
         let pool = self.places.open_pool()?;
         // On another file system the ioctls of a commit may mean something else.
-        self.space_id(&pool)?;
+        if !btrfs::is_btrfs(pool.fd.as_fd()).map_err(system("statfs", &pool.path))? {
+            return Err(self.places.not_mounted().into());
+        }
         btrfs::commit(pool.fd.as_fd()).map_err(system("commit the changes to", &pool.path))?;
-        Ok(pool)
+        look_around(pool)
     }
 
-    fn read_back(&self, pool: &Pool, share: ShareId) -> Result<Bytes, DriverError> {
-        Ok(self.find(pool, share)?.observed.known_size()?)
+    fn read_back(&self, base: &Base, share: ShareId) -> Result<Bytes, DriverError> {
+        Ok(self.find(base, share)?.observed.known_size()?)
     }
 }
 
@@ -245,22 +266,27 @@ impl Driver for Btrfs {
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(&self.places.open_pool()?, share)?.observed)
+        Ok(self.find(&self.base()?, share)?.observed)
     }
 
-    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let pool = self.places.open_pool()?;
-        let observed = self.find(&pool, share)?.observed;
-        let growth = target.saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
-        Ok(Assessment { observed, growth: Ok(growth), space: self.space_of(&pool)? })
+    fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
+        answer_each(self.base(), shares, |base, share| Ok(self.find(base, *share)?.observed))
+    }
+
+    fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
+        let common = self.base().map(|base| (self.space_of(&base), base));
+        answer_each(common, asked, |(space, base), (share, target)| {
+            let observed = self.find(base, *share)?.observed;
+            let growth = target.saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
+            Ok(Assessment { observed, growth: Ok(growth), space: space.clone()? })
+        })
     }
 
     fn space(&self) -> Result<Space, DriverError> {
-        let pool = self.places.open_pool()?;
-        // On another file system there is neither.
-        let space = self.space_of(&pool)?;
-        if !btrfs::quota_state(pool.fd.as_fd()).map_err(system("read the quota state of", &pool.path))?.on {
-            self.list(&pool)?;
+        let base = self.base()?;
+        let space = self.space_of(&base)?;
+        if !base.quotas.is_some_and(|quotas| quotas.on) {
+            self.list(&base.pool)?;
         }
         Ok(space)
     }
@@ -278,9 +304,16 @@ impl Driver for Btrfs {
     }
 
     fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
-        let pool = self.flush();
-        shares.iter().map(|share| self.read_back(pool.as_ref().map_err(DriverError::clone)?, *share)).collect()
+        answer_each(self.flush(), shares, |base, share| self.read_back(base, *share))
     }
+}
+
+fn look_around(pool: Pool) -> Result<Base, DriverError> {
+    let fd = pool.fd.as_fd();
+    let mount = btrfs::is_read_only(fd).map_err(system("statfs", &pool.path))?;
+    let quotas = mount.map(|_| btrfs::quota_state(fd)).transpose();
+    let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
+    Ok(Base { pool, quotas, read_only: mount.unwrap_or(false) })
 }
 
 /// Which btrfs a directory is on; `None` for another file system.

@@ -222,6 +222,17 @@ impl Image {
             refused(errno)
         })
     }
+
+    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
+        let Share { size, attached, observed, .. } = self.find(share)?;
+        let growth = attached.map_or(Ok(Bytes::ZERO), |(_, device)| {
+            // The device will be as large as its file, also where that has more than is asked for.
+            let volume = device.volume_for(target, round_up).max(size);
+            let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(volume) };
+            checked.map(|()| volume.saturating_sub(size))
+        });
+        Ok(Assessment { observed, growth, space: self.space()? })
+    }
 }
 
 impl Driver for Image {
@@ -245,15 +256,8 @@ impl Driver for Image {
         Ok(self.find(share)?.observed)
     }
 
-    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let Share { size, attached, observed, .. } = self.find(share)?;
-        let growth = attached.map_or(Ok(Bytes::ZERO), |(_, device)| {
-            // The device will be as large as its file, also where that has more than is asked for.
-            let volume = device.volume_for(target, round_up).max(size);
-            let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(volume) };
-            checked.map(|()| volume.saturating_sub(size))
-        });
-        Ok(Assessment { observed, growth, space: self.space()? })
+    fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
+        asked.iter().map(|(share, target)| self.assess(*share, *target)).collect()
     }
 
     /// What is in use counts as promised, whatever it is, and so does what images lack of their size.

@@ -58,11 +58,11 @@ pub trait Driver: Send + Sync {
         shares.iter().map(|share| self.observe(*share)).collect()
     }
 
-    /// All that decides on an extend to `target`, at one moment.
+    /// All that decides on extends of shares to their targets, at one moment each, in their order.
     ///
     /// # Errors
     /// As [`Driver::observe`] and [`Driver::space`].
-    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError>;
+    fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>>;
 
     /// The sizes alone, before and between the steps of a job.
     ///
@@ -310,6 +310,16 @@ impl DriverError {
             Self::System { source, .. } => Refusal::Internal { problem: format!("{self}: {source}") },
         }
     }
+}
+
+/// What `answer` makes of each that is asked for, and of what all have in common, or why that is not there.
+fn answer_each<C, Q, T>(
+    common: Result<C, DriverError>,
+    asked: &[Q],
+    answer: impl Fn(&C, &Q) -> Result<T, DriverError>,
+) -> Vec<Result<T, DriverError>> {
+    let answer = |question| common.as_ref().map_err(DriverError::clone).and_then(|common| answer(common, question));
+    asked.iter().map(answer).collect()
 }
 
 fn system(operation: &'static str, object: &Path) -> impl FnOnce(Errno) -> DriverError {

@@ -115,6 +115,52 @@ impl Looks {
     }
 }
 
+/// Questions of one kind. Those that wait are answered together, as far as that is wanted: what is the same for all has to
+/// be asked of the kernel once then.
+pub struct Together<Q, A> {
+    waiting: Mutex<VecDeque<(Q, oneshot::Sender<Result<A, String>>)>>,
+    most: usize,
+    answer: Box<dyn Fn(&[Q]) -> Vec<A> + Send + Sync>,
+}
+
+impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
+    /// `answer` is given `most` questions at a time, and gives their answers in the same order.
+    pub fn new(most: usize, answer: impl Fn(&[Q]) -> Vec<A> + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), most, answer: Box::new(answer) })
+    }
+
+    /// What is answered to one of them, on a thread of `looks`.
+    ///
+    /// # Errors
+    /// The message of a panic.
+    pub async fn ask(self: &Arc<Self>, looks: &Arc<Looks>, question: Q) -> Result<A, String> {
+        let (answer, answered) = oneshot::channel();
+        self.waiting.lock().push_back((question, answer));
+        // One for each, so that at its turn at the latest it is among the first that wait.
+        let together = Arc::clone(self);
+        looks.add(Box::new(move || together.answer_first()));
+        answered.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    fn answer_first(&self) {
+        let first: Vec<_> = {
+            let mut waiting = self.waiting.lock();
+            let count = waiting.len().min(self.most);
+            waiting.drain(..count).collect()
+        };
+        let asking = first.into_iter().filter(|(_, answer)| !answer.is_closed());
+        let (questions, answers): (Vec<Q>, Vec<_>) = asking.unzip();
+        if questions.is_empty() {
+            return;
+        }
+        // Whoever gave up meanwhile needs no answer.
+        match catch(|| (self.answer)(&questions)) {
+            Ok(all) => answers.into_iter().zip(all).for_each(|(answer, what)| drop(answer.send(Ok(what)))),
+            Err(what) => answers.into_iter().for_each(|answer| drop(answer.send(Err(what.clone())))),
+        }
+    }
+}
+
 /// What a call gives.
 ///
 /// # Errors
@@ -221,6 +267,37 @@ mod tests {
         let looks = Arc::new(Looks::default());
         let answer: Result<(), String> = looks.ask(|| panic!("no {}", "disk")).await;
         assert_eq!(answer, Err("panicked: no disk".to_owned()));
+        assert_eq!(looks.ask(|| 1).await, Ok(1));
+    }
+
+    /// Answers each with itself and how many were asked together.
+    fn counted(most: usize) -> Arc<Together<usize, (usize, usize)>> {
+        Together::new(most, |asked| asked.iter().map(|question| (*question, asked.len())).collect())
+    }
+
+    #[tokio::test]
+    async fn those_that_wait_are_answered_together() {
+        for (most, together) in [(1, [1; 5]), (3, [3, 3, 3, 2, 2]), (9, [5; 5])] {
+            let (looks, counted) = (Arc::new(Looks::default()), counted(most));
+            let (hold, hanging) = ask_hanging(&looks, 1);
+            taken(&looks, 1).await;
+            let asked: Vec<_> = (0..5).map(|n| counted.ask(&looks, n)).collect();
+            // One gives up, and is not asked for.
+            assert!(timeout(Duration::ZERO, counted.ask(&looks, 5)).await.is_err());
+            let answers = timeout(SOON, join_all(asked)).await.expect("answered though one hangs");
+            let expected: Vec<_> = (0..5).zip(together).map(Ok).collect();
+            assert_eq!(answers, expected, "{most}");
+            drop(hold);
+            hanging.await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_to_all_that_were_asked_together() {
+        let looks = Arc::new(Looks::default());
+        let together = Together::new(9, |asked: &[u8]| -> Vec<()> { panic!("{asked:?}") });
+        let answers = join_all((0..3).map(|n| together.ask(&looks, n))).await;
+        assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(|what| what.starts_with("panicked: ["))));
         assert_eq!(looks.ask(|| 1).await, Ok(1));
     }
 }

@@ -179,7 +179,7 @@ impl Engine {
     async fn promise_of(&self, job: &Job) -> Option<Promise> {
         let (share, target) = (job.share, job.requested_size);
         let pool = self.pools.get(&job.pool)?;
-        let assessment = pool.call(move |driver| driver.assess(share, target)).await.ok()?;
+        let assessment = pool.assess(share, target).await.ok()?;
         let growth = match job.kind {
             JobKind::Extend => assessment.growth.ok()?,
             // Also where the limit is lowered already: it may have to be put back.

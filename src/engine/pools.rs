@@ -2,6 +2,7 @@
 //! nobody else.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Span;
 
-use super::looks::Looks;
-use crate::driver::{Driver, DriverError};
+use super::looks::{Looks, Together};
+use crate::driver::{Assessment, Driver, DriverError, Observed};
 use crate::model::{Bytes, JobId, JobKind, PoolName, Refusal, ShareId};
 
 /// Threads that carry out jobs of a pool at once: where each share has a file system of its own, which may hang.
@@ -22,6 +23,8 @@ pub const TURNS: usize = 16;
 pub const TURNS_TOGETHER: usize = 2;
 /// Jobs that one thread carries out together, and makes durable at once.
 const MOST_TOGETHER: usize = 64;
+/// Questions about shares of one file system that are answered together. A disk that hangs hangs for all of them.
+const LOOKS_TOGETHER: usize = 16;
 
 /// Longer than a question to lvm may take. Whoever waited so long is told; the thread stays behind until it is answered.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -40,6 +43,8 @@ pub struct Pool {
     /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
     pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
     looks: Arc<Looks>,
+    observing: Arc<Together<ShareId, Result<Observed, DriverError>>>,
+    assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
 }
 
 impl Pool {
@@ -51,7 +56,19 @@ impl Pool {
         overcommit: f64,
         turns: Arc<Semaphore>,
     ) -> Self {
-        Self { name, driver, reserve, overcommit, turns, ready: Mutex::default(), looks: Arc::default() }
+        let most = if driver.kind().is_quota() { LOOKS_TOGETHER } else { 1 };
+        let [observing, assessing] = [Arc::clone(&driver), Arc::clone(&driver)];
+        Self {
+            name,
+            driver,
+            reserve,
+            overcommit,
+            turns,
+            ready: Mutex::default(),
+            looks: Arc::default(),
+            observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),
+            assessing: Together::new(most, move |asked: &[(ShareId, Bytes)]| assessing.assess_all(asked)),
+        }
     }
 
     /// Takes a job whose turn it is, and where all shares are on one file system other extends with it. None when it was
@@ -77,9 +94,32 @@ impl Pool {
         &self,
         call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let stuck = |_| Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
         let driver = Arc::clone(&self.driver);
-        let answer = timeout(PATIENCE, self.looks.ask(move || call(&*driver))).await.map_err(stuck)?;
+        self.wait_for(self.looks.ask(move || call(&*driver))).await
+    }
+
+    /// What the kernel says of a share.
+    ///
+    /// # Errors
+    /// Those of [`Driver::observe`] and [`Pool::call`].
+    pub async fn observe(&self, share: ShareId) -> Result<Observed, Refusal> {
+        self.wait_for(self.observing.ask(&self.looks, share)).await
+    }
+
+    /// All that decides on an extend of a share to `target`.
+    ///
+    /// # Errors
+    /// Those of [`Driver::assess_all`] and [`Pool::call`].
+    pub async fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
+        self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
+    }
+
+    async fn wait_for<T>(
+        &self,
+        answer: impl Future<Output = Result<Result<T, DriverError>, String>>,
+    ) -> Result<T, Refusal> {
+        let stuck = |_| Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
+        let answer = timeout(PATIENCE, answer).await.map_err(stuck)?;
         answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
     }
 
@@ -134,10 +174,10 @@ impl Pools {
     ///
     /// # Errors
     /// SHARE_NOT_FOUND when every pool says so; otherwise what the pool said that could not tell.
-    pub async fn find<T: Send + 'static>(
+    pub async fn find<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + Send + 'static>(
         &self,
         share: ShareId,
-        ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
+        ask: impl Fn(Arc<Pool>) -> A,
     ) -> Result<(Arc<Pool>, T), Refusal> {
         let all = self.all();
         let known = match all.as_slice() {
@@ -145,7 +185,7 @@ impl Pools {
             _ => self.known.lock().get(&share).filter(|pool| is_among(&all, pool)).cloned(),
         };
         if let Some(pool) = known {
-            match pool.call(ask.clone()).await {
+            match ask(Arc::clone(&pool)).await {
                 Ok(answer) => return Ok((pool, answer)),
                 // It may have moved: this question goes to all pools, or the next one if this pool could not tell.
                 Err(refusal) => {
@@ -166,15 +206,15 @@ impl Pools {
     }
 
     /// Asks all pools at once, so that one that hangs does not hide the others.
-    async fn search<T: Send + 'static>(
+    async fn search<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + Send + 'static>(
         share: ShareId,
         pools: Vec<Arc<Pool>>,
-        ask: impl Fn(&dyn Driver) -> Result<T, DriverError> + Clone + Send + 'static,
+        ask: impl Fn(Arc<Pool>) -> A,
     ) -> Result<(Arc<Pool>, T), Refusal> {
         let mut answers = JoinSet::new();
         for pool in pools {
-            let ask = ask.clone();
-            answers.spawn(async move { (pool.call(ask).await, pool) });
+            let answer = ask(Arc::clone(&pool));
+            answers.spawn(async move { (answer.await, pool) });
         }
         let mut undecided = None;
         while let Some(answer) = answers.join_next().await {

@@ -6,8 +6,8 @@ mod report;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::driver::Driver;
 use crate::driver::flight_recorder::FlightRecorder;
+use crate::engine::pools::Pool;
 use crate::engine::{Denied, Engine, Promise, store_refusal};
 use crate::model::{Job, JobId, JobKind, JobState, ProjectLabel, Refusal};
 use crate::store::StoreError;
@@ -69,22 +69,16 @@ impl Service {
         };
 
         let (share, target, kind) = (request.share, request.new_size, request.kind);
-        let ask = {
-            let engine = Arc::clone(engine);
-            move |driver: &dyn Driver| {
-                if kind == JobKind::Shrink && !driver.kind().is_quota() {
-                    driver.observe(share)?;
-                    let what =
-                        format!("making share {share} smaller, which no quota bounds (driver {}),", driver.kind());
-                    return Err(Refusal::Unsupported { what }.into());
-                }
-                // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
-                let moment = engine.moment();
-                Ok((moment, driver.assess(share, target)?))
-            }
-        };
-        let (pool, (moment, assessment)) = engine.pools.find(share, ask).await?;
+        // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
+        let moment = engine.moment();
+        let assess = |pool: Arc<Pool>| async move { pool.assess(share, target).await };
+        let (pool, assessment) = engine.pools.find(share, assess).await?;
         admission::check_project(&request, &assessment.observed.project)?;
+        let driver = pool.driver.kind();
+        if kind == JobKind::Shrink && !driver.is_quota() {
+            let what = format!("making share {share} smaller, which no quota bounds (driver {driver}),");
+            return Err(Refusal::Unsupported { what });
+        }
         let current = assessment.observed.extendable()?.usable();
         admission::check_size(&request, current)?;
         let space = assessment.space;
@@ -114,7 +108,7 @@ impl Service {
             kind,
             share: request.share,
             pool: pool.name.clone(),
-            driver: pool.driver.kind(),
+            driver,
             state: JobState::Queued,
             size_before: current,
             requested_size: request.new_size,

@@ -39,7 +39,8 @@ impl Service {
     pub async fn share(&self, share: ShareId) -> Result<ShareReport, Refusal> {
         // The jobs are asked first: a size that is read later is never older than the status says.
         let jobs = self.jobs_of(share);
-        let (pool, observed) = self.engine.pools.find(share, move |driver| driver.observe(share)).await?;
+        let (pool, observed) =
+            self.engine.pools.find(share, move |pool| async move { pool.observe(share).await }).await?;
         Ok(report(&pool, share, observed, jobs))
     }
 

@@ -206,6 +206,24 @@ impl Lvm {
         let problem = format!("lvextend to {wanted} left {} at {after}: {words}", observed.location.display());
         Err(Refusal::Internal { problem }.into())
     }
+
+    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
+        let Share { volume, device, observed } = self.find(share)?;
+        let growth = match (device, volume.rounding) {
+            (Some(device), Some(rounding)) => {
+                let before = device.size;
+                let wanted = device.volume_for(target, |size| rounding.round_up(before, size));
+                let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(wanted) };
+                checked.map(|()| rounding.space(wanted.saturating_sub(before)))
+            }
+            _ => Ok(Bytes::ZERO),
+        };
+        let space = match &self.thin {
+            Some(_) => self.space()?,
+            None => self.space_of(volume.group),
+        };
+        Ok(Assessment { observed, growth, space })
+    }
 }
 
 impl Driver for Lvm {
@@ -249,22 +267,8 @@ impl Driver for Lvm {
         shares.iter().copied().map(observe).collect()
     }
 
-    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let Share { volume, device, observed } = self.find(share)?;
-        let growth = match (device, volume.rounding) {
-            (Some(device), Some(rounding)) => {
-                let before = device.size;
-                let wanted = device.volume_for(target, |size| rounding.round_up(before, size));
-                let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(wanted) };
-                checked.map(|()| rounding.space(wanted.saturating_sub(before)))
-            }
-            _ => Ok(Bytes::ZERO),
-        };
-        let space = match &self.thin {
-            Some(_) => self.space()?,
-            None => self.space_of(volume.group),
-        };
-        Ok(Assessment { observed, growth, space })
+    fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
+        asked.iter().map(|(share, target)| self.assess(*share, *target)).collect()
     }
 
     fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use nix::sys::statfs::fstatfs;
 
-use super::{ProjectQuota, Share, read_quota};
+use super::{ProjectQuota, Share};
 use crate::driver::lowering::{Lowering, lowering, not_put_back};
 use crate::driver::places::Pool;
 use crate::driver::{Bounds, DriverError, Outcome, system};
@@ -17,16 +17,16 @@ use crate::sys::journal;
 
 impl ProjectQuota {
     pub(super) fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
-        let pool = self.places.open_pool()?;
-        let found = self.find(&pool, share)?;
+        let base = self.base()?;
+        let (found, pool) = (self.find(&base, share)?, &base.pool);
         let now = found.observed.shrinkable()?;
         let Bounds { limit: before, used } = now;
-        let hard = in_blocks(&pool, to)?;
+        let hard = in_blocks(pool, to)?;
         let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
         match lowering(now, hard, to) {
             Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
             Lowering::PutBack => {
-                self.put_back(&pool, &found, from, used)?;
+                self.put_back(pool, &found, from, used)?;
                 return Err(too_small(used));
             }
             Lowering::TooMuchInUse => return Err(too_small(used)),
@@ -36,12 +36,12 @@ impl ProjectQuota {
         // XFS ignores a hard limit below the soft one.
         let soft = if old.soft == old.hard { hard } else { old.soft.min(hard) };
         let begun = Instant::now();
-        self.write_limits(&pool, &found, hard, soft)?;
-        let new = match read_quota(found.directory.as_fd(), found.kind, old.id, &found.observed.location) {
-            Ok(Some(new)) => new,
-            unknown => {
-                self.put_back(&pool, &found, before, used)?;
-                return Err(unknown.err().unwrap_or_else(|| found.just_turned_off().into()));
+        self.write_limits(pool, &found, hard, soft)?;
+        let new = match found.read_again() {
+            Ok(new) => new,
+            Err(unknown) => {
+                self.put_back(pool, &found, before, used)?;
+                return Err(unknown);
             }
         };
         if new.hard > hard {
@@ -50,7 +50,7 @@ impl ProjectQuota {
             return Err(Refusal::Internal { problem }.into());
         }
         if new.used > new.hard {
-            self.put_back(&pool, &found, before, new.used)?;
+            self.put_back(pool, &found, before, new.used)?;
             return Err(too_small(new.used));
         }
         self.promises.take(&pool.space_id(), before.saturating_sub(new.hard), begun);

@@ -20,11 +20,11 @@ use self::findings::Case;
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool};
 use super::promises::Promises;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, answer_each, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::open_beneath::DIRECTORY;
-use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, Route};
+use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, QuotaState, Route};
 use crate::sys::{fsxattr, journal};
 
 const GROUND: Ground = Ground {
@@ -41,6 +41,15 @@ pub struct ProjectQuota {
     promises: Arc<Promises>,
 }
 
+/// The pool's directory, and what holds for all shares on its file system.
+struct Base {
+    pool: Pool,
+    /// `None` where it has no project quotas.
+    kind: Option<Kind>,
+    quotas: QuotaState,
+    read_only: bool,
+}
+
 /// A share that was found, and what its quota is.
 struct Share {
     directory: OwnedFd,
@@ -53,6 +62,13 @@ impl Share {
     fn just_turned_off(&self) -> Refusal {
         let (location, problem) = (self.observed.location.clone(), "it was just turned off".to_owned());
         Refusal::QuotaNotEnforced { location, problem }
+    }
+
+    /// Its quota as it is now.
+    fn read_again(&self) -> Result<quotactl::ProjectQuota, DriverError> {
+        let old = self.quota.ok_or_else(|| self.just_turned_off())?;
+        let new = read_quota(self.directory.as_fd(), self.kind, old.id, &self.observed.location)?;
+        Ok(new.ok_or_else(|| self.just_turned_off())?)
     }
 }
 
@@ -68,12 +84,20 @@ impl ProjectQuota {
         Self { places: Places::new(GROUND, pool, template, places), census: Census::default(), promises }
     }
 
-    fn find(&self, pool: &Pool, share: ShareId) -> Result<Share, DriverError> {
+    fn base(&self) -> Result<Base, DriverError> {
+        look_around(self.places.open_pool()?)
+    }
+
+    fn find(&self, base: &Base, share: ShareId) -> Result<Share, DriverError> {
+        let Base { pool, kind, quotas: state, read_only } = base;
         let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
-        let fd = directory.as_fd();
-        let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?;
+        let (fd, state) = (directory.as_fd(), *state);
         let kind = kind.ok_or_else(|| unsupported(pool))?;
-        let state = quotactl::state(fd, Route::Best).map_err(system("read the quota state of", &location))?;
+        // One with a place of its own may be reached through another mount.
+        let read_only = match self.places.is_explicit(share) {
+            true => file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?.1,
+            false => *read_only,
+        };
         let attributes = match fsxattr::get(fd) {
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
             result => result.map_err(system("read the project of", &location))?,
@@ -122,22 +146,20 @@ impl ProjectQuota {
     }
 
     fn set_limit(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
-        let pool = self.places.open_pool()?;
-        let found = self.find(&pool, share)?;
+        let base = self.base()?;
+        let found = self.find(&base, share)?;
         found.observed.extendable()?;
-        let location = &found.observed.location;
         let old = found.quota.ok_or_else(|| found.just_turned_off())?;
         let Some(Limits { hard, soft }) = raised(old, to) else {
             return Ok(Outcome::AlreadyThere { size: old.hard });
         };
         let begun = Instant::now();
-        self.write_limits(&pool, &found, hard, soft)?;
+        self.write_limits(&base.pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
-        self.promises.add(&pool.space_id(), hard.saturating_sub(old.hard), begun);
-        let new = read_quota(found.directory.as_fd(), found.kind, old.id, location)?;
-        let new = new.ok_or_else(|| found.just_turned_off())?;
+        self.promises.add(&base.pool.space_id(), hard.saturating_sub(old.hard), begun);
+        let new = found.read_again()?;
         if new.hard < to {
-            let (location, new) = (location.display(), new.hard);
+            let (location, new) = (found.observed.location.display(), new.hard);
             let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
             return Err(Refusal::Internal { problem }.into());
         }
@@ -163,14 +185,14 @@ impl ProjectQuota {
     }
 
     /// Brings all limits that were set to the disk.
-    fn flush(&self) -> Result<Pool, DriverError> {
+    fn flush(&self) -> Result<Base, DriverError> {
         let pool = self.places.open_pool()?;
         journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
-        Ok(pool)
+        look_around(pool)
     }
 
-    fn read_back(&self, pool: &Pool, share: ShareId) -> Result<Bytes, DriverError> {
-        Ok(self.find(pool, share)?.observed.known_size()?)
+    fn read_back(&self, base: &Base, share: ShareId) -> Result<Bytes, DriverError> {
+        Ok(self.find(base, share)?.observed.known_size()?)
     }
 }
 
@@ -197,21 +219,25 @@ impl Driver for ProjectQuota {
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(&self.places.open_pool()?, share)?.observed)
+        Ok(self.find(&self.base()?, share)?.observed)
     }
 
-    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let pool = self.places.open_pool()?;
-        let observed = self.find(&pool, share)?.observed;
-        let growth = round_up(target).saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
-        Ok(Assessment { observed, growth: Ok(growth), space: self.space_of(&pool)? })
+    fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
+        answer_each(self.base(), shares, |base, share| Ok(self.find(base, *share)?.observed))
+    }
+
+    fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
+        let common = self.base().map(|base| (self.space_of(&base.pool), base));
+        answer_each(common, asked, |(space, base), (share, target)| {
+            let observed = self.find(base, *share)?.observed;
+            let growth = round_up(*target).saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
+            Ok(Assessment { observed, growth: Ok(growth), space: space.clone()? })
+        })
     }
 
     fn space(&self) -> Result<Space, DriverError> {
-        let pool = self.places.open_pool()?;
-        let state = quotactl::state(pool.fd.as_fd(), Route::Best);
-        let state = state.map_err(system("read the quota state of", &pool.path))?;
-        if !state.accounting && !self.places.list(&pool)?.iter().any(|share| !self.places.is_explicit(*share)) {
+        let Base { pool, quotas, .. } = self.base()?;
+        if !quotas.accounting && !self.places.list(&pool)?.iter().any(|share| !self.places.is_explicit(*share)) {
             return Err(self.places.not_mounted().into());
         }
         self.space_of(&pool)
@@ -230,9 +256,16 @@ impl Driver for ProjectQuota {
     }
 
     fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
-        let pool = self.flush();
-        shares.iter().map(|share| self.read_back(pool.as_ref().map_err(DriverError::clone)?, *share)).collect()
+        answer_each(self.flush(), shares, |base, share| self.read_back(base, *share))
     }
+}
+
+fn look_around(pool: Pool) -> Result<Base, DriverError> {
+    let fd = pool.fd.as_fd();
+    let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
+    let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd, Route::Best));
+    let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
+    Ok(Base { pool, kind, quotas, read_only })
 }
 
 /// The sum of the hard limits of all projects but 0, which holds the defaults.
