@@ -19,8 +19,13 @@ use crate::model::{
 
 /// Format of the records of extends. Those of shrinks have one of their own: a growd that knows no shrinks would take an
 /// unfinished one for an extend that is done, and refuses the store instead.
-const EXTEND: u8 = 1;
-const SHRINK: u8 = 2;
+const EXTEND: u8 = 3;
+const SHRINK: u8 = 4;
+/// The same as they were at first: all their times count from 1970.
+const FIRST_EXTEND: u8 = 1;
+const FIRST_SHRINK: u8 = 2;
+/// Format of the record under [`MARK_KEY`].
+const MARK: u8 = 1;
 const HEADER: usize = 1 + 8;
 const CHECKSUM: usize = 4;
 
@@ -62,9 +67,11 @@ struct JobRecord {
     project: String,
     #[prost(bytes = "vec", optional, tag = "15")]
     request_id: Option<Vec<u8>>,
-    /// Nanoseconds since 1970, as all times here.
+    /// Nanoseconds since 1970.
     #[prost(uint64, tag = "16")]
     created_at: u64,
+    /// Nanoseconds since `created_at`, as all that follow, those of steps too: a third of a record would be times otherwise.
+    /// What was before wraps around.
     #[prost(uint64, optional, tag = "17")]
     started_at: Option<u64>,
     #[prost(uint64, optional, tag = "18")]
@@ -155,6 +162,14 @@ pub fn job_of_key(key: &[u8]) -> Result<JobId, RecordError> {
 
 /// The record of a job, for [`key`] of its id.
 pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
+    let created_at = nanos(job.created_at);
+    let since = |time: SystemTime| nanos(time).wrapping_sub(created_at);
+    let step_on_disk = |step: &StepRecord| StepOnDisk {
+        name: step.name.clone(),
+        started_at: since(step.started_at),
+        finished_at: step.finished_at.map(since),
+        detail: step.detail.clone(),
+    };
     let record = JobRecord {
         share: job.share.as_uuid().as_bytes().to_vec(),
         pool: job.pool.to_string(),
@@ -175,9 +190,9 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         requested_by: job.requested_by.clone(),
         project: job.project.as_str().to_owned(),
         request_id: job.request_id.map(|id| id.as_uuid().as_bytes().to_vec()),
-        created_at: nanos(job.created_at),
-        started_at: job.started_at.map(nanos),
-        finished_at: job.finished_at.map(nanos),
+        created_at,
+        started_at: job.started_at.map(since),
+        finished_at: job.finished_at.map(since),
         trace: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     };
     seal(format(job.kind), &key(job.id), commit, &record.encode_to_vec())
@@ -197,8 +212,16 @@ pub const fn format(kind: JobKind) -> u8 {
 pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     let id = job_of_key(key)?;
     let (format, commit, payload) = unseal(key, value)?;
-    let kind = if format == SHRINK { JobKind::Shrink } else { JobKind::Extend };
+    let kind = if [SHRINK, FIRST_SHRINK].contains(&format) { JobKind::Shrink } else { JobKind::Extend };
     let record = JobRecord::decode(payload).map_err(|_| RecordError::Field("payload"))?;
+    let base = if [FIRST_EXTEND, FIRST_SHRINK].contains(&format) { 0 } else { record.created_at };
+    let after = |nanos: u64| time(base.wrapping_add(nanos));
+    let step_from_disk = |step: StepOnDisk| StepRecord {
+        name: step.name,
+        started_at: after(step.started_at),
+        finished_at: step.finished_at.map(after),
+        detail: step.detail,
+    };
     let job = Job {
         id,
         kind,
@@ -229,8 +252,8 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
             trace => Some(trace.parse().map_err(|_| RecordError::Field("trace"))?),
         },
         created_at: time(record.created_at),
-        started_at: record.started_at.map(time),
-        finished_at: record.finished_at.map(time),
+        started_at: record.started_at.map(after),
+        finished_at: record.finished_at.map(after),
     };
     Ok((job, commit))
 }
@@ -264,7 +287,7 @@ pub fn encode_mark(commit: u64, calendar: &Calendar) -> Vec<u8> {
     let note = |note: &Note| NoteOnDisk { at: whole_nanos(note.at), newest: note.newest.as_uuid().as_bytes().to_vec() };
     let calendar =
         CalendarOnDisk { open: whole_nanos(calendar.open), notes: calendar.notes.iter().map(note).collect() };
-    seal(EXTEND, MARK_KEY, commit, &calendar.encode_to_vec())
+    seal(MARK, MARK_KEY, commit, &calendar.encode_to_vec())
 }
 
 /// # Errors
@@ -299,7 +322,7 @@ fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u8, u64, &'a [u8]), Record
         return Err(RecordError::Checksum);
     }
     let (format, rest) = body.split_first().ok_or(RecordError::Checksum)?;
-    if !(EXTEND..=SHRINK).contains(format) {
+    if !(FIRST_EXTEND..=SHRINK).contains(format) {
         return Err(RecordError::Newer(*format));
     }
     let (commit, payload) = rest.split_first_chunk::<8>().ok_or(RecordError::Field("commit number"))?;
@@ -311,24 +334,6 @@ fn checksum(key: &[u8], body: &[u8]) -> [u8; CHECKSUM] {
     hasher.update(key);
     hasher.update(body);
     hasher.finalize().to_be_bytes()
-}
-
-fn step_on_disk(step: &StepRecord) -> StepOnDisk {
-    StepOnDisk {
-        name: step.name.clone(),
-        started_at: nanos(step.started_at),
-        finished_at: step.finished_at.map(nanos),
-        detail: step.detail.clone(),
-    }
-}
-
-fn step_from_disk(step: StepOnDisk) -> StepRecord {
-    StepRecord {
-        name: step.name,
-        started_at: time(step.started_at),
-        finished_at: step.finished_at.map(time),
-        detail: step.detail,
-    }
 }
 
 fn nanos(time: SystemTime) -> u64 {

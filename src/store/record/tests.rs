@@ -51,19 +51,19 @@ fn every_field_comes_back() {
     let note = |at, newest| Note { at: Duration::from_secs(at), newest: JobId::from_uuid(Uuid::from_u128(newest)) };
     let calendar = Calendar { open: Duration::from_secs(9), notes: vec![note(1, 2), note(3, 4)] };
     assert_eq!(decode_mark(&encode_mark(5, &calendar)), Ok((5, calendar)));
-    assert_eq!(decode_mark(&seal(EXTEND, MARK_KEY, 5, &[])), Ok((5, Calendar::default())), "of the first version");
+    assert_eq!(decode_mark(&seal(MARK, MARK_KEY, 5, &[])), Ok((5, Calendar::default())), "of the first version");
 }
 
 #[test]
 fn a_newer_format_is_named_as_such() {
     let key = key(JobId::from_uuid(Uuid::from_u128(1)));
-    let mut body = vec![3_u8, 0, 0];
+    let mut body = vec![5_u8, 0, 0];
     let sum = checksum(&key, &body);
     body.extend_from_slice(&sum);
-    assert_eq!(decode(&key, &body), Err(RecordError::Newer(3)));
+    assert_eq!(decode(&key, &body), Err(RecordError::Newer(5)));
 }
 
-/// [`any_job`] as growd wrote it before there were shrinks and traces.
+/// [`any_job`] as growd wrote it at first, before there were shrinks and traces.
 const OLD_RECORD: &str = "\
     0100000000000000020a10000000000000000000000000000000071204686f6d651a0d70726f6a6563742d71756f746122064641\
     494c45442880808080043080808080083880808080044080808080084a1d0a097365745f6c696d697410051806220c3147694220\
@@ -72,12 +72,29 @@ const OLD_RECORD: &str = "\
     ";
 
 #[test]
-fn a_record_of_before_there_were_kinds_is_an_extend() {
+fn records_of_the_first_formats_are_read() {
     let byte = |at| u8::from_str_radix(&OLD_RECORD[at..at + 2], 16).unwrap();
     let bytes: Vec<u8> = (0..OLD_RECORD.len()).step_by(2).map(byte).collect();
     let job = Job { trace: None, ..any_job(42, JobState::Failed) };
-    assert_eq!(decode(&key(job.id), &bytes), Ok((job.clone(), 2)));
-    assert_eq!(encode(&job, 2), bytes, "and an extend is still written so");
+    let key = key(job.id);
+    assert_eq!(decode(&key, &bytes), Ok((job.clone(), 2)));
+    assert_eq!(entry(&key, &bytes), Ok((Entry::from(&job), 2)));
+    let (_, commit, payload) = unseal(&key, &bytes).unwrap();
+    let shrink = Job { kind: JobKind::Shrink, ..job };
+    assert_eq!(decode(&key, &seal(FIRST_SHRINK, &key, commit, payload)), Ok((shrink, 2)));
+}
+
+#[test]
+fn times_soon_after_the_acceptance_take_few_bytes() {
+    let mut job = any_job(42, JobState::Succeeded);
+    let with = |job: &Job| encode(job, 1).len();
+    let far = with(&job);
+    let soon = |nanos: u64| time(1_700_000_000_123_456_789 + nanos);
+    job.started_at = Some(soon(1_000_000));
+    job.steps[0].started_at = soon(2_000_000);
+    job.steps[0].finished_at = Some(soon(100_000_000));
+    // Each varint: 3 or 4 bytes for 10.
+    assert_eq!(far - with(&job), 7 + 7 + 6);
 }
 
 fn any_time() -> impl Strategy<Value = SystemTime> {
