@@ -118,10 +118,13 @@ impl Looks {
 /// Questions of one kind. Those that wait are answered together, as far as that is wanted: what is the same for all has to
 /// be asked of the kernel once then.
 pub struct Together<Q, A> {
-    waiting: Mutex<VecDeque<(Q, oneshot::Sender<Result<A, String>>)>>,
+    waiting: Mutex<VecDeque<(Q, Asker<A>)>>,
     most: usize,
-    answer: Box<dyn Fn(&[Q]) -> Vec<A> + Send + Sync>,
+    answer: Box<Answer<Q, A>>,
 }
+
+type Asker<A> = oneshot::Sender<Result<A, String>>;
+type Answer<Q, A> = dyn Fn(&[Q]) -> Vec<A> + Send + Sync;
 
 impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
     /// `answer` is given `most` questions at a time, and gives their answers in the same order.
@@ -148,15 +151,15 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
             let count = waiting.len().min(self.most);
             waiting.drain(..count).collect()
         };
-        let asking = first.into_iter().filter(|(_, answer)| !answer.is_closed());
-        let (questions, answers): (Vec<Q>, Vec<_>) = asking.unzip();
+        let (questions, askers): (Vec<Q>, Vec<Asker<A>>) =
+            first.into_iter().filter(|(_, asker)| !asker.is_closed()).unzip();
         if questions.is_empty() {
             return;
         }
         // Whoever gave up meanwhile needs no answer.
         match catch(|| (self.answer)(&questions)) {
-            Ok(all) => answers.into_iter().zip(all).for_each(|(answer, what)| drop(answer.send(Ok(what)))),
-            Err(what) => answers.into_iter().for_each(|answer| drop(answer.send(Err(what.clone())))),
+            Ok(answers) => askers.into_iter().zip(answers).for_each(|(asker, answer)| drop(asker.send(Ok(answer)))),
+            Err(what) => askers.into_iter().for_each(|asker| drop(asker.send(Err(what.clone())))),
         }
     }
 }

@@ -36,6 +36,34 @@ struct Member {
     span: Span,
 }
 
+/// Counts jobs that are at work until it is dropped, by a panic at the latest: a drain waits for them.
+struct AtWork<'a> {
+    engine: &'a Engine,
+    count: usize,
+}
+
+impl<'a> AtWork<'a> {
+    const fn none(engine: &'a Engine) -> Self {
+        Self { engine, count: 0 }
+    }
+
+    fn add(&mut self) {
+        self.engine.running.send_modify(|running| *running += 1);
+        self.count += 1;
+    }
+
+    fn take(&mut self, count: usize) {
+        self.engine.running.send_modify(|running| *running -= count);
+        self.count -= count;
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.take(self.count);
+    }
+}
+
 /// A job, and the size that was reached or why it was not.
 type End = (Member, Result<Bytes, Refusal>);
 
@@ -55,9 +83,9 @@ impl Engine {
         let (pool, _turn) = loop {
             let Some(pool) = self.pools.get(&job.pool) else {
                 let problem = "it is not in the configuration any more".to_owned();
-                if let Some(member) = self.start(id, Span::current()) {
+                let mut at_work = AtWork::none(&self);
+                if let Some(member) = self.start(id, Span::current(), &mut at_work) {
                     self.finish(vec![(member, Err(Refusal::NotMounted { pool: job.pool, problem }))]).await;
-                    self.stopped(1);
                 }
                 return;
             };
@@ -84,19 +112,14 @@ impl Engine {
     }
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
-    fn start(self: &Arc<Self>, id: JobId, span: Span) -> Option<Member> {
+    fn start(self: &Arc<Self>, id: JobId, span: Span, at_work: &mut AtWork<'_>) -> Option<Member> {
         // Counted first: a drain that begins now either is seen below or waits for it.
-        self.running.send_modify(|running| *running += 1);
+        at_work.add();
         let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) };
         if share.is_none() {
-            self.stopped(1);
+            at_work.take(1);
         }
         Some(Member { id, share: share?, span })
-    }
-
-    /// The counterpart of [`Engine::start`]: a drain waits for it.
-    fn stopped(&self, count: usize) {
-        self.running.send_modify(|running| *running -= count);
     }
 
     /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Watchers are told of it
@@ -138,16 +161,14 @@ impl Engine {
     /// Does the work of jobs and makes their ends durable: all on one blocking thread, since what the kernel does in
     /// microseconds should not wait for threads to take turns. Goes on until all have ended, or growd drains.
     fn carry_out(self: &Arc<Self>, pool: &Arc<Pool>, jobs: Vec<(JobId, Span)>) {
-        let mut started = 0;
+        let mut at_work = AtWork::none(self);
         // Each when it is at work: until then it can be cancelled, and may be carried out with another pool.
         let start = |(id, span)| {
             if !self.pools.has(pool) {
                 self.job(id).iter().for_each(|job| self.begin(job));
                 return None;
             }
-            let member = self.start(id, span);
-            started += usize::from(member.is_some());
-            member
+            self.start(id, span, &mut at_work)
         };
         let mut later = self.carry_out_once(pool, jobs.into_iter().filter_map(start));
         while !later.is_empty() {
@@ -157,7 +178,6 @@ impl Engine {
             }
             later = self.carry_out_once(pool, later.into_iter());
         }
-        self.stopped(started);
     }
 
     /// Brings the shares to their sizes one after the other, makes all that durable at once, and then their ends. Gives the

@@ -242,8 +242,7 @@ impl Service {
                 job.steps.last().map_or("its work", |step| step.name.as_str()),
                 time.as_secs()
             ),
-            remedy: "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself"
-                .to_owned(),
+            remedy: WAITING.to_owned(),
         };
         self.engine.stuck(STUCK_AFTER).into_iter().map(finding).collect()
     }
