@@ -128,13 +128,15 @@ pub fn idle(results: &mut Results) {
     let environment = [("NOTIFY_SOCKET", notified.to_str().unwrap()), ("WATCHDOG_USEC", "30000000")];
     let growd = runtime.block_on(Growd::start_under(dir.path(), &state, &stored::config(KEPT), &environment));
     std::thread::sleep(SETTLE);
-    let (before, cpu) = (wakeups(growd.pid()), stored::cpu_time(growd.pid()));
+    let before = threads(growd.pid());
     std::thread::sleep(LOOK);
-    let (after, cpu) = (wakeups(growd.pid()), stored::cpu_time(growd.pid()) - cpu);
+    let after = threads(growd.pid());
 
-    let mut by_name: BTreeMap<&str, u64> = BTreeMap::new();
-    for (thread, (name, count)) in &after {
-        *by_name.entry(name).or_default() += count - before.get(thread).map_or(0, |(_, count)| *count);
+    let (mut by_name, mut cpu) = (BTreeMap::<&str, u64>::new(), Duration::ZERO);
+    for (id, thread) in &after {
+        let before = before.get(id);
+        *by_name.entry(&thread.name).or_default() += thread.wakeups - before.map_or(0, |before| before.wakeups);
+        cpu += thread.cpu - before.map_or(Duration::ZERO, |before| before.cpu);
     }
     let a_second = |count: u64| count as f64 / LOOK.as_secs_f64();
     let all = a_second(by_name.values().sum());
@@ -146,11 +148,11 @@ pub fn idle(results: &mut Results) {
         target: Target::AtMost(1.0),
     });
     results.row(Row {
-        path: format!("idle: ticks of 10 ms of processor time in {} s", LOOK.as_secs()),
-        ours: format!("{} ms", cpu.as_millis()),
+        path: format!("idle: processor time in {} s, in ticks of 10 ms, of which tools see whole ones", LOOK.as_secs()),
+        ours: format!("{:.1} ms", cpu.as_secs_f64() * 1000.0),
         baseline: String::new(),
         ratio: Spread::single(cpu.as_secs_f64() * 100.0),
-        target: Target::AtMost(0.0),
+        target: Target::AtMost(1.0),
     });
     results.heading("Idle");
     let rows = by_name.into_iter().filter(|(_, count)| *count > 0);
@@ -159,16 +161,27 @@ pub fn idle(results: &mut Results) {
     results.table(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
 }
 
-/// How often each thread of a process has waited, and its name.
-fn wakeups(pid: u32) -> BTreeMap<u32, (String, u64)> {
+struct Thread {
+    name: String,
+    /// How often it has waited.
+    wakeups: u64,
+    /// Its processor time by the scheduler's own count: proc(5) has whole ticks of 10 ms elsewhere.
+    cpu: Duration,
+}
+
+/// The threads of a process by their ids.
+fn threads(pid: u32) -> BTreeMap<u32, Thread> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let of = |task: fs::DirEntry| {
         let status = fs::read_to_string(task.path().join("status")).ok()?;
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
         // sled numbers its threads.
         let name = field("Name:").trim_end_matches(|last: char| last.is_ascii_digit());
-        let count = field("voluntary_ctxt_switches:").parse().unwrap();
-        Some((task.file_name().to_str().unwrap().parse().unwrap(), (name.to_owned(), count)))
+        let wakeups = field("voluntary_ctxt_switches:").parse().unwrap();
+        let schedstat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let cpu = Duration::from_nanos(schedstat.split(' ').next()?.parse().ok()?);
+        let id = task.file_name().to_str().unwrap().parse().unwrap();
+        Some((id, Thread { name: name.to_owned(), wakeups, cpu }))
     };
     tasks.map(Result::unwrap).filter_map(of).collect()
 }
