@@ -148,7 +148,7 @@ pub fn idle(results: &mut Results) {
         target: Target::AtMost(1.0),
     });
     results.row(Row {
-        path: format!("idle: processor time in {} s, in ticks of 10 ms, of which tools see whole ones", LOOK.as_secs()),
+        path: format!("idle: processor time in {} s, in ticks of 10 ms", LOOK.as_secs()),
         ours: format!("{:.1} ms", cpu.as_secs_f64() * 1000.0),
         baseline: String::new(),
         ratio: Spread::single(cpu.as_secs_f64() * 100.0),
