@@ -2,11 +2,13 @@
 //!
 //! The unit makes the whole file system read-only for growd (`ProtectSystem=strict`), and to set a quota or to grow a
 //! file system is to write to its mount, in the eyes of the kernel. What is mounted while growd runs is writable until
-//! growd starts again; what is named here is so always.
+//! growd starts again; what is named here is so always. What is mounted at the very moment at which systemd makes growd's
+//! view of the file system would be neither, so the unit waits for what is mounted at each boot.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Backend, Config, LvmConfig};
@@ -76,7 +78,33 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
     if all.iter().any(|place| HOMES.iter().any(|home| place.starts_with(home))) {
         text.push_str("ProtectHome=no\n");
     }
+    let units: BTreeSet<String> = all.iter().filter_map(|place| holder(place, mounts)).map(mount_unit).collect();
+    if !units.is_empty() {
+        let units = units.into_iter().collect::<Vec<_>>().join(" ");
+        let _ =
+            writeln!(text, "# One that does not come holds growd up until systemd gives it up.\n[Unit]\nAfter={units}");
+    }
     text
+}
+
+/// Where the file system is mounted that a path is on, unless that is the root.
+fn holder<'a>(place: &Path, mounts: &'a [Mount]) -> Option<&'a Path> {
+    let points = mounts.iter().map(|mount| mount.mount_point.as_path()).filter(|point| place.starts_with(point));
+    points.max_by_key(|point| point.as_os_str().len()).filter(|point| *point != Path::new("/"))
+}
+
+/// The unit of a mount, named as in systemd.unit(5) under "String Escaping for Inclusion in Unit Names".
+fn mount_unit(mount_point: &Path) -> String {
+    let mut name = String::new();
+    for (index, byte) in mount_point.as_os_str().as_bytes().iter().skip(1).enumerate() {
+        match byte {
+            b'/' => name.push('-'),
+            b'.' if index == 0 => name.push_str("\\x2e"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => name.push(char::from(*byte)),
+            _ => drop(write!(name, "\\x{byte:02x}")),
+        }
+    }
+    name + ".mount"
 }
 
 /// Whether a URL names this node by its loopback address; a name would have to be looked up elsewhere.
@@ -172,6 +200,8 @@ mod tests {
             mount(&format!("/dev/mapper/vg--0-thin--{id}"), "/vols/b"),
             mount("/dev/mapper/vg--0-root", "/"),
             mount(&format!("/dev/mapper/vg--1-share--{id}"), "/other/a"),
+            mount("/dev/sdb", "/srv/my 100%"),
+            mount("/dev/sdc", "/srv"),
             mount("/dev/loop7", "/images/a"),
             mount("/dev/loop8", "/iso/a"),
         ];
@@ -183,8 +213,21 @@ mod tests {
             # pool vols\nReadWritePaths=-/old\n\
             # pool vols\nReadWritePaths=-/vols\n\
             # pool images\nReadWritePaths=-/images\n\
-            # pool images\nReadWritePaths=-/srv/images\n";
+            # pool images\nReadWritePaths=-/srv/images\n\
+            # One that does not come holds growd up until systemd gives it up.\n\
+            [Unit]\nAfter=old.mount srv-my\\x20100\\x25.mount srv.mount\n";
         assert_eq!(text(&config, &mounts, backing), expected);
+    }
+
+    #[test]
+    fn mounts_are_named_as_systemd_names_them() {
+        for (point, unit) in [
+            ("/srv/home", "srv-home.mount"),
+            ("/.a/.b", "\\x2ea-.b.mount"),
+            ("/with-hyphen/ü:_1", "with\\x2dhyphen-\\xc3\\xbc:_1.mount"),
+        ] {
+            assert_eq!(mount_unit(Path::new(point)), unit);
+        }
     }
 
     #[test]
