@@ -73,7 +73,10 @@ impl Ext4 {
             && group_inodes > 0
             && group_blocks > 0
             && (u64_at(0x14) + 1..=MOST_BLOCKS).contains(&blocks);
-        is_sound.then_some(Self {
+        if !is_sound {
+            return None;
+        }
+        Some(Self {
             block_size,
             blocks,
             first_block: u64_at(0x14),

@@ -25,6 +25,7 @@ struct Superblock {
     incompat: u32,
     ro_compat: u32,
     log_cluster: u32,
+    descriptor_size: u16,
 }
 
 impl Superblock {
@@ -40,6 +41,7 @@ impl Superblock {
             incompat: 0x80,
             ro_compat: 1,
             log_cluster: 0,
+            descriptor_size: 64,
         }
     }
 
@@ -59,7 +61,7 @@ impl Superblock {
         put(0x60, self.incompat);
         put(0x64, self.ro_compat);
         put(0xcc, u32::from(self.reserved) << 16);
-        put(0xfc, 64 << 16);
+        put(0xfc, u32::from(self.descriptor_size) << 16);
         put(0x104, 1);
         bytes
     }
@@ -109,6 +111,8 @@ fn nonsense_is_no_superblock() {
         Superblock { group_inodes: 0, ..Superblock::usual() },
         Superblock { log_block_size: 40, ..Superblock::usual() },
         Superblock { blocks: 0, ..Superblock::usual() },
+        Superblock { descriptor_size: 0, ..Superblock::usual() },
+        Superblock { descriptor_size: 31, ..Superblock::usual() },
     ] {
         assert_eq!(Ext4::read(&broken.bytes()), None, "{broken:?}");
     }
@@ -132,6 +136,7 @@ fn any_ext4() -> impl Strategy<Value = Geometry> {
                 incompat: if meta { 0x10 } else { 0 } | if wide { 0x80 } else { 0 },
                 ro_compat,
                 log_cluster,
+                ..Superblock::usual()
             }
             .geometry()
         },
@@ -146,6 +151,11 @@ fn any_geometry() -> impl Strategy<Value = Geometry> {
         size: Bytes::new(sectors * 4096),
     });
     prop_oneof![2 => any_xfs, 1 => any_btrfs, 5 => any_ext4()]
+}
+
+/// Bytes of a superblock that are not what they were, spread over all that is read of it.
+fn any_damage() -> impl Strategy<Value = Vec<(usize, u8)>> {
+    prop::collection::vec((0_usize..0x154, prop_oneof![Just(0), Just(u8::MAX), any::<u8>()]), 0..40)
 }
 
 proptest! {
@@ -196,10 +206,10 @@ proptest! {
     }
 
     #[test]
-    fn any_superblock_is_read_without_panic(bytes: Vec<u8>, at in 0_usize..1024, volume: u64) {
+    fn any_superblock_is_read_without_panic(damage in any_damage(), volume: u64) {
         let mut superblock = Superblock::usual().bytes();
-        for (place, byte) in superblock[at..].iter_mut().zip(bytes) {
-            *place = byte;
+        for (place, byte) in damage {
+            superblock[place] = byte;
         }
         if let Some(ext4) = Ext4::read(&superblock) {
             let geometry = Geometry::Ext4(ext4);
