@@ -11,17 +11,20 @@ use std::time::Duration;
 
 use nix::sys::stat::{major, minor};
 use prost::Message;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use uuid::Uuid;
 
 use crate::config::{ApiConfig, Config, ConfigError};
+use crate::driver::filesystem::ext4::Ext4;
+use crate::driver::filesystem::geometry::Geometry;
 use crate::driver::lvm::metadata::{self, Metadata};
 use crate::driver::lvm::report::{self, Row};
 use crate::driver::lvm::volume::{Group, Volume};
 use crate::driver::path_template::{NameTemplate, PathTemplate};
-use crate::model::{Bytes, Job, JobId, JobKind, ProjectLabel, Refusal, ShareId};
+use crate::model::{Bytes, Identity, Job, JobId, JobKind, ProjectLabel, Refusal, ShareId};
 use crate::store::record;
 use crate::sys::mountinfo;
-use crate::wire::{convert, json, proto, status};
+use crate::wire::{certificate, convert, json, proto, status};
 
 /// The two configuration files: whatever is wrong is told with its place.
 pub fn config(data: &[u8]) {
@@ -82,6 +85,29 @@ fn volume(rows: &[Row], name: &str) {
         let wanted = volume.size.saturating_add(Bytes::mib(100));
         let size = rounding.round_up(volume.size, wanted);
         assert!(size >= wanted && rounding.space(size.saturating_sub(volume.size)) <= Bytes::new(u64::MAX));
+    }
+}
+
+/// Superblocks of ext4, and behind it the size of a volume and how much larger another one is.
+pub fn superblock(data: &[u8]) {
+    let Some((superblock, sizes)) = data.split_first_chunk() else { return };
+    let Some(ext4) = Ext4::read(superblock) else { return };
+    let geometry = Geometry::Ext4(ext4);
+    let size = |at: usize| sizes.get(at..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u64::from_le_bytes);
+    let (volume, larger) = (Bytes::new(size(0)), Bytes::new(size(0).saturating_add(size(8))));
+    let on = geometry.size_on(volume);
+    assert!(on >= geometry.size() && on <= volume.max(geometry.size()), "{on} on {volume}");
+    assert!(on <= geometry.size_on(larger), "less on {larger} than on {volume}");
+    let _ = geometry.crossed_on(volume);
+}
+
+/// Certificates of clients: each name is short and can be logged as it is.
+pub fn certificate(data: &[u8]) {
+    for identity in certificate::identities(&CertificateDer::from(data)) {
+        let (Identity::Uri(name) | Identity::Dns(name) | Identity::Cn(name)) = &identity else {
+            panic!("{identity} of a certificate")
+        };
+        assert!((1..=255).contains(&name.len()) && !name.contains(char::is_control), "{identity}");
     }
 }
 
@@ -230,7 +256,8 @@ mod tests {
     type Door = fn(&[u8]);
 
     /// Each has a folder of seeds and a program of its own name in `fuzz/`.
-    const DOORS: [(&str, Door); 7] = [
+    const DOORS: [(&str, Door); 9] = [
+        ("certificate", super::certificate),
         ("config", super::config),
         ("lvm_report", super::lvm_report),
         ("mountinfo", super::mountinfo),
@@ -238,6 +265,7 @@ mod tests {
         ("path_template", super::path_template),
         ("proto", super::proto),
         ("record", super::record),
+        ("superblock", super::superblock),
     ];
 
     #[test]

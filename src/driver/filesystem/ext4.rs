@@ -17,11 +17,11 @@ const ERROR_FS: u16 = 2;
 const MOST_BLOCKS: u64 = 1 << 48;
 
 /// Where the superblock is on the device, in bytes; it is as long.
-pub(super) const SUPERBLOCK: u32 = 1024;
+pub const SUPERBLOCK: u32 = 1024;
 
 /// The fields of `struct ext4_super_block` that growth depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ext4 {
+pub struct Ext4 {
     /// In bytes.
     pub block_size: u64,
     pub blocks: u64,
@@ -46,7 +46,7 @@ pub(super) struct Ext4 {
 
 /// A limit that a growth would cross.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Crossed {
+pub struct Crossed {
     pub what: &'static str,
     pub needed: u64,
     pub most: u64,
@@ -76,7 +76,7 @@ impl Ext4 {
         if !is_sound {
             return None;
         }
-        Some(Self {
+        let ext4 = Self {
             block_size,
             blocks,
             first_block: u64_at(0x14),
@@ -97,7 +97,10 @@ impl Ext4 {
             } else {
                 None
             },
-        })
+        };
+        // The kernel does not mount it otherwise.
+        let is_in_table = ext4.first_meta_group.is_none_or(|first| first <= ext4.descriptor_blocks(ext4.groups()));
+        is_in_table.then_some(ext4)
     }
 
     /// The number of blocks after the kernel was told to grow to `asked` of them, if it does: what it refuses is in

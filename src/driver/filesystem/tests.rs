@@ -26,6 +26,7 @@ struct Superblock {
     ro_compat: u32,
     log_cluster: u32,
     descriptor_size: u16,
+    first_meta_group: u32,
 }
 
 impl Superblock {
@@ -42,6 +43,7 @@ impl Superblock {
             ro_compat: 1,
             log_cluster: 0,
             descriptor_size: 64,
+            first_meta_group: 1,
         }
     }
 
@@ -62,7 +64,7 @@ impl Superblock {
         put(0x64, self.ro_compat);
         put(0xcc, u32::from(self.reserved) << 16);
         put(0xfc, u32::from(self.descriptor_size) << 16);
-        put(0x104, 1);
+        put(0x104, self.first_meta_group);
         bytes
     }
 
@@ -113,6 +115,7 @@ fn nonsense_is_no_superblock() {
         Superblock { blocks: 0, ..Superblock::usual() },
         Superblock { descriptor_size: 0, ..Superblock::usual() },
         Superblock { descriptor_size: 31, ..Superblock::usual() },
+        Superblock { incompat: 0x90, first_meta_group: 2, ..Superblock::usual() },
     ] {
         assert_eq!(Ext4::read(&broken.bytes()), None, "{broken:?}");
     }
