@@ -4,6 +4,7 @@
 //! Nothing but [`Btrfs::lower_limit`] lowers a limit. A group counts one subvolume: what tenants put into subvolumes of
 //! their own, below the share, counts for those, and so do snapshots.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::lowering::{Lowering, lowering, not_put_back};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::promises::Promises;
-use super::shell::quoted;
+use super::shell::Quoted;
 use super::{
     Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step,
     answer_each, system,
@@ -111,7 +112,8 @@ impl Btrfs {
         let id = QgroupId::of_subvolume(subvolume);
         let read = || -> Result<_, Errno> {
             let (qgroup, mut above) = (btrfs::qgroup(fd, id)?, Vec::new());
-            for ancestor in btrfs::ancestors(fd, id)? {
+            let ancestors = if state.has_levels { btrfs::ancestors(fd, id)? } else { BTreeSet::new() };
+            for ancestor in ancestors {
                 above.extend(btrfs::qgroup(fd, ancestor)?.map(|qgroup| (ancestor, qgroup.limits)));
             }
             Ok((qgroup, above))
@@ -348,7 +350,7 @@ impl Case<'_> {
     /// What is wrong, each with the command that heals it. The first blocking problem is what an extend is refused with.
     fn problems(&self) -> Vec<Problem> {
         let Self { location, id, state, .. } = self;
-        let (shown, path) = (location.display(), quoted(location));
+        let (shown, path) = (location.display(), Quoted(location));
         let read_only = self.read_only.clone().map(|refusal| {
             let remount = format!("mount -o remount,rw \"$(findmnt -n -o TARGET -T {path})\"");
             let advice = "and if it is so for growd alone, name it in ReadWritePaths= of growd.service";

@@ -17,7 +17,7 @@ use nix::unistd::{fsync, ftruncate};
 use super::filesystem::{self, Device};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool, unsupported};
-use super::shell::quoted;
+use super::shell::Quoted;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
@@ -116,7 +116,7 @@ impl Image {
     fn attached(&self, file: &OwnedFd, size: Bytes, location: &Path) -> Result<Attached, DriverError> {
         let mut found = loop_device::of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
         let shown = location.display();
-        let path = quoted(location);
+        let path = Quoted(location);
         let unsupported = |what: String, remedy: String| Problem::blocking(Refusal::Unsupported { what }, remedy);
         let Some(device) = found.pop() else {
             let problem = format!("{shown} is attached to no loop device");

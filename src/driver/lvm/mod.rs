@@ -23,7 +23,7 @@ pub use self::volume::doubled;
 use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step, answer_each};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
 use crate::sys::block_device::{self, Mapper};
 
@@ -259,12 +259,8 @@ impl Driver for Lvm {
 
     /// One question to LVM for all of them: it reads the metadata of the whole group for each.
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
-        let rows = self.read_volumes(&[]);
-        let observe = |share| match &rows {
-            Ok(rows) => Ok(self.look_up(share, rows)?.observed),
-            Err(refusal) => Err(refusal.clone().into()),
-        };
-        shares.iter().copied().map(observe).collect()
+        let rows = self.read_volumes(&[]).map_err(DriverError::from);
+        answer_each(rows, shares, |rows, share| Ok(self.look_up(*share, rows)?.observed))
     }
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {

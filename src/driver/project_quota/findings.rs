@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use crate::driver::Problem;
-use crate::driver::shell::quoted;
+use crate::driver::shell::Quoted;
 use crate::model::{Bytes, Reason, Refusal};
 use crate::sys::file_system::Kind;
 use crate::sys::fsxattr::Attributes;
@@ -39,7 +39,9 @@ struct Mount {
 impl Case<'_> {
     pub fn problems(&self) -> Vec<Problem> {
         let mount = LazyCell::new(|| match mountinfo::of_fd(self.fd) {
-            Ok(mount) => Mount { point: quoted(&mount.mount_point), device: quoted(&mount.source) },
+            Ok(mount) => {
+                Mount { point: Quoted(&mount.mount_point).to_string(), device: Quoted(&mount.source).to_string() }
+            }
             Err(_) => Mount { point: "MOUNT_POINT".to_owned(), device: "DEVICE".to_owned() },
         });
         let location = self.location.to_path_buf();
@@ -109,7 +111,7 @@ impl Case<'_> {
     }
 
     fn give_project(&self, mount: &Mount, id: &str) -> String {
-        let path = quoted(self.location);
+        let path = Quoted(self.location);
         match self.kind {
             Kind::Xfs => format!("xfs_quota -x -c \"project -s -p {path} {id}\" {}", mount.point),
             Kind::Ext4 => format!("chattr -R -p {id} +P {path}"),

@@ -17,7 +17,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::FsFlags;
 
-use self::tree_search::{ANY, Key, SMALL, number, search};
+use self::tree_search::{Key, first_of, number, search};
 use crate::model::Bytes;
 
 /// BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top directory.
@@ -180,18 +180,22 @@ pub struct QuotaState {
     pub rescanning: bool,
     /// Use was counted wrong, and is until the next rescan.
     pub inconsistent: bool,
+    /// Some groups count what others do: a subvolume's may have [`ancestors`].
+    pub has_levels: bool,
 }
 
 /// # Errors
 /// Those of the ioctl: `EPERM` without CAP_SYS_ADMIN.
 pub fn quota_state(fd: BorrowedFd<'_>) -> Result<QuotaState, Errno> {
-    let item = quota_item(fd, QGROUP_STATUS, 0)?;
     // version, generation, flags
-    let flags = item.and_then(|item| number(&item, 2)).unwrap_or(0);
+    let flags = quota_item(fd, QGROUP_STATUS, 0, |item| number(item, 2))?.unwrap_or(0);
+    let info = |offset| Key { objectid: 0, kind: QGROUP_INFO, offset };
+    let above = first_of(fd, QUOTA_TREE, info(LAST_SUBVOLUME + 1), info(u64::MAX), |_| ())?;
     Ok(QuotaState {
         on: flags & STATUS_ON != 0,
         rescanning: flags & STATUS_RESCAN != 0,
         inconsistent: flags & STATUS_INCONSISTENT != 0,
+        has_levels: above.is_some(),
     })
 }
 
@@ -238,8 +242,8 @@ pub struct Qgroup {
 /// # Errors
 /// Those of the ioctl: `EPERM` without CAP_SYS_ADMIN.
 pub fn qgroup(fd: BorrowedFd<'_>, id: QgroupId) -> Result<Option<Qgroup>, Errno> {
-    let limits = quota_item(fd, QGROUP_LIMIT, id.0)?.and_then(|item| Limits::read(&item));
-    let used = quota_item(fd, QGROUP_INFO, id.0)?.and_then(|item| Use::read(&item));
+    let limits = quota_item(fd, QGROUP_LIMIT, id.0, Limits::read)?;
+    let used = quota_item(fd, QGROUP_INFO, id.0, Use::read)?;
     Ok(limits.zip(used).map(|(limits, used)| Qgroup { limits, used }))
 }
 
@@ -252,7 +256,7 @@ pub fn ancestors(fd: BorrowedFd<'_>, id: QgroupId) -> Result<BTreeSet<QgroupId>,
     let mut to_ask = vec![id];
     while let Some(child) = to_ask.pop() {
         let relation = |offset| Key { objectid: child.0, kind: QGROUP_RELATION, offset };
-        search::<SMALL>(fd, QUOTA_TREE, relation(0), relation(u64::MAX), |key, _| {
+        search(fd, QUOTA_TREE, relation(0), relation(u64::MAX), |key, _| {
             let parent = QgroupId(key.offset);
             // The other end of a relation may be a child. Levels only rise here, so this ends.
             if parent.level() > child.level() && found.insert(parent) {
@@ -271,7 +275,7 @@ pub fn qgroups_of_subvolumes(fd: BorrowedFd<'_>) -> Result<BTreeMap<u64, Qgroup>
     let (mut uses, mut groups) = (BTreeMap::new(), BTreeMap::new());
     let first = Key { objectid: 0, kind: QGROUP_INFO, offset: 0 };
     let last = Key { objectid: 0, kind: QGROUP_LIMIT, offset: LAST_SUBVOLUME };
-    search::<ANY>(fd, QUOTA_TREE, first, last, |key, item| match key.kind {
+    search(fd, QUOTA_TREE, first, last, |key, item| match key.kind {
         QGROUP_INFO => uses.extend(Use::read(item).map(|used| (key.offset, used))),
         QGROUP_LIMIT => {
             let both = Limits::read(item).zip(uses.get(&key.offset).copied());
@@ -291,7 +295,7 @@ pub fn subvolumes(fd: BorrowedFd<'_>) -> Result<BTreeMap<u64, bool>, Errno> {
     let (mut read_only, mut found) = (false, BTreeMap::from([(TOP_LEVEL, false)]));
     let first = Key { objectid: FIRST_FREE_OBJECTID, kind: 0, offset: 0 };
     let last = Key { objectid: LAST_SUBVOLUME, kind: ROOT_BACKREF, offset: u64::MAX };
-    search::<ANY>(fd, ROOT_TREE, first, last, |key, item| match key.kind {
+    search(fd, ROOT_TREE, first, last, |key, item| match key.kind {
         ROOT_ITEM => read_only = number(item, ROOT_ITEM_FLAGS).is_some_and(|flags| flags & ROOT_READ_ONLY != 0),
         // Follows the item of the same root.
         ROOT_BACKREF => drop(found.insert(key.objectid, read_only)),
@@ -356,12 +360,15 @@ fn begin_commit(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(transaction)
 }
 
-/// The item of a quota group, `None` when there is none or no tree of quotas.
-fn quota_item(fd: BorrowedFd<'_>, kind: u32, offset: u64) -> Result<Option<Vec<u8>>, Errno> {
+/// What `read` makes of an item of a quota group; `None` when there is none, or no tree of quotas.
+fn quota_item<T>(
+    fd: BorrowedFd<'_>,
+    kind: u32,
+    offset: u64,
+    read: impl FnOnce(&[u8]) -> Option<T>,
+) -> Result<Option<T>, Errno> {
     let key = Key { objectid: 0, kind, offset };
-    let mut found = None;
-    search::<SMALL>(fd, QUOTA_TREE, key, key, |_, item| found = Some(item.to_vec()))?;
-    Ok(found)
+    Ok(first_of(fd, QUOTA_TREE, key, key, read)?.flatten())
 }
 
 #[cfg(test)]

@@ -25,9 +25,9 @@ struct SearchKey {
 }
 
 /// Room for any item, since a tree's block has at most 64 KiB.
-pub(super) const ANY: usize = 1 << 16;
+const ANY: usize = 1 << 16;
 /// Room for an item of a quota group, and not so much that clearing it would take longer than the search.
-pub(super) const SMALL: usize = 256;
+const SMALL: usize = 256;
 
 /// `struct btrfs_ioctl_search_args_v2`, whose last member has no length of its own, with room for that.
 #[repr(C)]
@@ -78,42 +78,75 @@ impl Key {
     }
 }
 
-/// Calls `each` with all items from a key to another, in their order. A tree that is not there has none.
+impl<const ROOM: usize> SearchArguments<ROOM> {
+    fn new() -> Self {
+        Self { key: SearchKey::default(), buffer_size: ROOM as u64, buffer: [0; ROOM] }
+    }
+
+    /// The first items from a key to another, in their order: as many as are asked for and as fit. A tree that is not there
+    /// has none.
+    fn read(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        tree_id: u64,
+        first: Key,
+        last: Key,
+        most: u32,
+    ) -> Result<impl Iterator<Item = (Key, &[u8])>, Errno> {
+        self.key = SearchKey {
+            tree_id,
+            min_objectid: first.objectid,
+            max_objectid: last.objectid,
+            min_offset: first.offset,
+            max_offset: last.offset,
+            max_transid: u64::MAX,
+            min_type: first.kind,
+            max_type: last.kind,
+            nr_items: most,
+            ..SearchKey::default()
+        };
+        // SAFETY: the descriptor is open for the time of the call. The kernel reads and fills a structure of this very
+        // layout, and writes no more behind it than the size that it is told, which is that of the buffer.
+        match unsafe { raw::tree_search_v2(fd.as_raw_fd(), (&raw mut *self).cast()) } {
+            Err(Errno::ENOENT) => self.key.nr_items = 0,
+            result => drop(result?),
+        }
+        Ok(items(&self.buffer).take(self.key.nr_items as usize))
+    }
+}
+
+/// What `read` makes of the first item from a key to another, if there is one: of an item as small as those of quotas.
 ///
 /// # Errors
 /// Those of the ioctl: `EOVERFLOW` for an item that does not fit.
-pub(super) fn search<const ROOM: usize>(
+pub(super) fn first_of<T>(
+    fd: BorrowedFd<'_>,
+    tree_id: u64,
+    first: Key,
+    last: Key,
+    read: impl FnOnce(&[u8]) -> T,
+) -> Result<Option<T>, Errno> {
+    // One is asked for: otherwise the kernel looks through the rest of the leaf for others.
+    let mut arguments = SearchArguments::<SMALL>::new();
+    Ok(arguments.read(fd, tree_id, first, last, 1)?.next().map(|(_, item)| read(item)))
+}
+
+/// Calls `each` with all items from a key to another, in their order.
+///
+/// # Errors
+/// Those of the ioctl.
+pub(super) fn search(
     fd: BorrowedFd<'_>,
     tree_id: u64,
     first: Key,
     last: Key,
     mut each: impl FnMut(Key, &[u8]),
 ) -> Result<(), Errno> {
-    let buffer_size = ROOM as u64;
-    let mut arguments = Box::new(SearchArguments { key: SearchKey::default(), buffer_size, buffer: [0; ROOM] });
+    let mut arguments = Box::new(SearchArguments::<ANY>::new());
     let mut from = Some(first);
     while let Some(min) = from.filter(|min| *min <= last) {
-        arguments.key = SearchKey {
-            tree_id,
-            min_objectid: min.objectid,
-            max_objectid: last.objectid,
-            min_offset: min.offset,
-            max_offset: last.offset,
-            max_transid: u64::MAX,
-            min_type: min.kind,
-            max_type: last.kind,
-            // A key has one item. Without this the kernel looks through the rest of the leaf for others.
-            nr_items: if first == last { 1 } else { u32::MAX },
-            ..SearchKey::default()
-        };
-        // SAFETY: the descriptor is open for the time of the call. The kernel reads and fills a structure of this very
-        // layout, and writes no more behind it than the size that it is told, which is that of the buffer.
-        match unsafe { raw::tree_search_v2(fd.as_raw_fd(), (&raw mut *arguments).cast()) } {
-            Err(Errno::ENOENT) => return Ok(()),
-            result => result?,
-        };
         let mut reached = None;
-        for (key, item) in items(&arguments.buffer).take(arguments.key.nr_items as usize) {
+        for (key, item) in arguments.read(fd, tree_id, min, last, u32::MAX)? {
             each(key, item);
             reached = Some(key);
         }
