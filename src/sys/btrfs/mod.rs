@@ -17,7 +17,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::FsFlags;
 
-use self::tree_search::{Key, first_of, number, search};
+use self::tree_search::{ANY, Key, SMALL, first_of, number, search};
 use crate::model::Bytes;
 
 /// BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top directory.
@@ -256,7 +256,7 @@ pub fn ancestors(fd: BorrowedFd<'_>, id: QgroupId) -> Result<BTreeSet<QgroupId>,
     let mut to_ask = vec![id];
     while let Some(child) = to_ask.pop() {
         let relation = |offset| Key { objectid: child.0, kind: QGROUP_RELATION, offset };
-        search(fd, QUOTA_TREE, relation(0), relation(u64::MAX), |key, _| {
+        search::<SMALL>(fd, QUOTA_TREE, relation(0), relation(u64::MAX), |key, _| {
             let parent = QgroupId(key.offset);
             // The other end of a relation may be a child. Levels only rise here, so this ends.
             if parent.level() > child.level() && found.insert(parent) {
@@ -275,7 +275,7 @@ pub fn qgroups_of_subvolumes(fd: BorrowedFd<'_>) -> Result<BTreeMap<u64, Qgroup>
     let (mut uses, mut groups) = (BTreeMap::new(), BTreeMap::new());
     let first = Key { objectid: 0, kind: QGROUP_INFO, offset: 0 };
     let last = Key { objectid: 0, kind: QGROUP_LIMIT, offset: LAST_SUBVOLUME };
-    search(fd, QUOTA_TREE, first, last, |key, item| match key.kind {
+    search::<ANY>(fd, QUOTA_TREE, first, last, |key, item| match key.kind {
         QGROUP_INFO => uses.extend(Use::read(item).map(|used| (key.offset, used))),
         QGROUP_LIMIT => {
             let both = Limits::read(item).zip(uses.get(&key.offset).copied());
@@ -295,7 +295,7 @@ pub fn subvolumes(fd: BorrowedFd<'_>) -> Result<BTreeMap<u64, bool>, Errno> {
     let (mut read_only, mut found) = (false, BTreeMap::from([(TOP_LEVEL, false)]));
     let first = Key { objectid: FIRST_FREE_OBJECTID, kind: 0, offset: 0 };
     let last = Key { objectid: LAST_SUBVOLUME, kind: ROOT_BACKREF, offset: u64::MAX };
-    search(fd, ROOT_TREE, first, last, |key, item| match key.kind {
+    search::<ANY>(fd, ROOT_TREE, first, last, |key, item| match key.kind {
         ROOT_ITEM => read_only = number(item, ROOT_ITEM_FLAGS).is_some_and(|flags| flags & ROOT_READ_ONLY != 0),
         // Follows the item of the same root.
         ROOT_BACKREF => drop(found.insert(key.objectid, read_only)),

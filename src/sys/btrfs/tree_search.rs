@@ -25,9 +25,9 @@ struct SearchKey {
 }
 
 /// Room for any item, since a tree's block has at most 64 KiB.
-const ANY: usize = 1 << 16;
+pub(super) const ANY: usize = 1 << 16;
 /// Room for an item of a quota group, and not so much that clearing it would take longer than the search.
-const SMALL: usize = 256;
+pub(super) const SMALL: usize = 256;
 
 /// `struct btrfs_ioctl_search_args_v2`, whose last member has no length of its own, with room for that.
 #[repr(C)]
@@ -85,7 +85,7 @@ impl<const ROOM: usize> SearchArguments<ROOM> {
 
     /// The first items from a key to another, in their order: as many as are asked for and as fit. A tree that is not there
     /// has none.
-    fn read(
+    fn fetch(
         &mut self,
         fd: BorrowedFd<'_>,
         tree_id: u64,
@@ -128,25 +128,25 @@ pub(super) fn first_of<T>(
 ) -> Result<Option<T>, Errno> {
     // One is asked for: otherwise the kernel looks through the rest of the leaf for others.
     let mut arguments = SearchArguments::<SMALL>::new();
-    Ok(arguments.read(fd, tree_id, first, last, 1)?.next().map(|(_, item)| read(item)))
+    Ok(arguments.fetch(fd, tree_id, first, last, 1)?.next().map(|(_, item)| read(item)))
 }
 
 /// Calls `each` with all items from a key to another, in their order.
 ///
 /// # Errors
-/// Those of the ioctl.
-pub(super) fn search(
+/// Those of the ioctl: `EOVERFLOW` for an item that does not fit.
+pub(super) fn search<const ROOM: usize>(
     fd: BorrowedFd<'_>,
     tree_id: u64,
     first: Key,
     last: Key,
     mut each: impl FnMut(Key, &[u8]),
 ) -> Result<(), Errno> {
-    let mut arguments = Box::new(SearchArguments::<ANY>::new());
+    let mut arguments = Box::new(SearchArguments::<ROOM>::new());
     let mut from = Some(first);
     while let Some(min) = from.filter(|min| *min <= last) {
         let mut reached = None;
-        for (key, item) in arguments.read(fd, tree_id, min, last, u32::MAX)? {
+        for (key, item) in arguments.fetch(fd, tree_id, min, last, u32::MAX)? {
             each(key, item);
             reached = Some(key);
         }
