@@ -179,11 +179,14 @@ fn threads(pid: u32) -> BTreeMap<u32, Thread> {
         let name = field("Name:").trim_end_matches(|last: char| last.is_ascii_digit());
         let wakeups = field("voluntary_ctxt_switches:").parse().unwrap();
         let schedstat = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        let cpu = Duration::from_nanos(schedstat.split(' ').next()?.parse().ok()?);
+        let cpu = Duration::from_nanos(schedstat.split(' ').next().unwrap().parse().unwrap());
         let id = task.file_name().to_str().unwrap().parse().unwrap();
         Some((id, Thread { name: name.to_owned(), wakeups, cpu }))
     };
-    tasks.map(Result::unwrap).filter_map(of).collect()
+    // A thread may end meanwhile; the first does not, so whatever is missing of it is missing of all.
+    let threads: BTreeMap<u32, Thread> = tasks.map(Result::unwrap).filter_map(of).collect();
+    assert!(threads.contains_key(&pid), "no status or schedstat of {pid}");
+    threads
 }
 
 pub fn binary(results: &mut Results) {

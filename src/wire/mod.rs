@@ -1,7 +1,7 @@
 //! gRPC: the contract's generated code, the handlers, and the one table from refusals to status codes.
 
 mod audit;
-pub mod certificate;
+pub(crate) mod certificate;
 pub mod client;
 pub(crate) mod convert;
 pub mod gate;

@@ -17,7 +17,7 @@ const ERROR_FS: u16 = 2;
 const MOST_BLOCKS: u64 = 1 << 48;
 
 /// Where the superblock is on the device, in bytes; it is as long.
-pub const SUPERBLOCK: u32 = 1024;
+pub(super) const SUPERBLOCK: u32 = 1024;
 
 /// The fields of `struct ext4_super_block` that growth depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ const XFS_LEAST_GROUP_BLOCKS: u64 = 64;
 /// Allocation groups never change their size, so a file system that was made small gets ever more of them, and each
 /// costs memory, mount time and a scan for free space. This is 1024 times the four groups that mkfs.xfs makes, and as
 /// far as ext4 reserves room for its descriptors.
-pub const XFS_MOST_GROUPS: u64 = 4096;
+pub(super) const XFS_MOST_GROUPS: u64 = 4096;
 
 /// The kernel does not resize btrfs to less.
 const BTRFS_LEAST: u64 = 256 << 20;

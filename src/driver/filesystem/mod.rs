@@ -5,8 +5,8 @@
 //! says. Sizes are the kernel's own; no tool is asked. Nothing here makes a file system smaller or mounts it.
 
 mod device;
-pub mod ext4;
-pub mod geometry;
+pub(crate) mod ext4;
+pub(crate) mod geometry;
 mod mounts;
 #[cfg(test)]
 mod tests;
