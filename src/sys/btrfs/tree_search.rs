@@ -65,6 +65,8 @@ pub(super) struct Key {
 }
 
 impl Key {
+    const LAST: Self = Self { objectid: u64::MAX, kind: u8::MAX as u32, offset: u64::MAX };
+
     /// The smallest key that is greater.
     fn next(self) -> Option<Self> {
         let Self { objectid, kind, offset } = self;
@@ -115,10 +117,10 @@ impl<const ROOM: usize> SearchArguments<ROOM> {
     }
 }
 
-/// What `read` makes of the first item from a key to another, if there is one: of an item as small as those of quotas.
+/// What `read` makes of the first item from a key to another, if there is one, in the tree of quotas: its items are small.
 ///
 /// # Errors
-/// Those of the ioctl: `EOVERFLOW` for an item that does not fit.
+/// Those of the ioctl.
 pub(super) fn first_of<T>(
     fd: BorrowedFd<'_>,
     tree_id: u64,
@@ -126,9 +128,10 @@ pub(super) fn first_of<T>(
     last: Key,
     read: impl FnOnce(&[u8]) -> T,
 ) -> Result<Option<T>, Errno> {
-    // One is asked for: otherwise the kernel looks through the rest of the leaf for others.
+    // One is asked for, and no end is told: otherwise the kernel looks through the rest of the leaf for others that fit.
     let mut arguments = SearchArguments::<SMALL>::new();
-    Ok(arguments.fetch(fd, tree_id, first, last, 1)?.next().map(|(_, item)| read(item)))
+    let next = arguments.fetch(fd, tree_id, first, Key::LAST, 1)?.next();
+    Ok(next.filter(|(key, _)| *key <= last).map(|(_, item)| read(item)))
 }
 
 /// Calls `each` with all items from a key to another, in their order.
