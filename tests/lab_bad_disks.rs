@@ -15,10 +15,11 @@ mod store;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, pool, project, share};
+use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use failing_disk::FailingDisk;
-use growd::wire::proto::JobState;
-use support::{Filesystem, lab};
+use growd::wire::proto::{CancelJobRequest, JobState};
+use support::hanging_disk::HangingDisk;
+use support::{Filesystem, PRJQUOTA, lab};
 use tonic_health::pb::health_check_response::ServingStatus;
 
 /// Extends that are asked for one after the other, each of 1 MiB more.
@@ -265,6 +266,67 @@ async fn a_state_directory_taken_away_is_noticed_before_anything_is_acknowledged
     growd.start_again().await;
     load.all_there_and_ended(&growd.clients().await).await;
     assert!(growd.terminate());
+}
+
+/// What has failed to be written may be on disk all the same: then nothing that is done afterwards may say otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancellation_that_could_not_be_written_holds_its_job_and_an_end_that_could_not_does_not_hold_growd() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let shares = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    create_shares(&shares, TURNS + 1, MIB);
+    let home = tempfile::tempdir().unwrap();
+    let mut growd = Daemon::start(home.path(), &pool(&shares, "")).await;
+    let clients = growd.clients().await;
+    let hang = clients.hang(&disk).await;
+    let running = clients.fill_turns(2 * MIB).await;
+    let waiting = clients.extend(&share(TURNS + 1), 2 * MIB).await.unwrap();
+    let (state, away) = (home.path().join("state"), home.path().join("away"));
+    std::fs::rename(&state, &away).unwrap();
+    let cancel = CancelJobRequest { job_id: waiting.job_id.clone() };
+    let refusal = clients.jobs.clone().cancel_job(cancel).await.unwrap_err();
+    assert_refused(&refusal, "STORE_UNAVAILABLE");
+    drop(hang);
+    for n in 1..=TURNS {
+        eventually(|| async { shares.hard_limit(project(n)) }, |limit| *limit == 2 * MIB).await;
+    }
+    // It would have begun by now.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(clients.job(&waiting.job_id).await.state(), JobState::Queued);
+    assert!(growd.terminate());
+    std::fs::rename(&away, &state).unwrap();
+    growd.start_again().await;
+    let clients = growd.clients().await;
+    for job in &running {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    // The record was written, and only its directory had gone.
+    assert_eq!(clients.job(&waiting.job_id).await.state(), JobState::Cancelled);
+    assert_eq!(shares.hard_limit(project(TURNS + 1)), MIB, "a job that is told to be cancelled has changed the size");
+    assert!(growd.terminate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancellation_is_made_up_for_when_the_store_can_be_written_again() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let shares = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    create_shares(&shares, TURNS + 1, MIB);
+    let home = tempfile::tempdir().unwrap();
+    let mut growd = Daemon::start(home.path(), &pool(&shares, "")).await;
+    let clients = growd.clients().await;
+    let hang = clients.hang(&disk).await;
+    clients.fill_turns(2 * MIB).await;
+    let waiting = clients.extend(&share(TURNS + 1), 2 * MIB).await.unwrap();
+    let (state, away) = (home.path().join("state"), home.path().join("away"));
+    std::fs::rename(&state, &away).unwrap();
+    let cancel = CancelJobRequest { job_id: waiting.job_id.clone() };
+    assert_refused(&clients.jobs.clone().cancel_job(cancel).await.unwrap_err(), "STORE_UNAVAILABLE");
+    std::fs::rename(&away, &state).unwrap();
+    assert_eq!(clients.end_of(&waiting.job_id).await.state(), JobState::Cancelled);
+    drop(hang);
+    assert!(growd.terminate());
+    assert_eq!(shares.hard_limit(project(TURNS + 1)), MIB);
 }
 
 /// Runs growd without the rights of root.

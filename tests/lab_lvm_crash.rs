@@ -62,6 +62,34 @@ async fn a_command_outlives_growd_and_the_job_is_finished() {
     }
 }
 
+/// After a boot the volumes of a group are mounted one after the other.
+#[tokio::test]
+async fn a_job_that_waits_for_its_volume_to_be_mounted_holds_up_no_other_of_the_group() {
+    let group = Group::on("vg", &["ubda"]);
+    let mut late = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
+    let there = group.create(2, "-L 320m").formatted("mkfs.ext4 -q");
+    let fake = FakeLvm::new();
+    fake.lvextend("touch $dir/begun; sleep 2; real; exec 3>&-; wait $lvm; touch $dir/done");
+    let path = fake.path();
+    let mut daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &path)]).await;
+    let clients = daemon.clients().await;
+    let size = late.size() + 40 * MIB;
+    let first = clients.extend(&share(1), size).await.unwrap();
+    let exists = |name: &'static str| fake.dir().join(name).exists();
+    eventually(|| async { exists("begun") }, |exists| *exists).await;
+    let second = clients.extend(&share(2), size).await.unwrap();
+    daemon.kill();
+    eventually(|| async { exists("done") }, |exists| *exists).await;
+    fake.lvextend("real");
+    late.unmount();
+    daemon.start_again().await;
+    let clients = daemon.clients().await;
+    assert_resumed(&clients.end_of(&second.job_id).await, &there, size);
+    assert_eq!(clients.job(&first.job_id).await.state(), JobState::Queued);
+    late.mount();
+    assert_resumed(&clients.end_of(&first.job_id).await, &late, size);
+}
+
 /// growd is killed at the nth of the system calls by which a growth is done and made durable, for every n: of a thick
 /// volume with XFS and of a thin one with ext4.
 #[tokio::test]

@@ -22,14 +22,14 @@ enum Slot {
 pub struct Claims {
     slots: Mutex<Slots>,
     accepting: watch::Sender<usize>,
+    /// Set when growd drains: no new claims.
+    closed: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct Slots {
     shares: HashMap<ShareId, Slot>,
     requests: HashMap<RequestId, watch::Receiver<Outcome>>,
-    /// Set when growd drains: no new claims.
-    closed: bool,
 }
 
 /// Why a share cannot be claimed now.
@@ -72,7 +72,7 @@ impl Claims {
                     (accepting.clone(), false)
                 } else if let Some(job) = request_id.and_then(&known) {
                     return Ok(Err(job));
-                } else if slots.closed {
+                } else if self.is_closed() {
                     return Err(Denied::Closed);
                 } else {
                     match slots.shares.get(&share) {
@@ -137,11 +137,19 @@ impl Claims {
 
     /// Allows no new claims from now on.
     pub fn close(&self) {
-        self.slots.lock().closed = true;
+        // None is in the middle of being given then.
+        let _slots = self.slots.lock();
+        self.closed.send_replace(true);
     }
 
     pub fn is_closed(&self) -> bool {
-        self.slots.lock().closed
+        *self.closed.borrow()
+    }
+
+    /// Waits until no new claims are allowed.
+    pub async fn closed(&self) {
+        // The sender lives as long as this does.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 }
 

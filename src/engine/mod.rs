@@ -110,8 +110,9 @@ impl Engine {
         self.ledger.lock().add(&promise.space, promise.growth);
     }
 
-    pub fn unreserve(&self, promise: &Promise) {
-        self.ledger.lock().release(&promise.space, promise.growth);
+    /// Gives back what no job was accepted for.
+    pub fn withdraw(&self, promise: &Promise) {
+        self.ledger.lock().withdraw(&promise.space, promise.growth);
     }
 
     pub fn queued_growth(&self, space: &SpaceId) -> Bytes {
@@ -138,7 +139,7 @@ impl Engine {
     pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, promise: Promise) -> Result<Job, Refusal> {
         let stored = self.store.commit(vec![job.clone()]).await;
         if let Err(error) = stored {
-            self.unreserve(&promise);
+            self.withdraw(&promise);
             return Err(store_refusal(&error));
         }
         self.enliven(job.clone(), Some(promise));
@@ -244,35 +245,59 @@ impl Engine {
     /// Cancels a job that is QUEUED. Goes on to its end even if the caller no longer waits.
     ///
     /// # Errors
-    /// JOB_NOT_FOUND, JOB_NOT_QUEUED, STORE_UNAVAILABLE.
-    pub async fn cancel(self: Arc<Self>, id: JobId) -> Result<Job, Refusal> {
-        let cancelled = {
-            let mut live = self.live.lock();
-            let current = live.get_mut(&id).filter(|live| !live.cancelling);
-            let Some(current) = current else {
-                drop(live);
-                return match self.job(id)? {
-                    job if job.state == JobState::Cancelled => Ok(job),
-                    job => Err(Refusal::JobNotQueued { job: id, state: job.state }),
-                };
-            };
-            let job = current.job.borrow().clone();
-            let Some(cancelled) = state::apply(&job, Event::Cancel, SystemTime::now()) else {
-                return Err(Refusal::JobNotQueued { job: id, state: job.state });
-            };
-            current.cancelling = true;
-            cancelled
+    /// JOB_NOT_FOUND, JOB_NOT_QUEUED; STORE_UNAVAILABLE when the store turns out not to be writable: the job is cancelled
+    /// as soon as it is, and does not begin before.
+    pub async fn cancel(self: &Arc<Self>, id: JobId) -> Result<Job, Refusal> {
+        let mut failure = self.store.failure();
+        let unwritable = |problem: &Option<String>| {
+            let problem = problem.clone().unwrap_or_default();
+            store_refusal(&StoreError::Write { problem })
         };
-        if let Err(error) = self.store.commit(vec![cancelled.clone()]).await {
-            if let Some(live) = self.live.lock().get_mut(&id) {
-                live.cancelling = false;
-            }
-            // Its turn may have come and passed meanwhile; a second run of it finds nothing to start.
-            self.begin(&cancelled);
-            return Err(store_refusal(&error));
+        if failure.borrow().is_some() {
+            return Err(unwritable(&failure.borrow()));
         }
-        self.ended(cancelled.clone());
-        Ok(cancelled)
+        let Some(mut job) = self.begin_to_cancel(id)? else {
+            return match self.job(id)? {
+                job if job.state == JobState::Cancelled => Ok(job),
+                job => Err(Refusal::JobNotQueued { job: id, state: job.state }),
+            };
+        };
+        tokio::select! {
+            biased;
+            Ok(ended) = job.wait_for(|job| job.state.is_ended()) => Ok(ended.clone()),
+            Ok(problem) = failure.wait_for(Option::is_some) => Err(unwritable(&problem)),
+            else => self.job(id),
+        }
+    }
+
+    /// From now on a QUEUED job does not start, and its cancellation is on its way to the disk. Gives the job, to wait for
+    /// that; `None` when it is not live.
+    fn begin_to_cancel(self: &Arc<Self>, id: JobId) -> Result<Option<watch::Receiver<Job>>, Refusal> {
+        let mut live = self.live.lock();
+        let Some(live) = live.get_mut(&id) else { return Ok(None) };
+        let job = live.job.borrow().clone();
+        let cancelled = state::apply(&job, Event::Cancel, SystemTime::now());
+        let cancelled = cancelled.ok_or(Refusal::JobNotQueued { job: id, state: job.state })?;
+        if !std::mem::replace(&mut live.cancelling, true) {
+            let engine = Arc::clone(self);
+            tokio::spawn(async move { engine.end(vec![cancelled]).await });
+        }
+        Ok(Some(live.job.subscribe()))
+    }
+
+    /// Makes ends durable, then visible. They wait while the store cannot be written. A commit that failed may be on disk
+    /// all the same, so nobody may change the jobs otherwise meanwhile.
+    async fn end(&self, jobs: Vec<Job>) {
+        let mut failure = self.store.failure();
+        while let Err(error) = self.store.commit(jobs.clone()).await {
+            warn!(%error, jobs = jobs.len(), "the end of jobs waits until the store can be written");
+            tokio::select! {
+                // The next start finds them unfinished and asks the kernel.
+                () = self.claims.closed() => return,
+                writable = failure.wait_for(Option::is_none) => if writable.is_err() { return },
+            }
+        }
+        jobs.into_iter().for_each(|job| self.ended(job));
     }
 
     /// Tells everyone that a job has ended; its record is on disk.
@@ -281,7 +306,7 @@ impl Engine {
         let Some(live) = all.remove(&job.id) else { return };
         // Before anyone can see the end: who sees it may ask for the next change of the share at once.
         if let Some(promise) = &live.promise {
-            self.unreserve(promise);
+            self.ledger.lock().release(&promise.space, promise.growth);
         }
         if self.claims.active(job.share) == Some(job.id) {
             self.claims.release(job.share);

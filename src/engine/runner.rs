@@ -80,6 +80,7 @@ impl Engine {
         if self.claims.accepting() > 0 {
             let _ = timeout(GIVE_WAY, self.claims.none_accepting()).await;
         }
+        let mut awaited = false;
         let (pool, _turn) = loop {
             let Some(pool) = self.pools.get(&job.pool) else {
                 let problem = "it is not in the configuration any more".to_owned();
@@ -89,6 +90,16 @@ impl Engine {
                 }
                 return;
             };
+            // It takes no turn meanwhile: those behind it may be mounted.
+            if let Some(problem) = self.awaits_mount(&job, &pool).await {
+                if !std::mem::replace(&mut awaited, true) {
+                    info!(problem, "the job waits: its share may be mounted yet");
+                }
+                tokio::select! {
+                    _ = changes.wait_for(|job| job.state.is_ended()) => return,
+                    () = tokio::time::sleep(MOUNT_LOOKS_EVERY) => continue,
+                }
+            }
             pool.ready.lock().insert(id, (job.kind, Span::current()));
             tokio::select! {
                 // Looked at first: a job that has not begun does not begin with a pool that is configured no more.
@@ -158,42 +169,23 @@ impl Engine {
         Some(share)
     }
 
-    /// Does the work of jobs and makes their ends durable: all on one blocking thread, since what the kernel does in
-    /// microseconds should not wait for threads to take turns. Goes on until all have ended, or growd drains.
+    /// Does the work of jobs, makes it durable at once for all, and then their ends: on one blocking thread, since what the
+    /// kernel does in microseconds should not wait for threads to take turns.
     fn carry_out(self: &Arc<Self>, pool: &Arc<Pool>, jobs: Vec<(JobId, Span)>) {
         let mut at_work = AtWork::none(self);
-        // Each when it is at work: until then it can be cancelled, and may be carried out with another pool.
-        let start = |(id, span)| {
+        let (mut changed, mut ends) = (Vec::new(), Vec::new());
+        for (id, span) in jobs {
             if !self.pools.has(pool) {
                 self.job(id).iter().for_each(|job| self.begin(job));
-                return None;
+                continue;
             }
-            self.start(id, span, &mut at_work)
-        };
-        let mut later = self.carry_out_once(pool, jobs.into_iter().filter_map(start));
-        while !later.is_empty() {
-            std::thread::sleep(MOUNT_LOOKS_EVERY);
-            if self.claims.is_closed() {
-                break;
-            }
-            later = self.carry_out_once(pool, later.into_iter());
-        }
-    }
-
-    /// Brings the shares to their sizes one after the other, makes all that durable at once, and then their ends. Gives the
-    /// jobs whose shares may be mounted yet.
-    fn carry_out_once(self: &Arc<Self>, pool: &Pool, members: impl Iterator<Item = Member>) -> Vec<Member> {
-        let (mut changed, mut ends, mut later) = (Vec::new(), Vec::new(), Vec::new());
-        for member in members {
-            let bring = || catch(|| self.bring_about(&*pool.driver, member.id)).map_err(|what| pool.crashed(&what));
+            // Each when it is at work: until then it can be cancelled, and may be carried out with another pool.
+            let Some(member) = self.start(id, span, &mut at_work) else { continue };
+            let bring = || catch(|| self.bring_about(&*pool.driver, id)).map_err(|what| pool.crashed(&what));
             match member.span.in_scope(bring).flatten() {
                 Ok(Some(bound)) => changed.push((member, bound)),
                 // growd drains between two steps.
                 Ok(None) => {}
-                Err(Refusal::NotMounted { problem, .. }) if self.may_be_mounted_yet(member.id) => {
-                    member.span.in_scope(|| info!(problem, "the job waits: its share may be mounted yet"));
-                    later.push(member);
-                }
                 Err(refusal) => ends.push((member, Err(refusal))),
             }
         }
@@ -201,7 +193,6 @@ impl Engine {
             ends.extend(self.verify(pool, changed));
         }
         Handle::current().block_on(self.finish(ends));
-        later
     }
 
     fn bring_about(self: &Arc<Self>, driver: &dyn Driver, id: JobId) -> Result<Option<Bound>, Refusal> {
@@ -212,10 +203,16 @@ impl Engine {
         }
     }
 
-    /// After a boot growd may be there before volumes and mounts are: a job of before is worth a wait.
-    fn may_be_mounted_yet(&self, id: JobId) -> bool {
-        let waits = |job: Job| job.attempt > 1 && state::step_at_work(&job).is_none();
-        self.begun.elapsed() < MOUNTS_COME && self.job(id).is_ok_and(waits)
+    /// After a boot growd may be there before volumes and mounts are: a job of before is worth a wait. Tells why it waits.
+    async fn awaits_mount(&self, job: &Job, pool: &Pool) -> Option<String> {
+        if job.attempt == 1 || self.begun.elapsed() > MOUNTS_COME {
+            return None;
+        }
+        let share = job.share;
+        match pool.call(move |driver| driver.measure(share)).await {
+            Err(Refusal::NotMounted { problem, .. }) => Some(problem),
+            _ => None,
+        }
     }
 
     /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts
@@ -297,7 +294,7 @@ impl Engine {
         changed.into_iter().zip(sizes).map(end).collect()
     }
 
-    /// Makes ends durable, then visible. While the store cannot be written the jobs stay RUNNING and wait.
+    /// Ends jobs as they went.
     async fn finish(&self, ends: Vec<End>) {
         let now = SystemTime::now();
         let apply = |(Member { id, span, .. }, result): End| {
@@ -315,18 +312,9 @@ impl Engine {
             Some(job)
         };
         let jobs: Vec<Job> = ends.into_iter().filter_map(apply).collect();
-        if jobs.is_empty() {
-            return;
+        if !jobs.is_empty() {
+            self.end(jobs).await;
         }
-        let mut failure = self.store.failure();
-        while let Err(error) = self.store.commit(jobs.clone()).await {
-            warn!(%error, jobs = jobs.len(), "the end of jobs waits until the store can be written");
-            if self.claims.is_closed() || failure.wait_for(Option::is_none).await.is_err() {
-                // The next start finds them unfinished and asks the kernel.
-                return;
-            }
-        }
-        jobs.into_iter().for_each(|job| self.ended(job));
     }
 }
 

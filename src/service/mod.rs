@@ -127,7 +127,7 @@ impl Service {
             finished_at: None,
         };
         if request.validate_only {
-            engine.unreserve(&promise);
+            engine.withdraw(&promise);
             job.id = JobId::from_uuid(uuid::Uuid::nil());
             return Ok(job);
         }
@@ -157,7 +157,7 @@ impl Service {
     /// # Errors
     /// JOB_NOT_FOUND, JOB_NOT_QUEUED, STORE_UNAVAILABLE.
     pub async fn cancel(&self, id: JobId) -> Result<Job, Refusal> {
-        Arc::clone(&self.engine).cancel(id).await
+        self.engine.cancel(id).await
     }
 
     /// A page of jobs, newest first, from the one before `before` on, and the job that the next page goes on from.
