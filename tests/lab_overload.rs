@@ -198,6 +198,39 @@ async fn a_full_queue_refuses_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_hangs_leaves_the_others_their_places() {
+    const QUEUE: u32 = 20;
+    lab::require();
+    let _alone = ALONE.lock().await;
+    let disk = HangingDisk::over("ubdb");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
+    create_shares(&fs, 2 * QUEUE, MIB);
+    let other = Filesystem::xfs("ubda", "prjquota");
+    other.create_shares(&[(share(100), project(100))], MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let pools = [pool(&fs, ""), pool(&other, "").replace("\"home\"", "\"other\"")].concat();
+    let mut daemon = Daemon::start(dir.path(), &format!("max_active_jobs = {QUEUE}\n{pools}")).await;
+    let clients = daemon.clients().await;
+    let hang = clients.hang(&disk).await;
+    let mut accepted = clients.fill_turns(2 * MIB).await;
+    let refused = loop {
+        match clients.extend(&share(accepted.len() as u32 + 1), 2 * MIB).await {
+            Ok(job) => accepted.push(job),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_refused(&refused, "QUEUE_FULL");
+    assert_eq!(accepted.len() as u32, TURNS + QUEUE / 2, "those at work and half of the queue");
+    let job = clients.extend(&share(100), 2 * MIB).await.unwrap();
+    assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    drop(hang);
+    for job in &accepted {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    assert!(daemon.terminate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watchers_that_do_not_read_hold_up_nobody() {
     const SHARES: u32 = 64;
     const CONNECTIONS: usize = 8;

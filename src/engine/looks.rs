@@ -15,6 +15,9 @@ use tokio::task::spawn_blocking;
 
 /// Threads of a pool, which is how many of its questions may hang before none is answered any more.
 pub const THREADS: usize = 32;
+/// Questions that may wait for a thread when all hang. Most of those who asked have gone by then, and nothing takes their
+/// questions away before the disk answers.
+const MOST_WAITING: usize = 1024;
 /// A thread that takes none of those that wait in this time is held up, or gets so within twice the time.
 const HELD_UP: Duration = Duration::from_millis(5);
 
@@ -59,6 +62,12 @@ impl Looks {
             Ok(answer) => answer,
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Whether all threads hang and so many questions wait that another had better not be asked.
+    pub fn are_overrun(&self) -> bool {
+        let state = self.state.lock();
+        state.threads >= THREADS && state.waiting.len() >= MOST_WAITING
     }
 
     fn add(self: &Arc<Self>, question: Question) {
@@ -245,9 +254,15 @@ mod tests {
         let late = timeout(HELD_UP * 10, looks.ask(|| ())).await;
         assert!(late.is_err(), "no thread is left");
         assert_eq!(looks.state.lock().threads, THREADS);
+        assert!(!looks.are_overrun());
+        for _ in 0..MOST_WAITING {
+            assert!(timeout(Duration::ZERO, looks.ask(|| ())).await.is_err());
+        }
+        assert!(looks.are_overrun(), "whoever asks has to wait for ever, and leaves a question behind");
         drop(hold);
         assert_eq!(timeout(SOON, hanging).await, Ok(THREADS + 3));
         assert_eq!(timeout(SOON, looks.ask(|| 7)).await, Ok(Ok(7)));
+        assert!(!looks.are_overrun());
     }
 
     #[tokio::test]

@@ -118,8 +118,11 @@ impl Pool {
         &self,
         answer: impl Future<Output = Result<Result<T, DriverError>, String>>,
     ) -> Result<T, Refusal> {
-        let stuck = |_| Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
-        let answer = timeout(PATIENCE, answer).await.map_err(stuck)?;
+        let stuck = || Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
+        if self.looks.are_overrun() {
+            return Err(stuck());
+        }
+        let answer = timeout(PATIENCE, answer).await.map_err(|_| stuck())?;
         answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
     }
 
@@ -157,6 +160,10 @@ impl Pools {
 
     pub fn get(&self, name: &PoolName) -> Option<Arc<Pool>> {
         self.now.borrow().iter().find(|pool| pool.name == *name).cloned()
+    }
+
+    pub fn are_several(&self) -> bool {
+        self.now.borrow().len() > 1
     }
 
     /// Whether the pool is one of those that are configured now.
@@ -221,6 +228,8 @@ impl Pools {
             match answer {
                 Ok((Ok(answer), pool)) => return Ok((pool, answer)),
                 Ok((Err(Refusal::ShareNotFound { .. }), _)) => {}
+                // What a pool says of the share counts more than that it can say nothing.
+                Ok((Err(Refusal::NotMounted { .. } | Refusal::Stuck { .. }), _)) if undecided.is_some() => {}
                 Ok((Err(refusal), _)) => undecided = Some(refusal),
                 Err(error) => undecided = Some(Refusal::Internal { problem: error.to_string() }),
             }

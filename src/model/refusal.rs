@@ -122,7 +122,7 @@ pub enum Refusal {
     ShareNotFound { share: ShareId },
     #[error("job {job} is not known; ended jobs are kept for the configured time and number")]
     JobNotFound { job: JobId },
-    #[error("share {share} is being extended by job {job}")]
+    #[error("share {share} is busy with job {job}")]
     ShareBusy { share: ShareId, job: JobId },
     #[error("request_id {request_id} belongs to job {job}, which was asked with another {field}")]
     RequestIdReused { request_id: RequestId, job: JobId, field: &'static str },
@@ -165,7 +165,7 @@ pub enum Refusal {
     },
     #[error("pool {pool} cannot give {asked}: {free} can still be promised, {reserved} of its space is reserved")]
     PoolFull { pool: PoolName, free: Bytes, reserved: Bytes, asked: Bytes },
-    #[error("{active} jobs are active, which is the configured most; try again in {} s", retry_after.as_secs())]
+    #[error("{active} jobs wait or are at work, and no more are taken; try again in {} s", retry_after.as_secs())]
     QueueFull { active: usize, retry_after: Duration },
     #[error("job {job} is {state}; only a QUEUED job can be cancelled")]
     JobNotQueued { job: JobId, state: JobState },

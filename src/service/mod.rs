@@ -74,6 +74,11 @@ impl Service {
         let assess = |pool: Arc<Pool>| async move { pool.assess(share, target).await };
         let (pool, assessment) = engine.pools.find(share, assess).await?;
         admission::check_project(&request, &assessment.observed.project)?;
+        // What waits behind a disk that hangs leaves the other pools their places.
+        let waiting = pool.ready.lock().len();
+        if engine.pools.are_several() && waiting >= self.max_active_jobs.div_ceil(2) {
+            return Err(Refusal::QueueFull { active: waiting, retry_after: QUEUE_RETRY_AFTER });
+        }
         let driver = pool.driver.kind();
         if kind == JobKind::Shrink && !driver.is_quota() {
             let what = format!("making share {share} smaller, which no quota bounds (driver {driver}),");
