@@ -86,7 +86,7 @@ impl Committer {
             while let Some(work) = next {
                 match work {
                     Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
-                    Work::Tick => self.tick(|| inbox.is_empty()),
+                    Work::Tick => self.tick(|| waiting.is_empty() && inbox.is_empty()),
                     Work::Close { answer } => closing = Some(answer),
                 }
                 next = if waiting.len() < GROUP { inbox.try_recv().ok() } else { None };
@@ -186,7 +186,7 @@ impl Committer {
     }
 
     fn surplus(&self) -> usize {
-        self.shared.index.read().len().saturating_sub(self.retention.jobs)
+        self.shared.index.read().ended().saturating_sub(self.retention.jobs)
     }
 
     /// Has the calendar count the time that has passed, and writes it.
@@ -271,20 +271,19 @@ impl Committer {
             info!(%error, "the job store's disk still takes no writes");
             return;
         }
-        // sled's lock and its threads go with the last handle, so it is dropped before the next one is opened.
-        let shared = Arc::clone(&self.shared);
-        let mut slot = shared.db.write();
-        *slot = None;
+        // sled's lock and its threads go with the last handle, so it is dropped before the next one is opened: both without
+        // the lock, for which threads wait that serve others.
+        let failed = self.shared.db.write().take();
+        drop(failed);
         let reopened = write_over(&self.files.jobs())
             .map_err(|error| error.to_string())
             .and_then(|()| open::database(&self.files.jobs()))
             .and_then(|db| self.settle(&db).map(|()| db));
         match reopened {
             Ok(db) => {
-                *slot = Some(db);
-                drop(slot);
+                *self.shared.db.write() = Some(db);
                 info!("the job store can be written again");
-                shared.failure.send_replace(None);
+                self.shared.failure.send_replace(None);
             }
             Err(problem) => error!(problem, "the job store cannot be opened again"),
         }

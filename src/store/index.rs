@@ -128,9 +128,14 @@ impl Index {
         }
     }
 
+    /// Number of jobs that have ended.
+    pub fn ended(&self) -> usize {
+        self.all.len() - self.unfinished.len()
+    }
+
     /// Ended jobs, oldest first, that retention no longer keeps: all up to `old`, and those above `most_kept` in number.
     pub fn expired(&self, old: Option<JobId>, most_kept: usize, limit: usize) -> Vec<JobId> {
-        let mut surplus = (self.all.len() - self.unfinished.len()).saturating_sub(most_kept);
+        let mut surplus = self.ended().saturating_sub(most_kept);
         let mut expired = Vec::new();
         for (id, state) in &self.all {
             if (Some(*id) > old && surplus == 0) || expired.len() == limit {

@@ -151,7 +151,12 @@ fn open_above(
     };
     let committer = std::thread::Builder::new()
         .name("committer".to_owned())
-        .spawn(move || committer.run(outbox))
+        .spawn(move || {
+            let shared = Arc::clone(&committer.shared);
+            if catch_unwind(AssertUnwindSafe(|| committer.run(outbox))).is_err() {
+                shared.failure.send_replace(Some("its thread has panicked; growd needs a restart".to_owned()));
+            }
+        })
         .map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?;
     start_ticking(inbox.downgrade());
     let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
