@@ -122,6 +122,36 @@ async fn bad_blocks_under_the_store_refuse_extends_and_nothing_is_lost_when_they
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_state_disk_that_hangs_is_told_and_growd_goes_on_when_it_answers() {
+    lab::require();
+    let shares = Filesystem::xfs("ubda", "prjquota");
+    create_shares(&shares, 2, MIB);
+    let disk = HangingDisk::over("ubdd");
+    let state = Filesystem::ext4(disk.path().to_str().unwrap(), "");
+    let mut growd = Daemon::start(state.path(), &pool(&shares, "")).await;
+    let clients = growd.clients().await;
+    let mut load = Load::new();
+    load.extend(&clients).await;
+    let hang = disk.hang();
+    let waits = tokio::spawn({
+        let clients = clients.clone();
+        async move { clients.extend(&share(2), 2 * MIB).await }
+    });
+    queries_are_answered(&clients, &load, ServingStatus::NotServing).await;
+    let refusal = clients.extend(&share(1), 64 * MIB).await.unwrap_err();
+    assert_refused(&refusal, "STORE_UNAVAILABLE");
+    assert!(refusal.message().contains("does not answer"), "{refusal:?}");
+    assert!(!waits.is_finished(), "an extend was accepted that is not on the disk");
+    drop(hang);
+    let job = waits.await.unwrap().unwrap();
+    assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    queries_are_answered(&clients, &load, ServingStatus::Serving).await;
+    load.extend(&clients).await;
+    assert!(growd.terminate());
+    drop(state);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_state_disk_that_is_gone_needs_a_mount_and_a_restart_and_growd_says_so() {
     lab::require();
     let shares = Filesystem::xfs("ubda", "prjquota");

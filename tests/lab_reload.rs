@@ -97,10 +97,7 @@ async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
     let hang = clients.hang(&disk).await;
-    let jobs = [
-        clients.extend(&share(1), 9 * MIB).await.unwrap(),
-        clients.shrink(&share(2), 7 * MIB).await.unwrap(),
-    ];
+    let jobs = [clients.extend(&share(1), 9 * MIB).await.unwrap(), clients.shrink(&share(2), 7 * MIB).await.unwrap()];
     daemon.signal(nix::sys::signal::Signal::SIGKILL);
     // A process in the middle of a system call dies when that has ended.
     drop(hang);

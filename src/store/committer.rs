@@ -51,6 +51,8 @@ pub enum Work {
 const REPLACED: &str = "its database was removed or replaced while growd was running. When the state directory is put \
     back, growd goes on; without it, growd has an empty history after a restart";
 
+pub const HANGS: &str = "its disk does not answer: a write has not ended for more than 10 s";
+
 /// Jobs that wait to be written, and who waits for it.
 type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
 
@@ -83,6 +85,7 @@ impl Committer {
         while let Some(first) = inbox.blocking_recv() {
             let mut next = Some(first);
             let mut closing = None;
+            self.goes_on();
             while let Some(work) = next {
                 match work {
                     Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
@@ -100,8 +103,16 @@ impl Committer {
                 let _ = answer.send(());
                 return;
             }
+            self.goes_on();
+            *self.shared.at_work_since.lock() = None;
         }
         self.close();
+    }
+
+    /// Notes that the disk has answered, and takes back what was said when it did not for a while.
+    fn goes_on(&self) {
+        *self.shared.at_work_since.lock() = Some(Instant::now());
+        self.shared.failure.send_if_modified(|failure| failure.take_if(|problem| problem == HANGS).is_some());
     }
 
     fn commit_group(&mut self, waiting: &mut Vec<Waiting>) {
@@ -111,6 +122,7 @@ impl Committer {
         };
         let begun = Instant::now();
         let written = written.and_then(|()| self.write(waiting.iter().flat_map(|(jobs, _)| jobs)));
+        self.goes_on();
         match written {
             Ok(()) => {
                 if let Some(meters) = self.shared.meters.get() {
@@ -204,6 +216,7 @@ impl Committer {
 
     /// Removes a batch of ended jobs that are no longer kept, and tells whether more may be left.
     fn sweep(&mut self) -> bool {
+        self.goes_on();
         let old = self.calendar.kept_for(self.retention.age);
         let expired = self.shared.index.read().expired(old, self.retention.jobs, SWEEP_BATCH);
         if expired.is_empty() {
@@ -306,7 +319,9 @@ impl Committer {
             let _ = thread.join();
         }
         let Some(db) = self.shared.db.write().take() else { return };
-        match db.flush() {
+        let flushed = db.flush();
+        self.goes_on();
+        match flushed {
             Ok(_) if self.shared.failure.borrow().is_none() => {
                 drop(db);
                 if let Err(error) = self.files.write_mark(self.durable) {

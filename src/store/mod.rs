@@ -18,7 +18,7 @@ mod scan;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -63,6 +63,8 @@ struct Shared {
     durable: AtomicU64,
     /// Why the store cannot be written; `None` when it can.
     failure: watch::Sender<Option<String>>,
+    /// Since when the committer is at the work that it is at.
+    at_work_since: Mutex<Option<Instant>>,
     meters: OnceLock<Arc<Meters>>,
 }
 

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::calendar::Calendar;
-use super::committer::{Committer, Work, start_marking};
+use super::committer::{Committer, HANGS, Work, start_marking};
 use super::files::{Files, Lock, remove_tree, sync_dir};
 use super::index::Index;
 use super::original::Original;
@@ -129,6 +130,7 @@ fn open_above(
         index: RwLock::new(Index::from(std::mem::take(&mut scan.jobs).as_slice())),
         durable: AtomicU64::new(scan.commit),
         failure,
+        at_work_since: Mutex::default(),
         meters: OnceLock::new(),
     });
     let (inbox, outbox) = mpsc::channel(INBOX);
@@ -158,19 +160,26 @@ fn open_above(
             }
         })
         .map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?;
-    start_ticking(inbox.downgrade());
+    start_ticking(inbox.downgrade(), Arc::clone(&shared));
     let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
     Ok((store, scan.unfinished))
 }
 
-fn start_ticking(inbox: mpsc::WeakSender<Work>) {
+/// Has the committer see to its upkeep, and says so when its disk keeps it from doing anything.
+fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
     // A store that is opened outside a runtime, for a look at it, needs no upkeep.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     runtime.spawn(async move {
         loop {
             tokio::time::sleep(TICK).await;
             let Some(inbox) = inbox.upgrade() else { return };
-            if inbox.send(Work::Tick).await.is_err() {
+            if shared.at_work_since.lock().is_some_and(|since| since.elapsed() > TICK) {
+                let hangs =
+                    |failure: &mut Option<String>| failure.is_none() && failure.replace(HANGS.to_owned()).is_none();
+                if shared.failure.send_if_modified(hangs) {
+                    error!(problem = HANGS, "the job store cannot be written; extends are refused until it can");
+                }
+            } else if let Err(TrySendError::Closed(_)) = inbox.try_send(Work::Tick) {
                 return;
             }
         }
