@@ -20,7 +20,7 @@ use daemon::{Clients, Daemon, MIB, create_shares, pool, project, reason, request
 use growd::wire::proto::{CancelJobRequest, ExtendShareRequest, Job, JobState};
 use seed::{Random, rounds};
 use support::hanging_disk::HangingDisk;
-use support::{Filesystem, lab};
+use support::{Filesystem, PRJQUOTA, lab};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -241,4 +241,46 @@ fn assert_one_after_the_other(all: &BTreeMap<String, Job>) {
             assert!(moment(before.finished_at) <= Some(begun), "{before:?} {job:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_hangs_at_a_start_holds_up_no_other_and_promises_nothing_twice() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let stuck = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let sound = Filesystem::xfs("ubdb", PRJQUOTA);
+    create_shares(&stuck, 2, 8 * MIB);
+    sound.create_share(&share(3), project(3), 8 * MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let pools = pool(&stuck, "") + &pool(&sound, "").replace("home", "sound");
+    let mut daemon = Daemon::start(dir.path(), &pools).await;
+    let clients = daemon.clients().await;
+    let room = clients.pool("home").await.available_bytes;
+    let hang = clients.hang(&disk).await;
+    // More than a half of what is left: the same again is more than there is.
+    let large = 8 * MIB + room / 3 * 2 / MIB * MIB;
+    let job = clients.extend(&share(1), large).await.unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    // A process in the middle of a system call dies when that has ended.
+    drop(hang);
+    assert!(daemon.was_killed());
+    stuck.set_limits(project(1), 0, 8 * MIB);
+    // What the kernel has in memory it would answer without the disk.
+    stuck.mount_again(PRJQUOTA);
+    let hang = disk.hang();
+    tokio::time::timeout(Duration::from_secs(30), daemon.start_again()).await.expect("the start waits for the disk");
+    let clients = daemon.clients().await;
+    let other = clients.extend(&share(3), 9 * MIB).await.unwrap();
+    assert_eq!(clients.end_of(&other.job_id).await.state(), JobState::Succeeded);
+    assert_eq!(clients.job(&job.job_id).await.state(), JobState::Queued);
+    let waits = tokio::spawn({
+        let clients = clients.clone();
+        async move { clients.extend(&share(2), large).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(hang);
+    assert_eq!(reason(&waits.await.unwrap().unwrap_err()), "POOL_FULL");
+    let job = clients.end_of(&job.job_id).await;
+    assert_eq!((job.state(), stuck.hard_limit(project(1))), (JobState::Succeeded, large));
+    assert!(daemon.terminate());
 }

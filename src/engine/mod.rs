@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::driver::SpaceId;
 use crate::logging::spans;
 use crate::meters::Meters;
-use crate::model::{Bytes, Job, JobId, JobKind, JobState, Reason, Refusal, ShareId};
+use crate::model::{Bytes, Job, JobId, JobKind, JobState, PoolName, Reason, Refusal, ShareId};
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
@@ -33,6 +33,9 @@ use state::Event;
 
 pub use claims::{Claim, Denied};
 pub use ledger::{Moment, Shortage};
+
+/// How long a pool that did not answer is left alone.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 pub struct Engine {
     pub pools: Pools,
@@ -161,32 +164,54 @@ impl Engine {
         info!(jobs = jobs.len(), "going on with the jobs of before the restart");
         // Durable first: the revision must not fall when growd is killed again before they end.
         self.store.commit(jobs.clone()).await?;
-        // All at once: one pool that does not answer is waited for once.
-        let promises = join_all(jobs.iter().map(|job| self.promise_of(job))).await;
-        for (job, promise) in jobs.into_iter().zip(promises) {
-            if let Some(promise) = &promise {
-                self.hold(promise);
-            }
+        let mut of_pools: HashMap<PoolName, Vec<Job>> = HashMap::new();
+        for job in jobs {
             if !self.claims.activate(job.share, job.id) {
                 warn!(job = %job.id, share = %job.share, "the share has another unfinished job; this one runs beside it");
             }
-            self.enliven(job.clone(), promise);
-            self.begin(&job);
+            self.enliven(job.clone(), None);
+            of_pools.entry(job.pool.clone()).or_default().push(job);
+        }
+        for (pool, jobs) in of_pools {
+            // Each for itself: a pool that does not answer holds up its own jobs alone.
+            let (engine, pool) = (Arc::clone(self), self.pools.get(&pool));
+            let resuming = pool.map(|pool| pool.begin_resuming());
+            tokio::spawn(async move {
+                join_all(jobs.iter().map(|job| engine.resume(job))).await;
+                drop(resuming);
+            });
         }
         Ok(())
     }
 
-    /// What a job of before a restart still takes. `None` when its pool or share is not there: it takes nothing then.
-    async fn promise_of(&self, job: &Job) -> Option<Promise> {
+    /// Reserves what a job of before the restart still takes, and begins it.
+    async fn resume(self: &Arc<Self>, job: &Job) {
+        let promise = loop {
+            match self.promise_of(job).await {
+                Err(Refusal::Stuck { .. }) => tokio::time::sleep(ASK_AGAIN).await,
+                promise => break promise.ok().flatten(),
+            }
+        };
+        // Not if it has been cancelled meanwhile.
+        if let Some(live) = self.live.lock().get_mut(&job.id) {
+            promise.iter().for_each(|promise| self.hold(promise));
+            live.promise = promise;
+            self.begin(job);
+        }
+    }
+
+    /// What a job of before a restart still takes. `None` when its pool is not there: it takes nothing then, as when the
+    /// pool refuses.
+    async fn promise_of(&self, job: &Job) -> Result<Option<Promise>, Refusal> {
         let (share, target) = (job.share, job.requested_size);
-        let pool = self.pools.get(&job.pool)?;
-        let assessment = pool.assess(share, target).await.ok()?;
+        let Some(pool) = self.pools.get(&job.pool) else { return Ok(None) };
+        let assessment = pool.assess(share, target).await?;
         let growth = match job.kind {
-            JobKind::Extend => assessment.growth.ok()?,
+            JobKind::Extend => assessment.growth?,
             // Also where the limit is lowered already: it may have to be put back.
             JobKind::Shrink => job.size_before.saturating_sub(target),
         };
-        Some(Promise { space: assessment.space.id, growth })
+        Ok(Some(Promise { space: assessment.space.id, growth }))
     }
 
     /// A job as it is now.

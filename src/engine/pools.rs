@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Span;
@@ -42,6 +42,8 @@ pub struct Pool {
     pub turns: Arc<Semaphore>,
     /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
     pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
+    /// Held while jobs of before a restart have not been asked for what they take.
+    resuming: Arc<RwLock<()>>,
     looks: Arc<Looks>,
     observing: Arc<Together<ShareId, Result<Observed, DriverError>>>,
     assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
@@ -65,6 +67,7 @@ impl Pool {
             overcommit,
             turns,
             ready: Mutex::default(),
+            resuming: Arc::default(),
             looks: Arc::default(),
             observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),
             assessing: Together::new(most, move |asked: &[(ShareId, Bytes)]| assessing.assess_all(asked)),
@@ -114,15 +117,34 @@ impl Pool {
         self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
     }
 
+    /// Keeps new jobs out until the answer is dropped. To be called before any may come.
+    pub fn begin_resuming(&self) -> Option<OwnedRwLockWriteGuard<()>> {
+        Arc::clone(&self.resuming).try_write_owned().ok()
+    }
+
+    /// As [`Pool::assess`], for a new job: it must not be promised what a job of before a restart has been.
+    ///
+    /// # Errors
+    /// As [`Pool::assess`].
+    pub async fn assess_new(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
+        if self.resuming.try_read().is_err() {
+            drop(timeout(PATIENCE, self.resuming.read()).await.map_err(|_| self.stuck())?);
+        }
+        self.assess(share, target).await
+    }
+
+    fn stuck(&self) -> Refusal {
+        Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE }
+    }
+
     async fn wait_for<T>(
         &self,
         answer: impl Future<Output = Result<Result<T, DriverError>, String>>,
     ) -> Result<T, Refusal> {
-        let stuck = || Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE };
         if self.looks.are_overrun() {
-            return Err(stuck());
+            return Err(self.stuck());
         }
-        let answer = timeout(PATIENCE, answer).await.map_err(|_| stuck())?;
+        let answer = timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?;
         answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
     }
 
