@@ -8,6 +8,9 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
+use std::path::Path;
+use std::time::Duration;
+
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use growd::wire::proto::{Job, JobState, ListPoolsRequest};
 use support::hanging_disk::HangingDisk;
@@ -86,17 +89,12 @@ async fn jobs_that_wait_begin_with_the_changed_pool_and_those_at_work_end_with_t
     }
 }
 
-/// After a boot growd may be there before what it serves.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_job_of_before_a_restart_waits_until_its_pool_is_mounted() {
-    lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
-    let dir = tempfile::tempdir().unwrap();
-    create_shares(&fs, 1, 8 * MIB);
-    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+/// A growd that finds a job of before and not its pool: after a boot it may be there before what it serves.
+async fn without_its_pool(dir: &Path, disk: &HangingDisk, fs: &Filesystem) -> (Daemon, Clients, Job) {
+    create_shares(fs, 1, 8 * MIB);
+    let mut daemon = Daemon::start(dir, &pool(fs, "")).await;
     let clients = daemon.clients().await;
-    let hang = clients.hang(&disk).await;
+    let hang = clients.hang(disk).await;
     let job = clients.extend(&share(1), 9 * MIB).await.unwrap();
     daemon.signal(nix::sys::signal::Signal::SIGKILL);
     // A process in the middle of a system call dies when that has ended.
@@ -107,11 +105,36 @@ async fn a_job_of_before_a_restart_waits_until_its_pool_is_mounted() {
     daemon.start_again().await;
     let clients = daemon.clients().await;
     eventually(|| clients.job(&job.job_id), |job| job.state() == JobState::Running).await;
+    (daemon, clients, job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_before_a_restart_waits_until_its_pool_is_mounted() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    let (_daemon, clients, job) = without_its_pool(dir.path(), &disk, &fs).await;
     // It looks more than once before the pool is there.
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(clients.job(&job.job_id).await.state(), JobState::Running);
     fs.mount(PRJQUOTA);
     let ended = clients.end_of(&job.job_id).await;
     assert_eq!((ended.state(), ended.attempt), (JobState::Succeeded, 2), "{ended:?}");
     assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_pool_is_not_mounted_two_minutes_after_the_start_fails() {
+    lab::require();
+    let disk = HangingDisk::over("ubdc");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    let (_daemon, clients, job) = without_its_pool(dir.path(), &disk, &fs).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(clients.job(&job.job_id).await.state(), JobState::Running);
+    let ended = clients.end_of(&job.job_id).await;
+    assert_eq!(ended.error.as_ref().map(|error| error.reason.as_str()), Some("NOT_MOUNTED"), "{ended:?}");
+    fs.mount(PRJQUOTA);
+    assert_eq!(fs.hard_limit(project(1)), 8 * MIB);
 }
