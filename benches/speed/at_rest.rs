@@ -160,8 +160,8 @@ pub fn idle(results: &mut Results) {
     let header = vec!["threads".to_owned(), "wake-ups a second".to_owned()];
     results.table(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
     results.note(
-        "This growd has one pool, which is not mounted. It has no volumes, so no shells of lvm, and serves no metrics, for \
-         which pools are looked at every 30 s.",
+        "This growd has one pool, which is not mounted. It has no volumes, so no shells of lvm, and serves no metrics, \
+         for which pools are looked at every 30 s.",
     );
 }
 
