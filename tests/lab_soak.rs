@@ -32,11 +32,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tonic::Status;
 use uuid::Uuid;
 
-const USUAL_SECONDS: u64 = 20;
+const USUAL_SECONDS: u64 = 30;
 const EACH_SECOND: u32 = 20;
 const SHARES: u32 = 20;
 /// Jobs kept: so few that the usual length sees many go, and so many that none goes while its caller still asks for it.
-const KEPT: usize = 50;
+const KEPT: usize = 40;
 /// Ended jobs that may be above it before they are swept, as in `store::committer`.
 const SWEEP_SLACK: usize = 100;
 
