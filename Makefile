@@ -68,13 +68,14 @@ test-node: deps ## of these tests only that of the booted node: install the pack
 bench: deps ## measure growd against its baselines, on a lab node and here (some minutes); report in target/bench
 	$(CARGO) bench
 
-# What tries random cases takes their number and their seed from here; without a seed it chooses and prints one.
-ROUNDS ?= 20
+# What tries random cases takes their number and their seed from here. Without a number each test tries as many as in
+# `make test`, where some need more than others; without a seed it chooses and prints one.
+TRIED = $(if $(ROUNDS),GROWD_ROUNDS=$(ROUNDS)) $(if $(SEED),GROWD_SEED=$(SEED))
 # Seconds of the test that goes on for a time.
 SOAK ?= 60
-torture: deps ## kill, crash, cut the power, damage stores and overload ROUNDS times, with SEED the same again
+torture: deps ## kill, crash, cut the power, damage stores and overload, each ROUNDS times, with SEED the same again
 	@for test in lab_kill lab_kill_points power_cut_load lab_crash_points store_damage lab_overload lab_soak; do \
-		GROWD_ROUNDS=$(ROUNDS) GROWD_SOAK_SECONDS=$(SOAK) $(if $(SEED),GROWD_SEED=$(SEED)) GROWD_LAB_TIMEOUT=7200 \
+		$(TRIED) GROWD_SOAK_SECONDS=$(SOAK) GROWD_LAB_TIMEOUT=7200 \
 			$(CARGO) test --test $$test -- --nocapture || exit 1; \
 	done
 

@@ -300,7 +300,7 @@ fn the_configuration_is_read_again_and_a_refused_one_changes_nothing() {
     front.reload(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
     until(|| front.get(&format!("/v2/p/shares/{}", share(2))).status, |status| *status == 200);
     front.reload(cluster.dir.path(), "[[node]]\nname = \"x\"\n");
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    until(|| front.has_logged("the configuration is refused and the one before stays"), |is| *is);
     assert_eq!(front.share(&share(2))["size"], 1);
 }
 

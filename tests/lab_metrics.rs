@@ -14,9 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use daemon::{Daemon, MIB, create_shares, eventually, pool, share};
-use growd::wire::proto::JobState;
+use growd::wire::proto::{GetShareRequest, JobState};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use volumes::Group;
@@ -26,9 +27,13 @@ fn metrics(port: u16) -> String {
     format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n")
 }
 
+/// Half of what growd waits for a pool.
+const ANSWERED: Duration = Duration::from_secs(20);
+
 /// The body of an answer to GET /metrics.
 fn scrape(port: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(ANSWERED)).unwrap();
     write!(stream, "GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -118,7 +123,7 @@ async fn a_scrape_waits_for_no_pool() {
     let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
     create_shares(&fs, 1, 8 * MIB);
     let dir = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(dir.path(), &format!("{}{}", pool(&fs, ""), metrics(9423))).await;
+    let mut daemon = Daemon::start(dir.path(), &format!("{}{}", pool(&fs, ""), metrics(9423))).await;
     let clients = daemon.clients().await;
     let hang = clients.hang(&disk).await;
     let job = clients.extend(&share(1), 16 * MIB).await.unwrap();
@@ -126,6 +131,20 @@ async fn a_scrape_waits_for_no_pool() {
     drop(hang);
     assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
     assert_eq!(samples(9423)["growd_jobs{state=\"RUNNING\"}"], 0.0);
+
+    // What the kernel or growd has in memory would be told without the disk.
+    assert!(daemon.terminate());
+    fs.mount_again(PRJQUOTA);
+    let hang = disk.hang();
+    daemon.start_again().await;
+    let mut get = tonic::Request::new(GetShareRequest { share_id: share(1) });
+    get.set_timeout(Duration::from_secs(2));
+    daemon.clients().await.shares.get_share(get).await.expect_err("the disk does not hang");
+    let size = "growd_pool_size_bytes{driver=\"project-quota\",pool=\"home\"}";
+    let told = samples(9423);
+    assert_eq!((told["growd_store_jobs"], told.get(size)), (1.0, None));
+    drop(hang);
+    eventually(|| async { samples(9423).contains_key(size) }, |is| *is).await;
 }
 
 /// A metric without what its samples' names have added.

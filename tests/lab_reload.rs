@@ -8,6 +8,9 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
+use std::path::Path;
+use std::time::Duration;
+
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use growd::wire::proto::{Job, JobState, ListPoolsRequest};
 use support::hanging_disk::HangingDisk;
@@ -86,17 +89,13 @@ async fn jobs_that_wait_begin_with_the_changed_pool_and_those_at_work_end_with_t
     }
 }
 
-/// After a boot growd may be there before what it serves. A limit that was lowered may have to be put back then.
-#[tokio::test(flavor = "multi_thread")]
-async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
-    lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
-    let dir = tempfile::tempdir().unwrap();
-    create_shares(&fs, 2, 8 * MIB);
-    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+/// A growd that finds jobs of before, an extend and a shrink, and not their pool: after a boot it may be there before what it
+/// serves. A limit that was lowered may have to be put back then.
+async fn without_its_pool(dir: &Path, disk: &HangingDisk, fs: &Filesystem) -> (Daemon, Clients, [Job; 2]) {
+    create_shares(fs, 2, 8 * MIB);
+    let mut daemon = Daemon::start(dir, &pool(fs, "")).await;
     let clients = daemon.clients().await;
-    let hang = clients.hang(&disk).await;
+    let hang = clients.hang(disk).await;
     let jobs = [clients.extend(&share(1), 9 * MIB).await.unwrap(), clients.shrink(&share(2), 7 * MIB).await.unwrap()];
     daemon.signal(nix::sys::signal::Signal::SIGKILL);
     // A process in the middle of a system call dies when that has ended.
@@ -108,15 +107,48 @@ async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
     fs.unmount();
     daemon.start_again().await;
     let clients = daemon.clients().await;
-    // It looks more than once before the pool is there.
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    for job in &jobs {
+    (daemon, clients, jobs)
+}
+
+async fn assert_queued(clients: &Clients, jobs: &[Job]) {
+    for job in jobs {
         assert_eq!(clients.job(&job.job_id).await.state(), JobState::Queued);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    let (_daemon, clients, jobs) = without_its_pool(dir.path(), &disk, &fs).await;
+    // It looks more than once before the pool is there.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_queued(&clients, &jobs).await;
     fs.mount(PRJQUOTA);
     for (n, job) in (1..).zip(&jobs) {
         let ended = clients.end_of(&job.job_id).await;
         assert_eq!((ended.state(), ended.attempt), (JobState::Succeeded, 2), "{ended:?}");
         assert_eq!(fs.hard_limit(project(n)), job.requested_size_bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_whose_pool_is_not_mounted_two_minutes_after_the_start_fail() {
+    lab::require();
+    let disk = HangingDisk::over("ubdc");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    let (_daemon, clients, jobs) = without_its_pool(dir.path(), &disk, &fs).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_queued(&clients, &jobs).await;
+    for job in &jobs {
+        let ended = clients.end_of(&job.job_id).await;
+        assert_eq!(ended.error.as_ref().map(|error| error.reason.as_str()), Some("NOT_MOUNTED"), "{ended:?}");
+    }
+    fs.mount(PRJQUOTA);
+    for n in [1, 2] {
+        assert_eq!(fs.hard_limit(project(n)), 8 * MIB);
     }
 }

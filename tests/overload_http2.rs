@@ -300,3 +300,20 @@ async fn answers_that_nobody_reads_are_bounded() {
     store::until("the connection is given up", || Usage::of(node.growd.pid()).files <= node.before.files).await;
     node.answers_others().await;
 }
+
+/// A caller that is gone without a word keeps its connection open for a while, and what it holds there as long.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_answer_a_ping_loses_the_connection() {
+    let node = Node::start().await;
+    let (mut gone, mut there) = (node.offender().await, node.offender().await);
+    let answering = tokio::spawn(async move {
+        let ping = there.until(|frame| frame.kind == PING && frame.flags & ACK == 0).await.expect("a ping");
+        there.say(&frame(PING, ACK, 0, &ping.payload)).await.unwrap();
+        there
+    });
+    gone.until(|frame| frame.kind == PING && frame.flags & ACK == 0).await.expect("a ping");
+    while gone.hear().await.is_some() {}
+    let mut there = answering.await.unwrap();
+    there.say(&call(1, GET_JOB, &node.question())).await.unwrap();
+    there.until(|frame| frame.kind == DATA).await.expect("an answer");
+}

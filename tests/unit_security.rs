@@ -3,11 +3,11 @@
 use std::process::Command;
 
 /// What is open beyond this has no reason that the README tells.
-const MOST: f64 = 3.0;
+const MOST: [(&str, f64); 2] = [("growd.service", 1.8), ("growapi.service", 1.7)];
 
 #[test]
 fn the_exposure_of_the_units_is_low() {
-    for unit in ["growd.service", "growapi.service"] {
+    for (unit, most) in MOST {
         let path = format!("{}/systemd/{unit}", env!("CARGO_MANIFEST_DIR"));
         let output = Command::new("systemd-analyze")
             .args(["security", "--offline=yes", "--no-pager", &path])
@@ -22,10 +22,10 @@ fn the_exposure_of_the_units_is_low() {
         let overall = report.lines().find(|line| line.contains("Overall exposure level")).unwrap_or_default();
         let score: f64 =
             overall.split(':').nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().parse().unwrap();
-        println!("exposure of {unit}: {score} (at most {MOST})");
+        println!("exposure of {unit}: {score} (at most {most})");
         for open in report.lines().filter(|line| line.contains('✗')) {
             println!("open: {}", open.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
         }
-        assert!(score > 0.0 && score <= MOST, "{report}");
+        assert!(score > 0.0 && score <= most, "{report}");
     }
 }

@@ -131,7 +131,7 @@ impl Contender {
             self.name.to_owned(),
             self.channels.len().to_string(),
             milliseconds(self.accepted.median()),
-            milliseconds(self.accepted.percentile(99.0)),
+            self.accepted.tail(99.0),
             format!("{:.0}", self.accepted.throughput()),
             finished,
         ]

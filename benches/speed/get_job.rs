@@ -99,7 +99,7 @@ impl Contender {
             self.name.to_owned(),
             clients.to_string(),
             milliseconds(self.calls.median()),
-            milliseconds(self.calls.percentile(99.0)),
+            self.calls.tail(99.0),
             format!("{:.0}", self.calls.throughput()),
             format!("{cpu:.1} us"),
         ]

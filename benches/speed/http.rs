@@ -205,7 +205,7 @@ impl Contender {
             self.name.to_owned(),
             self.clients.len().to_string(),
             milliseconds(self.series.median()),
-            milliseconds(self.series.percentile(99.0)),
+            self.series.tail(99.0),
             format!("{:.0}", self.series.throughput()),
         ]
     }

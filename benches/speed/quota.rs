@@ -182,7 +182,7 @@ fn compare(results: &mut Results, table: &mut Vec<Vec<String>>, contenders: &[Co
             format!("{system}: {name}"),
             clients.to_string(),
             milliseconds(series.median()),
-            milliseconds(series.percentile(99.0)),
+            series.tail(99.0),
             // Nothing begins before the last job has finished, so accepting alone has no throughput.
             if is_whole { per_second } else { "-".to_owned() },
         ]);

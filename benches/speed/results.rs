@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::chart::{self, Point};
 
+/// Calls that must have taken longer than a percentile that is shown.
+const BEYOND: f64 = 10.0;
+
 /// Calls `run` with each contender once in a round. Each round begins with another contender, so that none always comes
 /// after the same one.
 pub fn rounds<C>(contenders: &mut [C], rounds: usize, mut run: impl FnMut(&mut C)) {
@@ -49,6 +52,16 @@ impl Series {
         let mut all: Vec<Duration> = self.rounds.iter().flat_map(|round| &round.took).copied().collect();
         all.sort_unstable();
         nearest_rank(&all, percent)
+    }
+
+    /// Whether enough calls took longer than that for it to be no accident of a few.
+    fn tells(&self, percent: f64) -> bool {
+        self.calls() as f64 * (100.0 - percent) / 100.0 >= BEYOND
+    }
+
+    /// A percentile above the median for a table.
+    pub fn tail(&self, percent: f64) -> String {
+        if self.tells(percent) { milliseconds(self.percentile(percent)) } else { "-".to_owned() }
     }
 
     pub fn median(&self) -> Duration {
@@ -156,7 +169,7 @@ impl Results {
 
     /// Adds what the picture shows: the percentiles of a series.
     pub fn latency(&mut self, line: &str, series: &Series) {
-        for percent in chart::PERCENTILES {
+        for percent in chart::PERCENTILES.into_iter().filter(|percent| series.tells(*percent)) {
             let y = series.percentile(percent).as_secs_f64() * 1e3;
             self.points.push(Point { chart: chart::LATENCY, line: line.to_owned(), x: percent, y });
         }

@@ -349,21 +349,22 @@ impl Drop for Manila {
     }
 }
 
-/// What the last commands took that growd gave to lvm, by their names.
+/// What the last commands took that growd gave to lvm for its extends, by their names: one that reads, and one that
+/// writes. An `lvs` among them would be of Diagnose itself, which tells of them.
 fn commands_of(runtime: &Runtime, growd: &Growd) -> String {
     let answer = runtime.block_on(async {
         NodeServiceClient::new(growd.connect().await).diagnose(DiagnoseRequest {}).await.unwrap().into_inner()
     });
-    let median_of = |name: &str| {
+    let median_of = |name: &&str| {
         let mut series = Series::default();
-        for command in answer.commands.iter().filter(|command| command.command.split(' ').next() == Some(name)) {
+        for command in answer.commands.iter().filter(|command| command.command.split(' ').next() == Some(*name)) {
             let time = |time: &Option<prost_types::Timestamp>| SystemTime::try_from(time.unwrap()).unwrap();
             let took = time(&command.finished_at).duration_since(time(&command.started_at)).unwrap();
             series.add(vec![took], took);
         }
-        format!("{name} {} ({} calls)", milliseconds(series.median()), series.calls())
+        (series.calls() > 0).then(|| format!("{name} {} ({} calls)", milliseconds(series.median()), series.calls()))
     };
-    ["lvs", "lvextend"].map(median_of).join(", ")
+    ["pvck", "lvextend"].iter().filter_map(median_of).collect::<Vec<_>>().join(", ")
 }
 
 /// A page of shares against the report that an administrator would ask for.

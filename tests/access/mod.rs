@@ -6,6 +6,8 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -86,12 +88,27 @@ pub struct Growd {
     child: Child,
     pub dir: tempfile::TempDir,
     pub address: SocketAddr,
+    // Held for its Drop, after growd was killed.
+    _reservation: UnixListener,
+}
+
+/// A free port, which no other test takes as long as the reservation lives: that is a name without a file, which one
+/// process of the machine can have. The kernel gives none of these ports out by itself.
+fn reserve_port() -> (SocketAddr, UnixListener) {
+    let mut ports = 20_000..32_000;
+    let reserved = ports.find_map(|port| {
+        let name = UnixAddress::from_abstract_name(format!("growd-test-port-{port}")).unwrap();
+        let reservation = UnixListener::bind_addr(&name).ok()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        TcpListener::bind(address).ok().map(|_| (address, reservation))
+    });
+    reserved.expect("a free port")
 }
 
 impl Growd {
-    /// Starts growd with this behind `listen` and `state_dir`; `{port}` is a port that was free.
+    /// Starts growd with this behind `listen` and `state_dir`; `{port}` is a port of its own.
     pub async fn start(dir: tempfile::TempDir, config: &str) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (address, reservation) = reserve_port();
         let log = fs::File::create(dir.path().join("log")).unwrap();
         write_config(dir.path(), address, config);
         let child = Command::new(env!("CARGO_BIN_EXE_growd"))
@@ -102,7 +119,7 @@ impl Growd {
             .stderr(log)
             .spawn()
             .unwrap();
-        let growd = Self { child, dir, address };
+        let growd = Self { child, dir, address, _reservation: reservation };
         growd.until_logged(|line| line["fields"]["message"] == "growd is ready").await;
         growd
     }

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -19,6 +20,7 @@ pub const JSON: (&str, &str) = ("Content-Type", "application/json");
 pub struct Front {
     child: Child,
     pub address: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Front {
@@ -42,9 +44,21 @@ impl Front {
                 break rest.split_whitespace().next().unwrap().parse().unwrap();
             }
         };
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let front = Self { child, address, log: Arc::clone(&lines) };
         // A log that nobody reads would stop growapi some day.
-        std::thread::spawn(move || log.lines().map_while(Result::ok).for_each(|line| eprintln!("{line}")));
-        Self { child, address }
+        std::thread::spawn(move || {
+            log.lines().map_while(Result::ok).for_each(|line| {
+                eprintln!("{line}");
+                lines.lock().unwrap().push(line);
+            });
+        });
+        front
+    }
+
+    /// Whether a line since it became ready has these words.
+    pub fn has_logged(&self, words: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|line| line.contains(words))
     }
 
     fn signal(&self, signal: nix::sys::signal::Signal) {

@@ -14,7 +14,7 @@ pub fn metadata(status: &Status, key: &str) -> String {
 }
 
 /// What the contract says of each reason: code, HTTP status, and the keys that its metadata has beside that.
-const CONTRACT: [(&str, Code, &str, &[&str]); 26] = [
+const CONTRACT: [(&str, Code, &str, &[&str]); 27] = [
     ("INVALID_SHARE_ID", Code::InvalidArgument, "400", &["share_id"]),
     ("INVALID_SIZE", Code::InvalidArgument, "400", &["new_size_bytes"]),
     ("INVALID_REQUEST", Code::InvalidArgument, "400", &[]),
@@ -54,6 +54,7 @@ const CONTRACT: [(&str, Code, &str, &[&str]); 26] = [
     ("QUEUE_FULL", Code::Unavailable, "503", &["active_jobs"]),
     ("DRAINING", Code::Unavailable, "503", &[]),
     ("STORE_UNAVAILABLE", Code::Unavailable, "503", &[]),
+    ("STUCK", Code::Unavailable, "503", &["pool"]),
     ("UNSUPPORTED", Code::Unimplemented, "501", &[]),
     ("INTERNAL", Code::Internal, "500", &[]),
 ];
