@@ -8,7 +8,7 @@ mod front;
 #[path = "growapi/simulated.rs"]
 mod simulated;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{Job, JobError, JobState, ShareStatus};
@@ -268,6 +268,21 @@ fn a_request_is_one_job_however_often_it_is_sent() {
     let [.., first, second] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!(first.request_id.as_deref(), id.strip_prefix("req-"));
     assert_ne!(first.request_id, second.request_id);
+}
+
+#[test]
+fn a_client_that_takes_no_answers_is_given_up() {
+    let (_cluster, front) = one_node();
+    let mut stream = front.connect();
+    stream.set_write_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let many = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    let error = loop {
+        if let Err(error) = stream.write_all(&many) {
+            break error;
+        }
+    };
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    assert_eq!(front.share(&share(1))["size"], 2);
 }
 
 #[test]

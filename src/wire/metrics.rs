@@ -16,6 +16,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
+use super::http;
 use crate::meters::Meters;
 use crate::model::{PoolName, PoolReport, Reason};
 use crate::service::Service;
@@ -50,16 +51,16 @@ struct PoolGauges {
     looked_at: IntGaugeVec,
 }
 
-/// Serves `/metrics` until the listener fails.
+/// Serves `/metrics` for as long as growd runs.
 ///
 /// # Errors
-/// Those of the listener.
-pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters) -> Result<(), std::io::Error> {
-    let metrics = Metrics::new(service, meters).map_err(std::io::Error::other)?;
-    let metrics = Arc::new(metrics);
+/// Never, as long as the names below are well formed and differ.
+pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::new(service, meters)?);
     tokio::spawn(Arc::clone(&metrics).look_at_pools());
     tokio::spawn(Arc::clone(&metrics).look_for_findings());
-    axum::serve(listener, Router::new().route("/metrics", get(scrape)).with_state(metrics)).await
+    http::serve_scrapers(listener, Router::new().route("/metrics", get(scrape)).with_state(metrics)).await;
+    Ok(())
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
