@@ -270,6 +270,26 @@ fn a_request_is_one_job_however_often_it_is_sent() {
     assert_ne!(first.request_id, second.request_id);
 }
 
+/// Clients use one id for a series of requests, and ask again for what has failed.
+#[test]
+fn what_has_ended_without_success_is_asked_for_again_with_the_same_id() {
+    let (cluster, front) = one_node();
+    let path = format!("/v2/p/shares/{}/action", share(1));
+    let id = ("X-OpenStack-Request-ID", "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11");
+    for (n, state) in
+        [(1, JobState::Failed), (2, JobState::Cancelled), (3, JobState::Succeeded), (3, JobState::Succeeded)]
+    {
+        front.ask("POST", &path, &[JSON, id], b"{\"os-extend\": {\"new_size\": 3}}").accepted();
+        cluster.nodes[0].with(|node| {
+            assert_eq!(node.jobs.len(), n, "before {state:?}");
+            let share = node.shares.get_mut(&share(1)).unwrap();
+            share.set_status(ShareStatus::Available);
+            share.size_bytes = Some(2 * GIB);
+            node.jobs.values_mut().for_each(|job| job.set_state(state));
+        });
+    }
+}
+
 #[test]
 fn a_client_that_takes_no_answers_is_given_up() {
     let (_cluster, front) = one_node();

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
 use growd::model::{Bytes as Size, JobKind, ShareId};
-use growd::wire::proto::ExtendShareRequest;
+use growd::wire::proto::{ExtendShareRequest, JobState};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
@@ -237,9 +237,13 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
         let mut answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        if caller.traced.chosen_by_caller && matches!(&answer, Err(failure) if failure.has_reason("REQUEST_ID_REUSED"))
-        {
-            // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job.
+        // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job, and not
+        // of one that has ended without success.
+        let is_another = match &answer {
+            Ok(job) => job.as_ref().is_some_and(|job| matches!(job.state(), JobState::Failed | JobState::Cancelled)),
+            Err(failure) => failure.has_reason("REQUEST_ID_REUSED"),
+        };
+        if caller.traced.chosen_by_caller && is_another {
             request.request_id = Some(Traced::fresh().to_string());
             answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
         }
