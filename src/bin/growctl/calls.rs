@@ -127,20 +127,26 @@ impl Calls {
     ) -> Result<proto::Job, Failure> {
         let id = id.unwrap_or_else(|| RequestId::from_uuid(Uuid::new_v4()));
         request.request_id = Some(id.to_string());
+        let mut lost = false;
         let attempts = async {
             let mut attempt = 1;
             loop {
-                match client::resize(self.channel.clone(), kind, request.clone(), None).await.map_err(CallError::from) {
-                    Err(CallError::Lost(_)) if attempt < RESIZE_ATTEMPTS => attempt += 1,
-                    answer => return answer,
+                let answer = client::resize(self.channel.clone(), kind, request.clone(), None).await;
+                let answer = answer.map_err(CallError::from);
+                lost |= matches!(answer, Err(CallError::Lost(_)));
+                // What a growd says that starts is no answer to an attempt that was lost.
+                let unanswered = lost && answer.as_ref().is_err_and(CallError::is_passing);
+                if !unanswered || attempt == RESIZE_ATTEMPTS {
+                    return answer;
                 }
+                attempt += 1;
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         };
         let answer = tokio::time::timeout(self.limit, attempts).await.unwrap_or(Err(CallError::TimedOut(self.limit)));
         match answer {
             Ok(job) => Ok(job.into_inner()),
-            Err(CallError::Refused(status)) => Err(CallError::Refused(status).into()),
+            Err(refused @ CallError::Refused(_)) if !(lost && refused.is_passing()) => Err(refused.into()),
             Err(unanswered) => Err(Failure::unanswered_change(unanswered, id)),
         }
     }
