@@ -44,7 +44,7 @@ impl Place {
 pub struct Nodes {
     /// In the order of their names.
     nodes: Vec<Arc<Node>>,
-    /// Only of shares that a node has, so there are never more than that.
+    /// Of shares that a node had when it was asked. That of one that is gone stays until somebody asks for the share.
     places: Mutex<HashMap<ShareId, Place>>,
     searching: Semaphore,
 }
@@ -170,8 +170,10 @@ impl Nodes {
         Ok(page)
     }
 
+    /// Not on a node that is down: the share may have been moved, as from a node that is broken. If it was not, no node
+    /// has it, and a search says that it cannot be reached.
     fn known(&self, id: ShareId) -> Option<Place> {
-        self.places.lock().get(&id).cloned()
+        self.places.lock().get(&id).filter(|place| !place.node.is_down()).cloned()
     }
 
     fn remember(&self, id: ShareId, node: &Arc<Node>, share: Share) -> (Place, Share) {
