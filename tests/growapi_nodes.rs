@@ -178,6 +178,18 @@ fn a_share_that_went_from_a_node_that_is_down_is_found() {
 }
 
 #[test]
+fn pools_that_cannot_be_read_are_told_with_the_nodes() {
+    let cluster = Cluster::new(2);
+    cluster.nodes[0].hold(&share(0), "home", 2 * GIB);
+    cluster.nodes[1].with(|state| state.unreadable_pools = vec!["old".to_owned(), "vols".to_owned()]);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    let list = front.get("/v2/p/shares");
+    assert_eq!(list.json()["shares"].as_array().unwrap().len(), 1);
+    let text = "199 growapi \"the shares of 2 pools that cannot be read are missing\"";
+    assert_eq!(list.header("warning"), Some(text));
+}
+
+#[test]
 fn a_silent_node_is_504_and_holds_up_nobody_else() {
     let cluster = Cluster::new(3);
     for n in 0..3 {

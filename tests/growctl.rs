@@ -345,6 +345,18 @@ fn an_extend_that_meets_a_growd_which_starts_stays_without_an_answer() {
 }
 
 #[test]
+fn pools_whose_shares_are_missing_are_named() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.unreadable_pools = vec!["old".to_owned(), "vols".to_owned()]);
+    let table = fixture.run(&["shares"]).exits(0);
+    assert_eq!((table.out.lines().count(), table.err.lines().count()), (3, 1));
+    assert!(table.err.starts_with("warning: the shares of old, vols are missing"), "{table:#?}");
+    let json = fixture.run(&["shares", "-o", "json"]).exits(0);
+    assert_eq!(json.json()["unreadable_pools"], serde_json::json!(["old", "vols"]));
+    assert_eq!(json.err, "");
+}
+
+#[test]
 fn an_extend_that_stays_without_an_answer_names_the_request_id() {
     let mut fixture = Fixture::new();
     fixture.script(|script| script.extend = VecDeque::from([Act::Hang]));

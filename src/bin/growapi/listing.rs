@@ -83,12 +83,14 @@ pub struct Page {
     pub more: bool,
     /// Nodes whose shares are not there because they did not answer.
     pub missing: usize,
+    /// Pools of nodes that did answer, whose shares are not there because they cannot be read.
+    pub unreadable: usize,
 }
 
 /// # Errors
 /// 400 for a marker that is no share of the project; what the nodes say when none of them answers.
 pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) -> Result<Page, Refusal> {
-    let mut page = Page { shares: Vec::new(), more: false, missing: 0 };
+    let mut page = Page { shares: Vec::new(), more: false, missing: 0, unreadable: 0 };
     if query.named {
         return Ok(page);
     }
@@ -104,7 +106,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     };
     let mut skip = query.offset;
     let (mut answered, mut failure) = (false, None);
-    let mut missing = BTreeSet::new();
+    let (mut missing, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
     'stretches: for (node, Stretch { pool, project }) in stretches {
         let mut behind = behind.take();
         loop {
@@ -132,6 +134,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                 }
             };
             answered = true;
+            unreadable.extend(answer.unreadable_pools.into_iter().map(|pool| (node.name.clone(), pool)));
             behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
             // A growd that does not know of projects yet tells of all shares.
             let of_project = |share: &Share| project.as_ref().is_none_or(|project| *project == share.project_id);
@@ -150,7 +153,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             }
         }
     }
-    page.missing = missing.len();
+    (page.missing, page.unreadable) = (missing.len(), unreadable.len());
     match failure {
         Some(failure) if !answered => Err(failure.into_refusal(None)),
         _ => Ok(page),

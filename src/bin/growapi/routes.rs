@@ -182,8 +182,11 @@ async fn list_page(
         body["shares_links"] = json!([{"rel": "next", "href": href}]);
     }
     let mut response = json_response(StatusCode::OK, &body);
-    if page.missing > 0 {
-        let text = format!("199 growapi \"the shares of {} nodes that do not answer are missing\"", page.missing);
+    let missing = [(page.missing, "nodes that do not answer"), (page.unreadable, "pools that cannot be read")];
+    let missing = missing.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("of {count} {what}"));
+    let missing = missing.collect::<Vec<_>>().join(" and ");
+    if !missing.is_empty() {
+        let text = format!("199 growapi \"the shares {missing} are missing\"");
         if let Ok(text) = HeaderValue::try_from(text) {
             response.headers_mut().insert(header::WARNING, text);
         }

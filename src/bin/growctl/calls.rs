@@ -91,6 +91,10 @@ impl Calls {
         loop {
             let page = self.answer(self.shares().list_shares(request.clone())).await?;
             all.shares.extend(page.shares);
+            // Each page names them all.
+            all.unreadable_pools.extend(page.unreadable_pools);
+            all.unreadable_pools.sort_unstable();
+            all.unreadable_pools.dedup();
             if page.next_page_token.is_empty() {
                 return Ok(all);
             }
