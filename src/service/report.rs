@@ -143,11 +143,13 @@ impl Service {
 
     fn jobs_of(&self, share: ShareId) -> Jobs {
         let active = self.engine.claims.active(share);
-        let last = self.engine.store.newest_of(share);
         let job = match active {
             Some(id) => self.engine.job(id).ok(),
             None => self.engine.last_job(share).filter(|job| job.state == JobState::Failed),
         };
+        // Of a failure its own job tells, which a cancelled one may have come after.
+        let failed = job.as_ref().filter(|_| active.is_none()).map(|job| job.id);
+        let last = failed.or_else(|| self.engine.store.newest_of(share));
         let status = match (active, job.map(|job| job.kind)) {
             (Some(_), Some(JobKind::Shrink)) => ShareStatus::Shrinking,
             (Some(_), _) => ShareStatus::Extending,
