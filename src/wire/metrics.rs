@@ -103,7 +103,10 @@ impl Metrics {
                     let thin = GaugeVec::new(Opts::new("growd_thin_pool_used_ratio", help), &["pool", "of"])?;
                     registered(&registry, thin)?
                 },
-                looked_at: pool("growd_pool_looked_at_timestamp_seconds", "When the pool last answered.")?,
+                looked_at: pool(
+                    "growd_pool_looked_at_timestamp_seconds",
+                    "When the pool last answered, or was first asked.",
+                )?,
             },
             findings: gauges(&registry, "growd_findings", "What growctl doctor finds.", &["pool", "kind"])?,
             findings_looked_at: gauge(
@@ -136,9 +139,14 @@ impl Metrics {
     async fn look_at_pools(self: Arc<Self>) {
         let mut answered = BTreeMap::new();
         loop {
+            let begun = now();
             let pools = self.service.pools().await;
-            for pool in pools.iter().filter(|pool| is_readable(pool)) {
-                answered.insert(pool.pool.clone(), now());
+            for pool in &pools {
+                // The silence of one that never answers is counted from the first look on.
+                let time = answered.entry(pool.pool.clone()).or_insert(begun);
+                if is_readable(pool) {
+                    *time = now();
+                }
             }
             {
                 let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
