@@ -28,7 +28,7 @@ use growd::pages;
 use growd::wire::http;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use api::{Api, Current};
 use identity::Identity;
@@ -135,8 +135,15 @@ fn reload(path: &Path, first: &ApiConfig, current: &Current, log: &Log) {
     let read = || {
         let config = ApiConfig::load(path)?;
         let api = Api::new(&config, Some(&*current.get()))?;
-        if config.listen != first.listen {
-            tracing::warn!(now = %first.listen, configured = %config.listen, "listen changes with a restart only");
+        for (key, changed) in [
+            ("listen", config.listen != first.listen),
+            ("[metrics]", config.metrics != first.metrics),
+            // The time for a body is the new one at once.
+            ("request_timeout, of heads and answers,", config.request_timeout != first.request_timeout),
+        ] {
+            if changed {
+                warn!("{key} has changed in the configuration, which growapi follows at its next start");
+            }
         }
         Ok::<_, anyhow::Error>((config, api))
     };
