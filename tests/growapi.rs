@@ -291,6 +291,29 @@ fn what_has_ended_without_success_is_asked_for_again_with_the_same_id() {
 }
 
 #[test]
+fn lists_are_of_a_status() {
+    let (cluster, front) = one_node();
+    (2..=3).for_each(|n| cluster.nodes[0].hold(&share(n), "home", 2 * GIB));
+    front.extend(&share(2), 3).accepted();
+    let listed = |query: &str| {
+        let answer = front.get(&format!("/v2/p/shares?{query}")).json();
+        let shares = answer["shares"].as_array().unwrap().iter().map(|share| share["id"].as_str().unwrap().to_owned());
+        (shares.collect::<Vec<_>>(), answer["shares_links"][0]["href"].is_string())
+    };
+    let shares = |all: &[usize]| all.iter().map(|n| share(*n)).collect::<Vec<_>>();
+    for (query, expected) in [
+        ("status=available", &[1, 3][..]),
+        ("status=extending", &[2]),
+        ("status=error", &[]),
+        ("status=available&offset=1", &[3]),
+    ] {
+        assert_eq!(listed(query), (shares(expected), false), "{query}");
+    }
+    assert_eq!(listed("status=available&limit=1"), (shares(&[1]), true));
+    assert_eq!(listed(&format!("status=available&limit=1&marker={}", share(1))), (shares(&[3]), false));
+}
+
+#[test]
 fn a_client_that_takes_no_answers_is_given_up() {
     let (_cluster, front) = one_node();
     let mut stream = front.connect();

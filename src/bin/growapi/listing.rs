@@ -13,6 +13,7 @@ use growd::wire::proto::Share;
 use crate::nodes::{Failure, Node, Nodes};
 use crate::owners::{Owners, Stretch};
 use crate::refusal::Refusal;
+use crate::view::Details;
 
 /// Shares in a page, and the most that a node is asked for at once.
 pub const PAGE_MOST: usize = 1000;
@@ -26,6 +27,9 @@ pub struct Query {
     pub marker: Option<String>,
     /// Shares of every project.
     pub all_projects: bool,
+    /// Of all projects only this one.
+    pub of_project: Option<String>,
+    pub status: Option<String>,
     /// Shares have no names, so whoever looks for one finds nothing.
     pub named: bool,
     /// What the query said besides paging, for the link to the next page.
@@ -50,6 +54,12 @@ impl Query {
                 _ => {
                     let set = !matches!(&*value, "0" | "False" | "false" | "");
                     query.all_projects |= key == "all_tenants" && set;
+                    let asked = (!value.is_empty()).then(|| value.clone().into_owned());
+                    match &*key {
+                        "project_id" => query.of_project = asked,
+                        "status" => query.status = asked,
+                        _ => {}
+                    }
                     query.named |= matches!(&*key, "name" | "name~" | "display_name") && !value.is_empty();
                     query.rest.push((key.into_owned(), value.into_owned()));
                 }
@@ -95,8 +105,11 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
         return Ok(page);
     }
     let of_node = |node: &Arc<Node>| {
-        let all = query.all_projects;
-        let stretches = if all { vec![Stretch::all()] } else { owners.stretches(project, &node.name) };
+        let stretches = match &query.of_project {
+            None if query.all_projects => vec![Stretch::all()],
+            Some(other) if query.all_projects => owners.stretches(other, &node.name),
+            _ => owners.stretches(project, &node.name),
+        };
         stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect::<Vec<_>>()
     };
     let mut stretches: VecDeque<(Arc<Node>, Stretch)> = nodes.iter().flat_map(of_node).collect();
@@ -111,7 +124,10 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
         let mut behind = behind.take();
         loop {
             // One more than the page takes tells whether another page follows.
-            let wanted = (skip + query.limit + 1 - page.shares.len()).min(PAGE_MOST);
+            let wanted = match query.status {
+                None => (skip + query.limit + 1 - page.shares.len()).min(PAGE_MOST),
+                Some(_) => PAGE_MOST,
+            };
             let asked = u32::try_from(wanted).unwrap_or(u32::MAX);
             let answer = if node.is_down() {
                 Err(Failure::Unreachable { problem: "it did not answer when it was last asked".to_owned() })
@@ -139,6 +155,13 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             // A growd that does not know of projects yet tells of all shares.
             let of_project = |share: &Share| project.as_ref().is_none_or(|project| *project == share.project_id);
             for share in answer.shares.into_iter().filter(of_project) {
+                if let Some(status) = &query.status {
+                    // Of most shares it is known without asking for a job.
+                    let details = Details::of(&node, share.clone()).await;
+                    if details.map_err(|failure| failure.into_refusal(None))?.status != status {
+                        continue;
+                    }
+                }
                 if skip > 0 {
                     skip -= 1;
                 } else if page.shares.len() == query.limit {
@@ -190,6 +213,10 @@ mod tests {
         assert_eq!(Query::parse("limit=0").unwrap().limit, PAGE_MOST);
         assert_eq!(Query::parse("limit=5000").unwrap().limit, PAGE_MOST);
         assert!(Query::parse("name=a").unwrap().named);
+        let query = Query::parse("status=error&project_id=p&limit=1").unwrap();
+        assert_eq!((query.status.as_deref(), query.of_project.as_deref()), (Some("error"), Some("p")));
+        assert_eq!(query.behind("m"), "status=error&project_id=p&limit=1&marker=m");
+        assert_eq!(Query::parse("status=&project_id=").unwrap().status, None);
         assert!(!Query::parse("all_tenants=False").unwrap().all_projects);
         for (text, problem) in [
             ("limit=a", "limit param must be an integer"),
