@@ -104,7 +104,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     if let Some(listener) = scraped {
         tokio::spawn(async move {
             if let Err(error) = metrics::serve(listener, service, &meters).await {
-                warn!(%error, "no more metrics are served");
+                warn!(%error, "no metrics are served");
             }
         });
     }

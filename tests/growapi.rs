@@ -8,7 +8,7 @@ mod front;
 #[path = "growapi/simulated.rs"]
 mod simulated;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{Job, JobError, JobState, ShareStatus};
@@ -268,6 +268,64 @@ fn a_request_is_one_job_however_often_it_is_sent() {
     let [.., first, second] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!(first.request_id.as_deref(), id.strip_prefix("req-"));
     assert_ne!(first.request_id, second.request_id);
+}
+
+/// Clients use one id for a series of requests, and ask again for what has failed.
+#[test]
+fn what_has_ended_without_success_is_asked_for_again_with_the_same_id() {
+    let (cluster, front) = one_node();
+    let path = format!("/v2/p/shares/{}/action", share(1));
+    let id = ("X-OpenStack-Request-ID", "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11");
+    for (n, state) in
+        [(1, JobState::Failed), (2, JobState::Cancelled), (3, JobState::Succeeded), (3, JobState::Succeeded)]
+    {
+        front.ask("POST", &path, &[JSON, id], b"{\"os-extend\": {\"new_size\": 3}}").accepted();
+        cluster.nodes[0].with(|node| {
+            assert_eq!(node.jobs.len(), n, "before {state:?}");
+            let share = node.shares.get_mut(&share(1)).unwrap();
+            share.set_status(ShareStatus::Available);
+            share.size_bytes = Some(2 * GIB);
+            node.jobs.values_mut().for_each(|job| job.set_state(state));
+        });
+    }
+}
+
+#[test]
+fn lists_are_of_a_status() {
+    let (cluster, front) = one_node();
+    (2..=3).for_each(|n| cluster.nodes[0].hold(&share(n), "home", 2 * GIB));
+    front.extend(&share(2), 3).accepted();
+    let listed = |query: &str| {
+        let answer = front.get(&format!("/v2/p/shares?{query}")).json();
+        let shares = answer["shares"].as_array().unwrap().iter().map(|share| share["id"].as_str().unwrap().to_owned());
+        (shares.collect::<Vec<_>>(), answer["shares_links"][0]["href"].is_string())
+    };
+    let shares = |all: &[usize]| all.iter().map(|n| share(*n)).collect::<Vec<_>>();
+    for (query, expected) in [
+        ("status=available", &[1, 3][..]),
+        ("status=extending", &[2]),
+        ("status=error", &[]),
+        ("status=available&offset=1", &[3]),
+    ] {
+        assert_eq!(listed(query), (shares(expected), false), "{query}");
+    }
+    assert_eq!(listed("status=available&limit=1"), (shares(&[1]), true));
+    assert_eq!(listed(&format!("status=available&limit=1&marker={}", share(1))), (shares(&[3]), false));
+}
+
+#[test]
+fn a_client_that_takes_no_answers_is_given_up() {
+    let (_cluster, front) = one_node();
+    let mut stream = front.connect();
+    stream.set_write_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let many = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    let error = loop {
+        if let Err(error) = stream.write_all(&many) {
+            break error;
+        }
+    };
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    assert_eq!(front.share(&share(1))["size"], 2);
 }
 
 #[test]

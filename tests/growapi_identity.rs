@@ -138,6 +138,10 @@ fn roles_and_projects_bound_what_is_seen_and_done() {
         assert_eq!(member.listed(&format!("/v2/p/{list}?all_tenants=1")), [share(1), share(2)]);
         assert_eq!(other.listed(&format!("/v2/q/{list}")), [share(3)]);
         assert_eq!(admin.listed(&format!("/v2/p/{list}?all_tenants=1")), [1, 4, 2, 3].map(share));
+        assert_eq!(admin.listed(&format!("/v2/p/{list}?all_tenants=1&project_id=q")), [share(3)]);
+        assert_eq!(admin.listed(&format!("/v2/p/{list}?all_tenants=1&project_id=r")), [""; 0]);
+        assert_eq!(admin.listed(&format!("/v2/p/{list}?all_tenants=1&status=available")), [share(2)]);
+        assert_eq!(member.listed(&format!("/v2/p/{list}?all_tenants=1&project_id=q")), [share(1), share(2)]);
         assert_eq!(member.listed(&format!("/v2/p/{list}?name=x")), [""; 0]);
     }
     assert_eq!(member.listed(&format!("/v2/p/shares?marker={}", share(1))), [share(2)]);

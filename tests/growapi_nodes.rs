@@ -159,6 +159,43 @@ fn a_node_that_is_down_takes_only_its_own_shares_with_it() {
 }
 
 #[test]
+fn a_share_that_went_from_a_node_that_is_down_is_found() {
+    let mut cluster = Cluster::new(2);
+    let down = Servers::new();
+    cluster.nodes.extend([simulated::Simulated::default(), simulated::Simulated::default()]);
+    down.serve(&cluster.socket(2), &cluster.nodes[2]);
+    cluster.servers.as_ref().unwrap().serve(&cluster.socket(3), &cluster.nodes[3]);
+    for n in 0..3 {
+        cluster.nodes[2].hold(&share(n), "home", 2 * GIB);
+    }
+    cluster.nodes[3].hold(&share(3), "home", 2 * GIB);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    (0..3).for_each(|n| assert_eq!(front.share(&share(n))["size"], 2));
+    drop(down);
+    front.get(&path(0)).refused(503);
+    // Moved to others while its node is down.
+    (0..2).for_each(|n| cluster.nodes[n].hold(&share(n), "home", 3 * GIB));
+    assert_eq!(front.share(&share(0))["size"], 3);
+    front.extend(&share(1), 4).accepted();
+    // One that was not is where it was: lists go on behind it.
+    front.extend(&share(2), 3).refused(503);
+    let list = front.get(&format!("/v2/p/shares?marker={}", share(2)));
+    assert_eq!((list.status, list.json()["shares"][0]["id"].as_str()), (200, Some(share(3).as_str())), "{list:?}");
+}
+
+#[test]
+fn pools_that_cannot_be_read_are_told_with_the_nodes() {
+    let cluster = Cluster::new(2);
+    cluster.nodes[0].hold(&share(0), "home", 2 * GIB);
+    cluster.nodes[1].with(|state| state.unreadable_pools = vec!["old".to_owned(), "vols".to_owned()]);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    let list = front.get("/v2/p/shares");
+    assert_eq!(list.json()["shares"].as_array().unwrap().len(), 1);
+    let text = "199 growapi \"the shares of 2 pools that cannot be read are missing\"";
+    assert_eq!(list.header("warning"), Some(text));
+}
+
+#[test]
 fn a_silent_node_is_504_and_holds_up_nobody_else() {
     let cluster = Cluster::new(3);
     for n in 0..3 {

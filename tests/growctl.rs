@@ -324,6 +324,38 @@ fn an_extend_without_an_answer_is_asked_again_as_the_same_request() {
     assert!(ran.out.contains(&asked[0].request_id.clone().unwrap()), "{ran:#?}");
 }
 
+/// It was accepted before the connection was lost, for all that growctl knows.
+#[test]
+fn an_extend_that_meets_a_growd_which_starts_stays_without_an_answer() {
+    let mut fixture = Fixture::new();
+    let starting = Act::Refuse(refusal(Code::Unavailable, "STORE_UNAVAILABLE", &[]));
+    fixture.script(|script| {
+        script.extend = VecDeque::from([Act::Hang, starting.clone(), starting.clone(), starting]);
+    });
+    let mut command = fixture.command(&["extend", SHARE, "3GiB", "-o", "json"]);
+    let asking = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    fixture.until(|script| script.extends.len() == 1);
+    fixture.restart_server();
+    let error = Ran::from(asking.wait_with_output().unwrap()).exits(7).error();
+    let asked = fixture.script(|script| script.extends.clone());
+    assert_eq!((error["reason"].as_str(), asked.len()), (Some("STORE_UNAVAILABLE"), 4));
+    assert!(error["message"].as_str().unwrap().contains("may have accepted"), "{error}");
+    let id = asked[0].request_id.clone().unwrap();
+    assert!(error["next"].as_str().unwrap().contains(&format!("--request-id {id}")), "{error}");
+}
+
+#[test]
+fn pools_whose_shares_are_missing_are_named() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.unreadable_pools = vec!["old".to_owned(), "vols".to_owned()]);
+    let table = fixture.run(&["shares"]).exits(0);
+    assert_eq!((table.out.lines().count(), table.err.lines().count()), (3, 1));
+    assert!(table.err.starts_with("warning: the shares of old, vols are missing"), "{table:#?}");
+    let json = fixture.run(&["shares", "-o", "json"]).exits(0);
+    assert_eq!(json.json()["unreadable_pools"], serde_json::json!(["old", "vols"]));
+    assert_eq!(json.err, "");
+}
+
 #[test]
 fn an_extend_that_stays_without_an_answer_names_the_request_id() {
     let mut fixture = Fixture::new();

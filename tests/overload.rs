@@ -11,13 +11,14 @@ mod http2;
 #[path = "support/process.rs"]
 mod process;
 
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use access::{Authority, Growd, PATIENCE, node, pool, tcp};
 use growd::model::JobState;
 use growd::wire::client;
-use growd::wire::limits::{CONNECTIONS_MOST, HANDSHAKES_MOST};
+use growd::wire::limits::{CONNECTIONS_MOST, HANDSHAKES_MOST, SCRAPERS_MOST};
 use growd::wire::proto::GetJobRequest;
 use growd::wire::proto::job_service_client::JobServiceClient;
 use http2::{PREFACE, Raw};
@@ -164,4 +165,28 @@ async fn silent_handshakes_do_not_keep_others_out() {
     served.await.expect("nobody gets in any more");
     node(&client::connect(&growd.socket()).await.unwrap()).await.unwrap();
     until_files_are_given_back(&growd, before).await;
+}
+
+/// They would take all files that growd may open: anybody on the node reaches the port of the metrics.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_for_metrics_are_few_and_are_closed() {
+    let (growd, job_id) = start(&["[metrics]\nlisten = \"127.0.0.1:{port}\"\n", &pool("a")].concat()).await;
+    let connect = || {
+        let stream = std::net::TcpStream::connect(growd.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let before = Usage::of(growd.pid());
+    let idle: Vec<_> = (0..2 * SCRAPERS_MOST).map(|_| connect()).collect();
+    // Behind all of them.
+    let mut scraper = connect();
+    scraper.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").unwrap();
+    is_answered(&client::connect(&growd.socket()).await.unwrap(), &job_id).await;
+    let mut first = [0; 1];
+    scraper.read_exact(&mut first).unwrap();
+    let files = Usage::of(growd.pid()).files;
+    assert!(files <= before.files + SCRAPERS_MOST as u64 + 8, "{files} files are open, {} were", before.files);
+    for mut stream in idle {
+        assert_eq!(stream.read(&mut first).unwrap(), 0, "an idle connection is not closed");
+    }
 }

@@ -39,6 +39,12 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 
 const GET_JOB: &str = "/growd.v1.JobService/GetJob";
 const LIST_JOBS: &str = "/growd.v1.JobService/ListJobs";
+/// What is there besides the contract. Anybody may ask for the health.
+const BESIDES: [&str; 3] = [
+    "/grpc.health.v1.Health/Check",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
 /// How many frames a flood has.
 const FLOOD: usize = 200_000;
 /// What one offender may cost, in KiB.
@@ -260,6 +266,18 @@ async fn messages_that_are_too_long_are_refused_and_not_kept() {
     // The longest that is read is refused for what it says.
     let request = ExtendShareRequest { project_id: "x".repeat(MESSAGE_MOST - 16), ..Default::default() };
     assert_eq!(reason(&shares.extend_share(request).await.unwrap_err()), "INVALID_SHARE_ID");
+
+    // One that is too long is refused before it has come, by each service.
+    let mut raw = node.offender().await;
+    for (n, path) in (0..).zip(BESIDES.into_iter().chain([GET_JOB])) {
+        let stream = 2 * n + 1;
+        let promise = [&[0], &(MESSAGE_MOST as u32 + 1).to_be_bytes()[..]].concat();
+        raw.say(&frame(HEADERS, END_HEADERS, stream, &call_headers(path))).await.unwrap();
+        raw.say(&frame(DATA, 0, stream, &promise)).await.unwrap();
+        let ends = |frame: &Frame| frame.stream == stream && frame.flags & END_STREAM != 0;
+        raw.until(ends).await.unwrap_or_else(|| panic!("{path} is not refused"));
+    }
+    node.is_well("messages that would be too long").await;
 
     // Messages that are promised and never come.
     let mut raw = node.offender().await;

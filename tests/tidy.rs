@@ -23,7 +23,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("fuzz", ALL),
     ("bin/growd", ALL),
     ("bin/growctl", &["wire::proto", "wire::client", "wire::json", "model", "pages"]),
-    ("bin/growapi", &["wire::proto", "wire::client", "wire::page_behind", "config", "logging", "model", "pages"]),
+    ("bin/growapi", &["wire::proto", "wire::client", "wire::http", "config", "logging", "model", "pages"]),
 ];
 const ALL: &[&str] =
     &["config", "daemon", "driver", "engine", "logging", "meters", "model", "pages", "service", "store", "sys", "wire"];

@@ -267,7 +267,6 @@ pub fn boolean(value: &DeValue<'_>) -> Result<bool, ValueProblem> {
     value.as_bool().ok_or(ValueProblem::Type { expected: "true or false", found: value.type_str() })
 }
 
-/// A URL to which paths can be added: without a slash at its end.
 pub fn level(value: &DeValue<'_>) -> Result<Targets, ValueProblem> {
     Ok(logging::level(text(value)?)?)
 }
@@ -281,6 +280,7 @@ pub fn collector(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     }
 }
 
+/// A URL to which paths can be added: without a slash at its end.
 pub fn http_url(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let text = text(value)?;
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));

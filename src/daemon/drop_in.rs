@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -64,7 +65,8 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
         add(&format!("pool {}", pool.name), places);
     }
     let ports = [config.metrics, config.tcp.as_ref().map(|tcp| tcp.address)];
-    let mut others = ports.into_iter().flatten().map(|port| port.ip().is_loopback()).collect::<Vec<_>>();
+    let ports: Vec<IpAddr> = ports.into_iter().flatten().map(|port| port.ip()).collect();
+    let mut others: Vec<bool> = ports.iter().map(IpAddr::is_loopback).collect();
     others.extend(config.traces.as_deref().map(is_local));
     if !others.is_empty() {
         // The unit has no network at all.
@@ -79,10 +81,21 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
         text.push_str("ProtectHome=no\n");
     }
     let units: BTreeSet<String> = all.iter().filter_map(|place| holder(place, mounts)).map(mount_unit).collect();
+    let mut unit = String::new();
     if !units.is_empty() {
         let units = units.into_iter().collect::<Vec<_>>().join(" ");
-        let _ =
-            writeln!(text, "# One that does not come holds growd up until systemd gives it up.\n[Unit]\nAfter={units}");
+        let _ = writeln!(unit, "# One that does not come holds growd up until systemd gives it up.\nAfter={units}");
+    }
+    // Who exports spans connects once there are some.
+    if ports.iter().any(|address| !address.is_loopback() && !address.is_unspecified()) {
+        unit.push_str(
+            "# growd does not start without its address, and after some starts it is not started again.\n\
+             Wants=network-online.target\nAfter=network-online.target\n",
+        );
+    }
+    if !unit.is_empty() {
+        text.push_str("[Unit]\n");
+        text.push_str(&unit);
     }
     text
 }
@@ -214,8 +227,7 @@ mod tests {
             # pool vols\nReadWritePaths=-/vols\n\
             # pool images\nReadWritePaths=-/images\n\
             # pool images\nReadWritePaths=-/srv/images\n\
-            # One that does not come holds growd up until systemd gives it up.\n\
-            [Unit]\nAfter=old.mount srv-my\\x20100\\x25.mount srv.mount\n";
+            [Unit]\n# One that does not come holds growd up until systemd gives it up.\nAfter=old.mount srv-my\\x20100\\x25.mount srv.mount\n";
         assert_eq!(text(&config, &mounts, backing), expected);
     }
 
@@ -246,6 +258,25 @@ mod tests {
         }
         assert!(is_local("http://127.0.0.1:4317") && is_local("http://[::1]:4317"));
         assert!(!is_local("http://collector:4317") && !is_local("http://10.0.0.1:4317"));
+    }
+
+    /// growd starts before there is an address, and ten starts that fail are the last.
+    #[test]
+    fn an_address_of_the_network_is_waited_for() {
+        let pool = "[[pool]]\nname = \"a\"\ndriver = \"btrfs\"\npath = \"/a/{share_id}\"\n";
+        for (table, expected) in [
+            ("[tcp]\nlisten = \"192.0.2.7:7070\"\ninsecure = true\n", true),
+            ("[metrics]\nlisten = \"[2001:db8::7]:9420\"\n", true),
+            ("[tcp]\nlisten = \"0.0.0.0:7070\"\ninsecure = true\n[metrics]\n", false),
+            ("[tcp]\nlisten = \"[::]:7070\"\ninsecure = true\n", false),
+        ] {
+            let config = Config::parse(&format!("{table}{pool}"), "growd.toml").unwrap();
+            let text = text(&config, &[mount("/dev/sdb", "/a")], |_| None);
+            let waits = "Wants=network-online.target\nAfter=network-online.target\n";
+            assert!(text.contains("\nAfter=a.mount\n"), "{text}");
+            assert_eq!(text.ends_with(waits), expected, "{text}");
+            assert_eq!(text.matches("[Unit]").count(), 1, "{text}");
+        }
     }
 
     #[test]

@@ -138,10 +138,9 @@ impl Log {
     }
 }
 
-/// Fields are called `GROWD_SHARE` and so on.
+/// Fields are called `GROWD_SHARE` and so on; the identifier is the program's name.
 fn journal() -> io::Result<tracing_journald::Layer> {
-    let layer = tracing_journald::layer()?;
-    Ok(layer.with_field_prefix(Some("GROWD".to_owned())).with_syslog_identifier("growd".to_owned()))
+    Ok(tracing_journald::layer()?.with_field_prefix(Some("GROWD".to_owned())))
 }
 
 /// Whether stderr is the stream that `JOURNAL_STREAM` names, as `device:inode` (systemd.exec(5)): it may have been

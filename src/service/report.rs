@@ -33,6 +33,15 @@ pub struct NodeReport {
     pub store_bytes: u64,
 }
 
+/// A page of a list of shares.
+pub struct SharesPage {
+    pub shares: Vec<ShareReport>,
+    /// Behind which another page follows.
+    pub next: Option<ShareId>,
+    /// Pools whose shares are missing.
+    pub unreadable: Vec<PoolName>,
+}
+
 impl Service {
     /// # Errors
     /// SHARE_NOT_FOUND, NOT_MOUNTED.
@@ -55,7 +64,7 @@ impl Service {
         project: Option<&ProjectLabel>,
         after: Option<ShareId>,
         size: usize,
-    ) -> Result<(Vec<ShareReport>, Option<ShareId>), Refusal> {
+    ) -> Result<SharesPage, Refusal> {
         let pools: Vec<Arc<Pool>> = match pool {
             None => self.engine.pools.all(),
             Some(name) => vec![self.engine.pools.get(name).ok_or_else(|| Refusal::InvalidRequest {
@@ -78,12 +87,13 @@ impl Service {
             async move { pool.call(list).await }
         };
         let lists = join_all(pools.iter().map(listed)).await;
+        let mut unreadable = Vec::new();
         for (index, shares) in lists.into_iter().enumerate() {
             match shares {
                 Ok(shares) => places.extend(shares.into_iter().map(|share| (share, index))),
                 Err(refusal) if pool.is_some() => return Err(refusal),
-                // The other pools are listed all the same; ListPools and Diagnose tell of this one.
-                Err(_) => {}
+                // The other pools are listed all the same; ListPools and Diagnose tell what is wrong with this one.
+                Err(_) => unreadable.push(pools[index].name.clone()),
             }
         }
         places.sort_unstable();
@@ -93,10 +103,10 @@ impl Service {
             let own = places.iter().filter(|(_, place)| *place == index).map(|(share, _)| *share);
             self.observe_all(pool, own.collect(), project)
         });
-        let mut reports: Vec<ShareReport> = join_all(pages).await.into_iter().flatten().collect();
-        reports.sort_by_key(|report| report.share);
-        let next = reports.last().filter(|_| more).map(|report| report.share);
-        Ok((reports, next))
+        let mut shares: Vec<ShareReport> = join_all(pages).await.into_iter().flatten().collect();
+        shares.sort_by_key(|report| report.share);
+        let next = shares.last().filter(|_| more).map(|report| report.share);
+        Ok(SharesPage { shares, next, unreadable })
     }
 
     /// Shares of one pool; those that cannot be read have a finding that says why.
@@ -133,11 +143,13 @@ impl Service {
 
     fn jobs_of(&self, share: ShareId) -> Jobs {
         let active = self.engine.claims.active(share);
-        let last = self.engine.store.newest_of(share);
         let job = match active {
             Some(id) => self.engine.job(id).ok(),
             None => self.engine.last_job(share).filter(|job| job.state == JobState::Failed),
         };
+        // Of a failure its own job tells, which a cancelled one may have come after.
+        let failed = job.as_ref().filter(|_| active.is_none()).map(|job| job.id);
+        let last = failed.or_else(|| self.engine.store.newest_of(share));
         let status = match (active, job.map(|job| job.kind)) {
             (Some(_), Some(JobKind::Shrink)) => ShareStatus::Shrinking,
             (Some(_), _) => ShareStatus::Extending,

@@ -14,9 +14,10 @@ use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Response, Status};
 
+use super::convert;
 use super::proto::share_service_client::ShareServiceClient;
 use super::proto::{ExtendShareRequest, Job, ShrinkShareRequest};
-use crate::model::{JobKind, TraceParent};
+use crate::model::{JobKind, ShareId, TraceParent};
 
 /// Where growd listens unless its configuration says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "unix:/run/growd/growd.sock";
@@ -99,6 +100,11 @@ pub async fn resize(
             shares.shrink_share(called_from(request, caller)).await
         }
     }
+}
+
+/// The token by which ListShares goes on behind a share, whether or not an earlier page ended there.
+pub fn page_behind(share: ShareId, pool: &str, project: Option<&str>) -> String {
+    convert::page_token(Some(share), &convert::shares_filter(pool, project))
 }
 
 fn called_from<T>(message: T, caller: Option<TraceParent>) -> Request<T> {

@@ -105,10 +105,11 @@ impl ShareService for Handlers {
             let size = convert::page_size(request.page_size);
             self.service()?.shares(pool.as_ref(), project.as_ref(), after, size).await
         };
-        let (shares, next) = answer.await.map_err(status)?;
+        let page = answer.await.map_err(status)?;
         Ok(Response::new(proto::ListSharesResponse {
-            shares: shares.into_iter().map(convert::share).collect(),
-            next_page_token: convert::page_token(next, &filter),
+            shares: page.shares.into_iter().map(convert::share).collect(),
+            next_page_token: convert::page_token(page.next, &filter),
+            unreadable_pools: page.unreadable.iter().map(PoolName::to_string).collect(),
         }))
     }
 }

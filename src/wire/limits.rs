@@ -38,6 +38,11 @@ pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a client may take for the preface of HTTP/2 (RFC 9113, 3.4), with which it begins: pings begin only then.
 pub const PREFACE_LIMIT: Duration = Duration::from_secs(10);
 
+/// Connections of scrapers of metrics at once; more wait in the listener's queue. There are one or two Prometheus.
+pub const SCRAPERS_MOST: usize = 32;
+/// How long a scraper may take for the head of a request, waiting for the next one included, and to take what it is sent.
+pub const SCRAPE_LIMIT: Duration = Duration::from_secs(10);
+
 /// Connections of one listener at once, so that the callers of the TCP port cannot keep those of the socket out. An API
 /// tier has one or a few for each of its processes.
 pub const CONNECTIONS_MOST: u64 = 10_240;

@@ -16,6 +16,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
+use super::http;
 use crate::meters::Meters;
 use crate::model::{PoolName, PoolReport, Reason};
 use crate::service::Service;
@@ -50,16 +51,16 @@ struct PoolGauges {
     looked_at: IntGaugeVec,
 }
 
-/// Serves `/metrics` until the listener fails.
+/// Serves `/metrics` for as long as growd runs.
 ///
 /// # Errors
-/// Those of the listener.
-pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters) -> Result<(), std::io::Error> {
-    let metrics = Metrics::new(service, meters).map_err(std::io::Error::other)?;
-    let metrics = Arc::new(metrics);
+/// Never, as long as the names below are well formed and differ.
+pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::new(service, meters)?);
     tokio::spawn(Arc::clone(&metrics).look_at_pools());
     tokio::spawn(Arc::clone(&metrics).look_for_findings());
-    axum::serve(listener, Router::new().route("/metrics", get(scrape)).with_state(metrics)).await
+    http::serve_scrapers(listener, Router::new().route("/metrics", get(scrape)).with_state(metrics)).await;
+    Ok(())
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
@@ -102,7 +103,10 @@ impl Metrics {
                     let thin = GaugeVec::new(Opts::new("growd_thin_pool_used_ratio", help), &["pool", "of"])?;
                     registered(&registry, thin)?
                 },
-                looked_at: pool("growd_pool_looked_at_timestamp_seconds", "When the pool last answered.")?,
+                looked_at: pool(
+                    "growd_pool_looked_at_timestamp_seconds",
+                    "When the pool last answered, or was first asked.",
+                )?,
             },
             findings: gauges(&registry, "growd_findings", "What growctl doctor finds.", &["pool", "kind"])?,
             findings_looked_at: gauge(
@@ -135,9 +139,14 @@ impl Metrics {
     async fn look_at_pools(self: Arc<Self>) {
         let mut answered = BTreeMap::new();
         loop {
+            let begun = now();
             let pools = self.service.pools().await;
-            for pool in pools.iter().filter(|pool| is_readable(pool)) {
-                answered.insert(pool.pool.clone(), now());
+            for pool in &pools {
+                // The silence of one that never answers is counted from the first look on.
+                let time = answered.entry(pool.pool.clone()).or_insert(begun);
+                if is_readable(pool) {
+                    *time = now();
+                }
             }
             {
                 let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,5 @@
-//! gRPC: the contract's generated code, the handlers, and the one table from refusals to status codes.
+//! gRPC: the contract's generated code, the handlers, and the one table from refusals to status codes. And HTTP, for
+//! metrics and for growapi.
 
 mod audit;
 pub(crate) mod certificate;
@@ -6,6 +7,7 @@ pub mod client;
 pub(crate) mod convert;
 pub mod gate;
 mod handlers;
+pub mod http;
 pub mod json;
 pub mod limits;
 mod listeners;
@@ -18,8 +20,3 @@ pub mod tls;
 mod turned_away;
 
 pub use convert::job as job_message;
-
-/// The token by which ListShares goes on behind a share, whether or not an earlier page ended there.
-pub fn page_behind(share: crate::model::ShareId, pool: &str, project: Option<&str>) -> String {
-    convert::page_token(Some(share), &convert::shares_filter(pool, project))
-}

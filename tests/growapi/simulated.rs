@@ -45,6 +45,7 @@ pub enum Mood {
 pub struct State {
     pub shares: BTreeMap<String, Share>,
     pub jobs: BTreeMap<String, Job>,
+    pub unreadable_pools: Vec<String>,
     /// Requests of both kinds that were received.
     pub extends: Vec<ExtendShareRequest>,
     pub shrinks: Vec<ShrinkShareRequest>,
@@ -209,7 +210,8 @@ impl ShareService for Simulated {
         let more = shares.len() > page_size as usize;
         let shares: Vec<_> = shares.into_iter().take(page_size as usize).collect();
         let next_page_token = if more { format!("x.{}", shares.last().unwrap().share_id) } else { String::new() };
-        Ok(Response::new(ListSharesResponse { shares, next_page_token }))
+        let unreadable_pools = self.with(|state| state.unreadable_pools.clone());
+        Ok(Response::new(ListSharesResponse { shares, next_page_token, unreadable_pools }))
     }
 }
 

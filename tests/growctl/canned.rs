@@ -33,6 +33,8 @@ pub struct Script {
     pub findings: Vec<Finding>,
     pub commands: Vec<HostCommand>,
     pub jobs: usize,
+    /// Of the second page of shares.
+    pub unreadable_pools: Vec<String>,
     pub extends: Vec<ExtendShareRequest>,
     pub shrinks: Vec<ShrinkShareRequest>,
     pub job_lists: Vec<ListJobsRequest>,
@@ -118,13 +120,16 @@ impl ShareService for Canned {
 
     async fn list_shares(&self, request: Request<ListSharesRequest>) -> Result<Response<ListSharesResponse>, Status> {
         let request = request.into_inner();
-        self.0.lock().unwrap().share_lists.push(request.clone());
+        let mut script = self.0.lock().unwrap();
+        script.share_lists.push(request.clone());
+        let mut page = ListSharesResponse::default();
         // Two pages with one share each.
-        Ok(Response::new(match request.page_token.as_str() {
-            _ if request.pool == "empty" => ListSharesResponse::default(),
-            "" => ListSharesResponse { shares: vec![share(SHARE)], next_page_token: "second".to_owned() },
-            _ => ListSharesResponse { shares: vec![share(REQUEST)], next_page_token: String::new() },
-        }))
+        match request.page_token.as_str() {
+            _ if request.pool == "empty" => {}
+            "" => (page.shares, page.next_page_token) = (vec![share(SHARE)], "second".to_owned()),
+            _ => (page.shares, page.unreadable_pools) = (vec![share(REQUEST)], script.unreadable_pools.clone()),
+        }
+        Ok(Response::new(page))
     }
 }
 

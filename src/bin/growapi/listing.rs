@@ -13,6 +13,7 @@ use growd::wire::proto::Share;
 use crate::nodes::{Failure, Node, Nodes};
 use crate::owners::{Owners, Stretch};
 use crate::refusal::Refusal;
+use crate::view::Details;
 
 /// Shares in a page, and the most that a node is asked for at once.
 pub const PAGE_MOST: usize = 1000;
@@ -26,6 +27,9 @@ pub struct Query {
     pub marker: Option<String>,
     /// Shares of every project.
     pub all_projects: bool,
+    /// Of all projects only this one.
+    pub of_project: Option<String>,
+    pub status: Option<String>,
     /// Shares have no names, so whoever looks for one finds nothing.
     pub named: bool,
     /// What the query said besides paging, for the link to the next page.
@@ -50,6 +54,12 @@ impl Query {
                 _ => {
                     let set = !matches!(&*value, "0" | "False" | "false" | "");
                     query.all_projects |= key == "all_tenants" && set;
+                    let asked = (!value.is_empty()).then(|| value.clone().into_owned());
+                    match &*key {
+                        "project_id" => query.of_project = asked,
+                        "status" => query.status = asked,
+                        _ => {}
+                    }
                     query.named |= matches!(&*key, "name" | "name~" | "display_name") && !value.is_empty();
                     query.rest.push((key.into_owned(), value.into_owned()));
                 }
@@ -83,18 +93,23 @@ pub struct Page {
     pub more: bool,
     /// Nodes whose shares are not there because they did not answer.
     pub missing: usize,
+    /// Pools of nodes that did answer, whose shares are not there because they cannot be read.
+    pub unreadable: usize,
 }
 
 /// # Errors
 /// 400 for a marker that is no share of the project; what the nodes say when none of them answers.
 pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) -> Result<Page, Refusal> {
-    let mut page = Page { shares: Vec::new(), more: false, missing: 0 };
+    let mut page = Page { shares: Vec::new(), more: false, missing: 0, unreadable: 0 };
     if query.named {
         return Ok(page);
     }
     let of_node = |node: &Arc<Node>| {
-        let all = query.all_projects;
-        let stretches = if all { vec![Stretch::all()] } else { owners.stretches(project, &node.name) };
+        let stretches = match &query.of_project {
+            None if query.all_projects => vec![Stretch::all()],
+            Some(other) if query.all_projects => owners.stretches(other, &node.name),
+            _ => owners.stretches(project, &node.name),
+        };
         stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect::<Vec<_>>()
     };
     let mut stretches: VecDeque<(Arc<Node>, Stretch)> = nodes.iter().flat_map(of_node).collect();
@@ -104,12 +119,15 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     };
     let mut skip = query.offset;
     let (mut answered, mut failure) = (false, None);
-    let mut missing = BTreeSet::new();
+    let (mut missing, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
     'stretches: for (node, Stretch { pool, project }) in stretches {
         let mut behind = behind.take();
         loop {
             // One more than the page takes tells whether another page follows.
-            let wanted = (skip + query.limit + 1 - page.shares.len()).min(PAGE_MOST);
+            let wanted = match query.status {
+                None => (skip + query.limit + 1 - page.shares.len()).min(PAGE_MOST),
+                Some(_) => PAGE_MOST,
+            };
             let asked = u32::try_from(wanted).unwrap_or(u32::MAX);
             let answer = if node.is_down() {
                 Err(Failure::Unreachable { problem: "it did not answer when it was last asked".to_owned() })
@@ -132,10 +150,18 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                 }
             };
             answered = true;
+            unreadable.extend(answer.unreadable_pools.into_iter().map(|pool| (node.name.clone(), pool)));
             behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
             // A growd that does not know of projects yet tells of all shares.
             let of_project = |share: &Share| project.as_ref().is_none_or(|project| *project == share.project_id);
             for share in answer.shares.into_iter().filter(of_project) {
+                if let Some(status) = &query.status {
+                    // Of most shares it is known without asking for a job.
+                    let details = Details::of(&node, share.clone()).await;
+                    if details.map_err(|failure| failure.into_refusal(None))?.status != status {
+                        continue;
+                    }
+                }
                 if skip > 0 {
                     skip -= 1;
                 } else if page.shares.len() == query.limit {
@@ -150,7 +176,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             }
         }
     }
-    page.missing = missing.len();
+    (page.missing, page.unreadable) = (missing.len(), unreadable.len());
     match failure {
         Some(failure) if !answered => Err(failure.into_refusal(None)),
         _ => Ok(page),
@@ -187,6 +213,10 @@ mod tests {
         assert_eq!(Query::parse("limit=0").unwrap().limit, PAGE_MOST);
         assert_eq!(Query::parse("limit=5000").unwrap().limit, PAGE_MOST);
         assert!(Query::parse("name=a").unwrap().named);
+        let query = Query::parse("status=error&project_id=p&limit=1").unwrap();
+        assert_eq!((query.status.as_deref(), query.of_project.as_deref()), (Some("error"), Some("p")));
+        assert_eq!(query.behind("m"), "status=error&project_id=p&limit=1&marker=m");
+        assert_eq!(Query::parse("status=&project_id=").unwrap().status, None);
         assert!(!Query::parse("all_tenants=False").unwrap().all_projects);
         for (text, problem) in [
             ("limit=a", "limit param must be an integer"),

@@ -13,7 +13,6 @@ mod owners;
 mod python_text;
 mod refusal;
 mod routes;
-mod serve;
 mod view;
 
 use std::io::BufRead;
@@ -26,14 +25,17 @@ use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::ApiConfig;
 use growd::logging::{self, Log, LogFormat};
 use growd::pages;
+use growd::wire::http;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use api::{Api, Current};
 use identity::Identity;
 use metrics::Metrics;
 
+/// Connections of clients at once; more wait in the listener's queue.
+const CONNECTIONS_MOST: usize = 8192;
 /// Short ones can be guessed, and their hashes be turned back.
 const TOKEN_LEAST: usize = 32;
 const EXIT_CODES: &str = "Exit codes: 0 done, or stopped in order; 1 refused or failed, as told on stderr; 2 the command \
@@ -111,12 +113,7 @@ async fn serve_until_told(path: &Path, config: ApiConfig, log: &Log) -> Result<(
     if let Some(address) = config.metrics {
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("cannot listen on {address} for metrics"))?;
-        let (metrics, current) = (Arc::clone(&metrics), current.clone());
-        tokio::spawn(async move {
-            if let Err(error) = metrics::serve(listener, metrics, current).await {
-                error!("no more metrics are served: {error:#}");
-            }
-        });
+        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics), current.clone()));
     }
     info!(address = %listener.local_addr()?, nodes = config.nodes.len(), "growapi is ready");
     let stop = async {
@@ -128,7 +125,8 @@ async fn serve_until_told(path: &Path, config: ApiConfig, log: &Log) -> Result<(
             }
         }
     };
-    serve::serve(listener, routes::router(current.clone(), metrics), config.request_timeout, stop).await;
+    let router = routes::router(current.clone(), metrics);
+    http::serve(listener, router, CONNECTIONS_MOST, config.request_timeout, stop).await;
     Ok(())
 }
 
@@ -137,8 +135,15 @@ fn reload(path: &Path, first: &ApiConfig, current: &Current, log: &Log) {
     let read = || {
         let config = ApiConfig::load(path)?;
         let api = Api::new(&config, Some(&*current.get()))?;
-        if config.listen != first.listen {
-            tracing::warn!(now = %first.listen, configured = %config.listen, "listen changes with a restart only");
+        for (key, changed) in [
+            ("listen", config.listen != first.listen),
+            ("[metrics]", config.metrics != first.metrics),
+            // The time for a body is the new one at once.
+            ("request_timeout, of heads and answers,", config.request_timeout != first.request_timeout),
+        ] {
+            if changed {
+                warn!("{key} has changed in the configuration, which growapi follows at its next start");
+            }
         }
         Ok::<_, anyhow::Error>((config, api))
     };

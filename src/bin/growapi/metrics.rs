@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use growd::wire::http;
+use parking_lot::Mutex;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -27,6 +29,8 @@ pub struct Metrics {
     seconds: HistogramVec,
     node_up: IntGaugeVec,
     places: IntGauge,
+    /// One scrape at a time: the gauges are set and read.
+    scrape: Mutex<()>,
 }
 
 impl Metrics {
@@ -43,6 +47,7 @@ impl Metrics {
             seconds: HistogramVec::new(seconds.buckets(TIMES.to_vec()), &["method", "route"])?,
             node_up: IntGaugeVec::new(up, &["node"])?,
             places: IntGauge::new("growapi_known_shares", "Shares of which it is known which node has them.")?,
+            scrape: Mutex::default(),
         };
         metrics.registry.register(Box::new(metrics.requests.clone()))?;
         metrics.registry.register(Box::new(metrics.seconds.clone()))?;
@@ -59,6 +64,7 @@ impl Metrics {
 
     fn render(&self, current: &Current) -> Result<Vec<u8>> {
         let api = current.get();
+        let _one = self.scrape.lock();
         // Nodes that are gone since the configuration was read again.
         self.node_up.reset();
         for node in api.nodes.iter() {
@@ -71,13 +77,9 @@ impl Metrics {
     }
 }
 
-/// Serves `/metrics` until the listener fails.
-///
-/// # Errors
-/// Those of the listener.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, current: Current) -> Result<()> {
-    let router = Router::new().route("/metrics", get(scrape)).with_state((metrics, current));
-    axum::serve(listener, router).await.context("the listener for metrics failed")
+/// Serves `/metrics` for as long as growapi runs.
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, current: Current) {
+    http::serve_scrapers(listener, Router::new().route("/metrics", get(scrape)).with_state((metrics, current))).await;
 }
 
 async fn scrape(State((metrics, current)): State<(Arc<Metrics>, Current)>) -> Response {

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
 use growd::model::{Bytes as Size, JobKind, ShareId};
-use growd::wire::proto::ExtendShareRequest;
+use growd::wire::proto::{ExtendShareRequest, JobState};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
@@ -182,8 +182,11 @@ async fn list_page(
         body["shares_links"] = json!([{"rel": "next", "href": href}]);
     }
     let mut response = json_response(StatusCode::OK, &body);
-    if page.missing > 0 {
-        let text = format!("199 growapi \"the shares of {} nodes that do not answer are missing\"", page.missing);
+    let missing = [(page.missing, "nodes that do not answer"), (page.unreadable, "pools that cannot be read")];
+    let missing = missing.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("of {count} {what}"));
+    let missing = missing.collect::<Vec<_>>().join(" and ");
+    if !missing.is_empty() {
+        let text = format!("199 growapi \"the shares {missing} are missing\"");
         if let Ok(text) = HeaderValue::try_from(text) {
             response.headers_mut().insert(header::WARNING, text);
         }
@@ -237,9 +240,13 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
         let mut answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        if caller.traced.chosen_by_caller && matches!(&answer, Err(failure) if failure.has_reason("REQUEST_ID_REUSED"))
-        {
-            // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job.
+        // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job, and not
+        // of one that has ended without success.
+        let is_another = match &answer {
+            Ok(job) => job.as_ref().is_some_and(|job| matches!(job.state(), JobState::Failed | JobState::Cancelled)),
+            Err(failure) => failure.has_reason("REQUEST_ID_REUSED"),
+        };
+        if caller.traced.chosen_by_caller && is_another {
             request.request_id = Some(Traced::fresh().to_string());
             answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
         }

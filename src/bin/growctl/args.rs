@@ -35,7 +35,8 @@ pub struct Cli {
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
     pub output: Output,
     /// How long growd may take to answer a call, connecting included; does not limit --wait and --watch
-    #[arg(long, global = true, default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    // growd says after 40 s that a pool is stuck.
+    #[arg(long, global = true, default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub timeout: Duration,
     #[command(subcommand)]
     pub verb: Verb,
@@ -160,6 +161,13 @@ mod tests {
         let cli = cli.unwrap();
         assert_eq!((cli.output, cli.timeout), (Output::Json, Duration::from_secs(65)));
         assert!(matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(JobState::Failed), limit: 50, .. })));
+    }
+
+    #[test]
+    fn growd_has_said_that_a_pool_is_stuck_before_growctl_gives_up() {
+        let cli = Cli::try_parse_from(["growctl", "doctor"]).unwrap();
+        let stuck = Duration::from_secs(40);
+        assert!(cli.timeout >= stuck + Duration::from_secs(10), "{:?}", cli.timeout);
     }
 
     #[test]

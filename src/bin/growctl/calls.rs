@@ -91,6 +91,10 @@ impl Calls {
         loop {
             let page = self.answer(self.shares().list_shares(request.clone())).await?;
             all.shares.extend(page.shares);
+            // Each page names them all.
+            all.unreadable_pools.extend(page.unreadable_pools);
+            all.unreadable_pools.sort_unstable();
+            all.unreadable_pools.dedup();
             if page.next_page_token.is_empty() {
                 return Ok(all);
             }
@@ -127,20 +131,26 @@ impl Calls {
     ) -> Result<proto::Job, Failure> {
         let id = id.unwrap_or_else(|| RequestId::from_uuid(Uuid::new_v4()));
         request.request_id = Some(id.to_string());
+        let mut lost = false;
         let attempts = async {
             let mut attempt = 1;
             loop {
-                match client::resize(self.channel.clone(), kind, request.clone(), None).await.map_err(CallError::from) {
-                    Err(CallError::Lost(_)) if attempt < RESIZE_ATTEMPTS => attempt += 1,
-                    answer => return answer,
+                let answer = client::resize(self.channel.clone(), kind, request.clone(), None).await;
+                let answer = answer.map_err(CallError::from);
+                lost |= matches!(answer, Err(CallError::Lost(_)));
+                // What a growd says that starts is no answer to an attempt that was lost.
+                let unanswered = lost && answer.as_ref().is_err_and(CallError::is_passing);
+                if !unanswered || attempt == RESIZE_ATTEMPTS {
+                    return answer;
                 }
+                attempt += 1;
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         };
         let answer = tokio::time::timeout(self.limit, attempts).await.unwrap_or(Err(CallError::TimedOut(self.limit)));
         match answer {
             Ok(job) => Ok(job.into_inner()),
-            Err(CallError::Refused(status)) => Err(CallError::Refused(status).into()),
+            Err(refused @ CallError::Refused(_)) if !(lost && refused.is_passing()) => Err(refused.into()),
             Err(unanswered) => Err(Failure::unanswered_change(unanswered, id)),
         }
     }

@@ -52,6 +52,16 @@ impl From<Status> for CallError {
     }
 }
 
+impl CallError {
+    /// What a restart of growd looks like from here.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Lost(_) | Self::TimedOut(_) => true,
+            Self::Refused(status) => matches!(status.code(), Code::Unavailable | Code::Cancelled),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub exit: Exit,

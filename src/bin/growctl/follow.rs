@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use growd::wire::proto::{Job, JobState};
 use indicatif::{ProgressBar, ProgressStyle};
-use tonic::Code;
 
 use crate::args::Output;
 use crate::calls::{Calls, RETRY_PAUSE};
@@ -30,7 +29,7 @@ async fn watch_until_ended(calls: &Calls, job_id: &str, progress: &mut Progress)
         match watch_once(calls, job_id, progress).await {
             Ok(Some(job)) => return Ok(job),
             Ok(None) => {}
-            Err(error) if is_passing(&error) => {}
+            Err(error) if error.is_passing() => {}
             Err(error) => return Err(error.into()),
         }
         progress.show("connection to growd lost; the job goes on, connecting again");
@@ -52,14 +51,6 @@ async fn watch_once(calls: &Calls, job_id: &str, progress: &mut Progress) -> Res
 
 fn is_ended(job: &Job) -> bool {
     matches!(job.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
-}
-
-/// What a restart of growd looks like from here.
-fn is_passing(error: &CallError) -> bool {
-    match error {
-        CallError::Lost(_) | CallError::TimedOut(_) => true,
-        CallError::Refused(status) => matches!(status.code(), Code::Unavailable | Code::Cancelled),
-    }
 }
 
 fn progress_text(job: &Job) -> String {
@@ -140,10 +131,10 @@ mod tests {
     #[test]
     fn only_what_passes_is_waited_out() {
         for status in [Status::unavailable("starting"), Status::cancelled("shutting down")] {
-            assert!(is_passing(&CallError::Refused(status)));
+            assert!(CallError::Refused(status).is_passing());
         }
         for status in [Status::not_found("gone"), Status::internal("broken"), Status::permission_denied("no")] {
-            assert!(!is_passing(&CallError::Refused(status)));
+            assert!(!CallError::Refused(status).is_passing());
         }
     }
 }

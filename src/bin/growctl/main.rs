@@ -60,6 +60,10 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
         }
         Verb::Shares { pool } => {
             let answer = calls.all_shares(pool.map(|pool| pool.to_string()).unwrap_or_default()).await?;
+            if output == Output::Table && !answer.unreadable_pools.is_empty() {
+                let pools = answer.unreadable_pools.join(", ");
+                note(&format!("warning: the shares of {pools} are missing; `growctl doctor` tells why"))?;
+            }
             print_list(output, &answer, "growd.v1.ListSharesResponse", "no shares", |all| list::shares(&all.shares))
         }
         Verb::Share { id } => print(output, &calls.share(id).await?, "growd.v1.Share", detail::share),

@@ -44,7 +44,7 @@ impl Place {
 pub struct Nodes {
     /// In the order of their names.
     nodes: Vec<Arc<Node>>,
-    /// Only of shares that a node has, so there are never more than that.
+    /// Of shares that a node had when it was asked. That of one that is gone stays until somebody asks for the share.
     places: Mutex<HashMap<ShareId, Place>>,
     searching: Semaphore,
 }
@@ -100,7 +100,8 @@ impl Nodes {
     /// # Errors
     /// Every [`Failure`]; SHARE_NOT_FOUND only when every node has said so.
     pub async fn share(&self, id: ShareId) -> Result<(Place, Share), Failure> {
-        if let Some(place) = self.known(id) {
+        // From a node that is down the share may have been moved.
+        if let Some(place) = self.known(id).filter(|place| !place.node.is_down()) {
             match place.node.share(id).await {
                 Ok(share) => return Ok(self.remember(id, &place.node, share)),
                 Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.forget(id, &place),
@@ -110,15 +111,15 @@ impl Nodes {
         self.search(id).await
     }
 
-    /// Where the share is; asks no node when that is known. A share that was moved to another pool of its node is told
-    /// to be in the old one until somebody has looked at it.
+    /// Where the share is; asks no node when that is known, unless it is down: another may have the share now. A share
+    /// that was moved to another pool of its node is told to be in the old one until somebody has looked at it.
     ///
     /// # Errors
     /// As [`Self::share`].
     pub async fn place(&self, id: ShareId) -> Result<Place, Failure> {
         match self.known(id) {
-            Some(place) => Ok(place),
-            None => Ok(self.search(id).await?.0),
+            Some(place) if !place.node.is_down() => Ok(place),
+            known => self.search(id).await.map(|(place, _)| place).or_else(|failure| known.ok_or(failure)),
         }
     }
 

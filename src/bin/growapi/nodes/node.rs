@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use growd::model::{JobKind, ShareId, TraceParent};
 use growd::wire::client::{self, Credentials};
-use growd::wire::page_behind;
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListSharesRequest};
@@ -95,7 +94,7 @@ impl Node {
         behind: Option<ShareId>,
         page_size: u32,
     ) -> Result<ListSharesResponse, Failure> {
-        let page_token = behind.map(|share| page_behind(share, pool, project)).unwrap_or_default();
+        let page_token = behind.map(|share| client::page_behind(share, pool, project)).unwrap_or_default();
         let project_id = project.map(str::to_owned);
         let request = ListSharesRequest { pool: pool.to_owned(), page_size, page_token, project_id };
         self.call(|channel| list_shares(channel, request.clone())).await

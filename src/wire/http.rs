@@ -1,5 +1,6 @@
-//! HTTP/1.1 on a TCP port, and the end of it: requests at hand are answered before growapi goes.
+//! HTTP/1.1 on a TCP port, and the end of it: requests at hand are answered before the listener goes.
 
+use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +10,37 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-/// Connections at once; more wait in the listener's queue.
-const CONNECTIONS_MOST: usize = 8192;
-/// For requests that are at hand when growapi is told to go.
+use super::limits::{SCRAPE_LIMIT, SCRAPERS_MOST};
+
+/// What of a connection is held in memory, each way: a head, or answers that the client has not taken yet.
+const BUFFER_MOST: usize = 64 << 10;
+/// For requests that are at hand at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(30);
 /// Accepting fails when the system is short of file descriptors, which passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop`. A client may take `header_timeout` for the head of a request, waiting for the next one included.
-pub async fn serve(listener: TcpListener, router: Router, header_timeout: Duration, stop: impl Future<Output = ()>) {
+/// Serves metrics for as long as the program runs. Whoever is on the node may connect, but not so often that the files
+/// which may be open run out.
+pub async fn serve_scrapers(listener: TcpListener, router: Router) {
+    serve(listener, router, SCRAPERS_MOST, SCRAPE_LIMIT, pending()).await;
+}
+
+/// Serves until `stop`. There are `most` connections at once; more wait in the listener's queue. A client may take
+/// `limit` for the head of a request, waiting for the next one included, and so long it may take nothing of an answer.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    most: usize,
+    limit: Duration,
+    stop: impl Future<Output = ()>,
+) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(header_timeout);
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MOST));
+    http.timer(TokioTimer::new()).header_read_timeout(limit).max_buf_size(BUFFER_MOST);
+    let connections = Arc::new(Semaphore::new(most));
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);
     loop {
@@ -46,6 +63,8 @@ pub async fn serve(listener: TcpListener, router: Router, header_timeout: Durati
         };
         // Answers are small and are not to wait for more.
         let _ = stream.set_nodelay(true);
+        // hyper waits for ever for a client that asks and takes no answers: its timer runs only while it reads.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(limit));
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
         let connection = graceful.watch(connection);
         tokio::spawn(async move {

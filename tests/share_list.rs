@@ -1,0 +1,67 @@
+//! What growd tells of shares that it cannot read: those of a pool that is not there, and one whose last job failed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod access;
+mod store;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use access::{Growd, PATIENCE, pool};
+use growd::model::JobState;
+use growd::wire::client;
+use growd::wire::proto::share_service_client::ShareServiceClient;
+use growd::wire::proto::{ListSharesRequest, ShareStatus};
+use store::{Home, job_of};
+
+fn scrape(growd: &Growd) -> String {
+    let mut stream = TcpStream::connect(growd.address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_and_pools_that_cannot_be_read_are_told() {
+    let home = Home::new();
+    let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);
+    let jobs = [job_of(ago(60), JobState::Failed), job_of(ago(30), JobState::Cancelled)];
+    home.store(&jobs).await;
+    let images = tempfile::tempdir().unwrap();
+    fs::write(images.path().join(format!("{}.img", jobs[0].share)), "no file system").unwrap();
+    let path = format!("{}/{{share_id}}.img", images.path().display());
+    let image = format!("[[pool]]\nname = \"home\"\ndriver = \"image\"\npath = \"{path}\"\n");
+    let metrics = "[metrics]\nlisten = \"127.0.0.1:{port}\"\n";
+    let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let growd = Growd::start(home.dir, &[metrics, &pool("a"), &image].concat()).await;
+
+    let mut shares = ShareServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+    let list = shares.list_shares(ListSharesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(list.unreadable_pools, ["a"]);
+    let [share] = list.shares.try_into().unwrap();
+    // One that was cancelled since changes nothing of the failure, whose reason is asked for by the job's id.
+    assert_eq!((share.status(), share.last_job_id), (ShareStatus::ExtendingError, jobs[0].id.to_string()));
+
+    let growctl = Command::new(env!("CARGO_BIN_EXE_growctl")).args(["--endpoint", &growd.socket(), "shares"]).output();
+    let growctl = growctl.unwrap();
+    let told = String::from_utf8(growctl.stderr).unwrap();
+    assert!(growctl.status.success() && told.starts_with("warning: the shares of a are missing"), "{told}");
+
+    // From this time on the alert counts that no pool may be silent for long.
+    let name = "growd_pool_looked_at_timestamp_seconds{driver=\"project-quota\",pool=\"a\"} ";
+    let waiting = Instant::now();
+    let time: u64 = loop {
+        let metrics = scrape(&growd);
+        if let Some(value) = metrics.lines().find_map(|line| line.strip_prefix(name)) {
+            break value.parse().unwrap();
+        }
+        assert!(waiting.elapsed() < PATIENCE, "no alert can fire: {metrics}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(time >= begin, "{time} is before {begin}");
+}
