@@ -37,6 +37,12 @@ pub fn blocking_threads(config: &Config) -> usize {
     (config.pools.len() + POOLS_ADDED) * (TURNS + looks::THREADS) + looks::THREADS
 }
 
+/// On a thread of its own, since the disk of one of them may hang.
+fn warn_of_missing_directories(config: &Config) {
+    let config = config.clone();
+    tokio::task::spawn_blocking(move || config.missing_directories().iter().for_each(|problem| warn!("{problem}")));
+}
+
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`, the level of the log with
 /// it.
 ///
@@ -47,9 +53,8 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let (rules, problems) = access::rules(&config.access);
-    for problem in problems.into_iter().chain(config.missing_directories()) {
-        warn!("{problem}");
-    }
+    problems.iter().for_each(|problem| warn!("{problem}"));
+    warn_of_missing_directories(&config);
     let claimed = Claimed::of(&config.state_dir)?;
 
     let (stop, stopped) = watch::channel(false);

@@ -56,9 +56,8 @@ impl Reload {
         }
         // From here on nothing fails.
         let (rules, problems) = access::rules(&new.access);
-        for problem in problems.into_iter().chain(new.missing_directories()) {
-            warn!("{problem}");
-        }
+        problems.iter().for_each(|problem| warn!("{problem}"));
+        super::warn_of_missing_directories(&new);
         self.log.set_level(new.log.clone());
         self.control.set_rules(rules);
         if self.own_socket

@@ -4,8 +4,6 @@ use std::fmt;
 use std::iter::Sum;
 use std::str::FromStr;
 
-use serde::de::{self, Deserialize, Deserializer};
-
 /// A size in bytes.
 ///
 /// Its text is exact: the largest binary unit that divides it (`2GiB`, `1536MiB`, `513B`), so that what is printed can
@@ -131,12 +129,6 @@ impl FromStr for Bytes {
             Ok(bytes) if bytes <= Self::MAX_FILE.get() => Ok(Self(bytes)),
             _ => Err(too_large()),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

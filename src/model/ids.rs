@@ -3,7 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{self, Deserialize, Deserializer};
 use uuid::Uuid;
 
 /// Why a text is not the id or name that it should be.
@@ -72,12 +71,6 @@ uuid_id!(
     "a UUID"
 );
 
-impl<'de> Deserialize<'de> for ShareId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
 /// Name of a pool: a letter or digit, then letters, digits, `-` and `_`; up to 63 in all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolName(String);
@@ -114,12 +107,6 @@ impl fmt::Display for PoolName {
 impl From<PoolName> for String {
     fn from(name: PoolName) -> Self {
         name.0
-    }
-}
-
-impl<'de> Deserialize<'de> for PoolName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

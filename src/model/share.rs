@@ -4,13 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
-
 use super::{Bytes, JobId, PoolName, ProjectLabel, Reason, ShareId};
 
 /// How the shares of a pool are bounded and grown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverKind {
     /// A directory with a project quota, on XFS or ext4.
     ProjectQuota,
