@@ -130,6 +130,10 @@ impl Refused {
                 let problem = "New size for shrink must be less than current size and greater than 0";
                 Refusal::bad_request(format!("Invalid input received: {problem} (current: {current}, new: {asked})."))
             }
+            // growd names the other share, which may be another tenant's.
+            ("PROJECT_ID_SHARED", _) => {
+                Refusal::new(StatusCode::CONFLICT, "The quota of the share bounds another share as well.")
+            }
             _ => {
                 let status = StatusCode::from_u16(self.http_status).unwrap_or(StatusCode::BAD_GATEWAY);
                 let mut refusal = Refusal::new(status, self.message);
@@ -206,6 +210,8 @@ mod tests {
         let unknown = refused(Code::NotFound, "SHARE_NOT_FOUND", &[("http_status", "404")]);
         assert_eq!(heard(unknown.clone(), Some(1)), (404, "Resource could not be found.".to_owned()));
         assert_eq!(heard(unknown, None), (404, "The resource could not be found.".to_owned()));
+        let shared = refused(Code::FailedPrecondition, "PROJECT_ID_SHARED", &[("http_status", "409")]);
+        assert_eq!(heard(shared, Some(3)), (409, "The quota of the share bounds another share as well.".to_owned()));
         for (code, reason, http) in [
             (Code::Aborted, "SHARE_BUSY", "409"),
             (Code::ResourceExhausted, "POOL_FULL", "409"),
