@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
+use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
 use growd::wire::proto::{DiagnoseRequest, Finding, Job, JobState, ListPoolsRequest, Pool};
 use support::btrfs::Btrfs;
 use support::image::{Image, KINDS, pool};
@@ -250,22 +250,28 @@ async fn a_failed_growth_leaves_the_file_as_it_was() {
     for (n, image, call, reason) in [
         (1, &image, "fallocate:error=ENOSPC", "POOL_FULL"),
         (1, &image, "fallocate:error=EOPNOTSUPP", "UNSUPPORTED"),
-        (1, &image, "ftruncate:error=EIO", "INTERNAL"),
-        (2, &sparse, "ftruncate:error=ENOSPC", "POOL_FULL"),
-        (2, &sparse, "ftruncate:error=EFBIG", "UNSUPPORTED"),
+        (1, &image, "fallocate:error=EIO:when=2", "INTERNAL"),
+        (2, &sparse, "fallocate:error=ENOSPC", "POOL_FULL"),
+        (2, &sparse, "fallocate:error=EFBIG", "UNSUPPORTED"),
     ] {
         let injected = daemon.inject(call).await;
         assert_eq!(fails(&clients, n, 640 * MIB).await, reason, "{call}");
         drop(injected);
         assert_eq!((image.size(), image.device_size()), (320 * MIB, 320 * MIB), "{call}");
     }
-    // ext4 allocates as far as it gets, and keeps that behind the end of the file until its size is set: here it is what
-    // was left when the size could not be set.
+    assert!(image.allocated() < 321 * MIB, "{} are allocated still", image.allocated());
+    // ext4 allocates as far as it gets, and keeps that behind the end of the file until its size is set: here it is what a
+    // crash has left.
+    lab::run("fallocate", &["--keep-size", "--length", "640M", image.path.to_str().unwrap()]);
     assert!(image.allocated() >= 600 * MIB && image.size() == 320 * MIB);
     let injected = daemon.inject("fallocate:error=ENOSPC").await;
     assert_eq!(fails(&clients, 1, 640 * MIB).await, "POOL_FULL");
     drop(injected);
     assert!(image.allocated() < 321 * MIB, "{} are allocated still", image.allocated());
+    // A sparse one needs no blocks.
+    let injected = daemon.inject("fallocate:error=EOPNOTSUPP").await;
+    succeeds(&clients, 2, 480 * MIB).await;
+    drop(injected);
     for n in [1, 2] {
         succeeds(&clients, n, 640 * MIB).await;
     }
@@ -300,5 +306,35 @@ async fn a_half_grown_image_is_found_and_healed() {
             assert_eq!((image.size(), image.device_size()), (size * MIB, size * MIB));
             assert_eq!(findings(&clients).await, [], "{kind}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_somebody_enlarges_at_the_same_moment_is_not_cut() {
+    lab::require();
+    let (ground, dir) = (Filesystem::ext4("ubda", ""), tempfile::tempdir().unwrap());
+    let images =
+        [true, false].map(|full| Image::mounted(ground.path(), &share(u32::from(full)), 320 * MIB, full, KINDS[0].1));
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "overcommit = 4")).await;
+    let clients = daemon.clients().await;
+    for (n, call) in [(1, "fallocate:delay_exit=4000000"), (0, "fallocate,ftruncate:delay_enter=4000000")] {
+        let image = &images[usize::from(n == 0)];
+        let injected = daemon.inject(call).await;
+        let job = clients.extend(&share(n), 640 * MIB).await.unwrap();
+        if n == 1 {
+            // It has its blocks, and is about to get its size.
+            eventually(|| async { image.allocated() }, |allocated| *allocated >= 600 * MIB).await;
+        } else {
+            eventually(|| clients.job(&job.job_id), |job| job.state() != JobState::Queued).await;
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+        File::options().write(true).open(&image.path).unwrap().set_len(960 * MIB).unwrap();
+        let job = clients.end_of(&job.job_id).await;
+        drop(injected);
+        assert_eq!(
+            (job.state(), image.size(), image.device_size()),
+            (JobState::Succeeded, 960 * MIB, 960 * MIB),
+            "{job:?}"
+        );
     }
 }
