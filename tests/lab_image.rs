@@ -338,3 +338,23 @@ async fn an_image_that_somebody_enlarges_at_the_same_moment_is_not_cut() {
         );
     }
 }
+
+/// As after the server of an NFS or the process of a FUSE is gone: nobody can ask that file for anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_device_on_a_file_system_that_is_gone_is_another_matter() {
+    lab::require();
+    let (ground, gone) = (Filesystem::xfs("ubda", ""), Filesystem::xfs("ubdb", ""));
+    let dir = tempfile::tempdir().unwrap();
+    let foreign = Image::blank(gone.path(), "foreign", 10 * MIB, false);
+    let device = foreign.attach(&[]);
+    let _image = Image::mounted(ground.path(), &share(1), 320 * MIB, false, KINDS[0].1);
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let clients = daemon.clients().await;
+    lab::run("xfs_io", &["-x", "-c", "shutdown", gone.path().to_str().unwrap()]);
+    assert!(fs::metadata(&foreign.path).is_err());
+    let found = clients.diagnose().await.findings;
+    let extended = clients.extend(&share(1), 640 * MIB).await;
+    lab::run("losetup", &["-d", &device]);
+    assert_eq!(found, []);
+    assert_eq!(clients.end_of(&extended.unwrap().job_id).await.state(), JobState::Succeeded);
+}

@@ -64,7 +64,7 @@ impl LoopDevice {
 /// All loop devices of an open file.
 ///
 /// # Errors
-/// Those of reading `/sys/block`, of opening a loop device that is there, and of ioctl(2).
+/// Those of reading `/sys/block` and of opening a loop device that is there.
 pub fn of_file(file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
     let file = fstat(file)?;
     let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
@@ -76,12 +76,15 @@ pub fn of_file(file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
             continue;
         }
         let node = Path::new("/dev").join(entry.file_name());
-        let found = read_device(&entry.path().join("dev")).and_then(|device| Ok((device, open(&node, device)?)));
-        let (device, (opened, status)) = match found {
+        let opened = read_device(&entry.path().join("dev"));
+        let opened = opened.and_then(|device| Ok((device, BlockDevice::open(&node, device)?)));
+        let (device, opened) = match opened {
             // It was detached, or removed, at this moment.
             Err(Errno::ENXIO | Errno::ENOENT) => continue,
-            found => found?,
+            opened => opened?,
         };
+        // Detached as well, or the kernel could not ask its file, as on an NFS or a FUSE that is gone: this one has answered.
+        let Ok(status) = status(&opened) else { continue };
         if (status.lo_device, status.lo_inode) == (file.st_dev, file.st_ino) {
             devices.push(LoopDevice {
                 opened,
@@ -103,8 +106,7 @@ fn read_device(path: &Path) -> Result<dev_t, Errno> {
     Ok(makedev(number(major)?, number(minor)?))
 }
 
-fn open(node: &Path, device: dev_t) -> Result<(BlockDevice, RawStatus), Errno> {
-    let opened = BlockDevice::open(node, device)?;
+fn status(opened: &BlockDevice) -> Result<RawStatus, Errno> {
     let mut status = RawStatus {
         lo_device: 0,
         lo_inode: 0,
@@ -123,7 +125,7 @@ fn open(node: &Path, device: dev_t) -> Result<(BlockDevice, RawStatus), Errno> {
     // SAFETY: the descriptor is that of an open block device whose directory in /sys is a loop device's, and the kernel
     // fills a structure of this very layout.
     Errno::result(unsafe { ioctl(opened.as_fd().as_raw_fd(), LOOP_GET_STATUS64, &raw mut status) })?;
-    Ok((opened, status))
+    Ok(status)
 }
 
 #[cfg(test)]
