@@ -10,7 +10,7 @@ mod daemon;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -357,4 +357,26 @@ async fn a_loop_device_on_a_file_system_that_is_gone_is_another_matter() {
     lab::run("losetup", &["-d", &device]);
     assert_eq!(found, []);
     assert_eq!(clients.end_of(&extended.unwrap().job_id).await.state(), JobState::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_partitions_is_refused() {
+    lab::require();
+    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
+    let image = Image::blank(ground.path(), &share(1), 400 * MIB, false);
+    // A table with one partition, from sector 2048 to the end.
+    let mut table = [0; 512];
+    let sectors = u32::try_from(400 * MIB / 512 - 2048).unwrap();
+    table[446..462]
+        .copy_from_slice(&[&[0, 0, 0, 0, 0x83, 0, 0, 0][..], &2048_u32.to_le_bytes(), &sectors.to_le_bytes()].concat());
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    File::options().write(true).open(&image.path).unwrap().write_all_at(&table, 0).unwrap();
+    let device = image.attach(&["-P"]);
+    lab::run("mkfs.xfs", &["-q", &format!("{device}p1")]);
+    lab::run("mount", &[&format!("{device}p1"), image.mount_point().to_str().unwrap()]);
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let refused = daemon.clients().await.extend(&share(1), 800 * MIB).await.unwrap_err();
+    assert_refused(&refused, "UNSUPPORTED");
+    assert!(refused.message().contains(&format!("{}p1", device.trim_start_matches("/dev/"))), "{refused:?}");
+    assert_eq!(image.size(), 400 * MIB);
 }
