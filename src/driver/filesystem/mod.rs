@@ -63,7 +63,8 @@ pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Content, D
         mounts::Found::Writable { root, mount_point } => {
             let geometry = read_geometry(&opened, root.as_fd(), node)?;
             let space = fstatvfs(&root).map_err(system("measure", &mount_point))?;
-            let used = Bytes::new((space.blocks() - space.blocks_free()).saturating_mul(space.fragment_size()));
+            let used = space.blocks().saturating_sub(space.blocks_free());
+            let used = Bytes::new(used.saturating_mul(space.fragment_size()));
             let node = node.to_owned();
             Ok(Content::Filesystem(Mounted { node, device: opened, root, mount_point, geometry, used }))
         }
