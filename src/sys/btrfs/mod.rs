@@ -283,7 +283,6 @@ pub fn qgroups_of_subvolumes(fd: BorrowedFd<'_>) -> Result<BTreeMap<u64, Qgroup>
         }
         _ => {}
     })?;
-    groups.retain(|id, _| *id <= LAST_SUBVOLUME);
     Ok(groups)
 }
 
