@@ -25,7 +25,7 @@ use self::geometry::Geometry;
 use super::DriverError;
 use crate::model::{Bytes, PoolName, Refusal};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
-use crate::sys::{freeze, growfs, journal};
+use crate::sys::{btrfs, freeze, growfs, journal};
 
 /// What is on a volume.
 #[derive(Debug)]
@@ -194,7 +194,7 @@ impl Mounted {
         let flushed = match &self.geometry {
             Geometry::Xfs(_) | Geometry::Ext4(_) => journal::force(root),
             // An fsync there writes a log of the file alone.
-            Geometry::Btrfs { .. } => growfs::btrfs_commit(root),
+            Geometry::Btrfs { .. } => btrfs::commit(root),
         };
         flushed.map_err(system("flush", &self.mount_point))?;
         // As large as it is now, and not as it was observed.
