@@ -155,7 +155,8 @@ impl Places {
     fn find(&self, pool: &Pool, share: ShareId) -> Result<Opened, Closed> {
         if let Some(path) = self.explicit.get(&share) {
             let closed = |errno| if errno == Errno::ENOENT { Closed::Nowhere } else { Closed::At(path.clone(), errno) };
-            // It may be a mount point: only root can mount, so it is enough that it is still the same file system.
+            // It may be a mount point. A tenant can mount there as well, a FUSE on a directory of his own, but not what
+            // passes for the pool's file system.
             let fd = open_without_links(path, self.ground.way).map_err(closed)?;
             return match (self.ground.holds)(pool, fd.as_fd()) {
                 Ok(true) => Ok(Opened { fd, path: path.clone(), project: ProjectLabel::default() }),
