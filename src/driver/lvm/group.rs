@@ -6,9 +6,9 @@
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::metadata;
 use super::report::{self, Row};
@@ -47,8 +47,8 @@ enum Disks {
 #[derive(Default)]
 struct Line {
     shell: Option<Shell>,
-    /// One that was given up and may still be there.
-    dying: Option<Dying>,
+    /// One that was given up and may still be there, and when it was asked.
+    dying: Option<(Instant, Dying)>,
 }
 
 impl VolumeGroup {
@@ -70,7 +70,7 @@ impl VolumeGroup {
     /// The rows of a report, and the words that came with them.
     ///
     /// # Errors
-    /// NOT_MOUNTED without lvm; INTERNAL when it gives no answer in time.
+    /// NOT_MOUNTED without lvm; STUCK when it gives no answer in time; INTERNAL when it fails.
     pub fn ask(&self, pool: &PoolName, command: &str) -> Result<(Vec<Row>, String), Refusal> {
         let printed = self.question(pool, command)?;
         Ok((report::rows(&printed), report::messages(&printed)))
@@ -128,11 +128,10 @@ impl VolumeGroup {
     fn question(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
         let mut line = lock(&self.questions);
         // One that is stuck in the kernel would only be joined by the next, until the node is full of them.
-        if let Some(dying) = &mut line.dying
+        if let Some((asked, dying)) = &mut line.dying
             && dying.is_alive()
         {
-            let problem = format!("lvm did not answer before, and its process {} is still stuck", dying.pid());
-            return Err(Refusal::Internal { problem });
+            return Err(Refusal::Stuck { pool: pool.clone(), waited: asked.elapsed() });
         }
         match self.run(&mut line, pool, command, Some(QUESTION_LIMIT))? {
             Ok(Output { truncated: true, .. }) => {
@@ -140,6 +139,7 @@ impl VolumeGroup {
                 Err(Refusal::Internal { problem })
             }
             Ok(output) => Ok(output.text),
+            Err(ShellError::TimedOut(waited)) => Err(Refusal::Stuck { pool: pool.clone(), waited }),
             Err(error) => Err(Refusal::Internal { problem: format!("{command}: {error}") }),
         }
     }
@@ -202,10 +202,16 @@ fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Durati
         Some(shell) => shell,
         None => start(program)?,
     };
+    let asked = Instant::now();
     let answer = shell.run(command, limit);
     match &answer {
         Ok(_) => line.shell = Some(shell),
-        Err(_) => line.dying = Some(if limit.is_some() { shell.kill() } else { shell.leave() }),
+        Err(error) => {
+            let dying = if limit.is_some() { shell.kill() } else { shell.leave() };
+            // Whoever looks what the node waits for needs the process.
+            warn!(command, %error, pid = dying.pid(), "gave up a shell of lvm");
+            line.dying = Some((asked, dying));
+        }
     }
     answer
 }
@@ -239,4 +245,30 @@ pub fn find_lvm() -> Option<PathBuf> {
 /// A panic while it was locked lost the shell, at worst.
 fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn who_asks_while_a_shell_is_stuck_does_not_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("lvm");
+        fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let group = VolumeGroup::new("vg".to_owned(), Some(program.clone()), Arc::default());
+        let pool: PoolName = "vols".parse().unwrap();
+        // As one that was killed while it waits for a disk.
+        let dying = Shell::start(&program).unwrap().leave();
+        let pid = Pid::from_raw(dying.pid().try_into().unwrap());
+        lock(&group.questions).dying = Some((Instant::now(), dying));
+        assert!(matches!(group.question(&pool, "vgs"), Err(Refusal::Stuck { .. })));
+        assert!(group.recorder.commands().is_empty(), "it is not asked");
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
 }
