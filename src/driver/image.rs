@@ -6,13 +6,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::{S_IFMT, S_IFREG, off_t};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{fsync, ftruncate};
+use parking_lot::Mutex;
 
 use super::filesystem::{self, Device};
 use super::path_template::PathTemplate;
@@ -81,7 +82,7 @@ impl Image {
         let places = Arc::new(Places::new(GROUND, pool, template, places));
         {
             // A pool of the same name is this one under an earlier configuration, and must not count twice.
-            let mut all = images.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = images.0.lock();
             all.retain(|other| other.upgrade().is_some_and(|other| other.pool() != places.pool()));
             all.push(Arc::downgrade(&places));
         }
@@ -270,7 +271,7 @@ impl Driver for Image {
         let Capacity { total, free, kind } = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
         let mut promised = total.saturating_sub(free);
-        let all = self.images.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = self.images.0.lock().clone();
         for places in all.iter().filter_map(Weak::upgrade) {
             // A pool that is not there has nothing on this file system.
             let Ok(other) = places.open_pool() else { continue };

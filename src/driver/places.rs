@@ -8,13 +8,14 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
+use parking_lot::Mutex;
 
 use super::directory_version::{Seen, Version};
 use super::path_template::PathTemplate;
@@ -167,13 +168,13 @@ impl Places {
         if !self.template.has_projects() {
             return self.open_in(pool.fd.as_fd(), Path::new(""), ProjectLabel::default(), share);
         }
-        let known = lock(&self.known).get(&share).map(|project| ProjectLabel::clone(project));
+        let known = self.known.lock().get(&share).map(|project| ProjectLabel::clone(project));
         if let Some(project) = known {
             let folder = self.template.folder_of(&project);
             if let Ok(opened) = self.open_in(pool.fd.as_fd(), &folder, project, share) {
                 return Ok(opened);
             }
-            lock(&self.known).remove(&share);
+            self.known.lock().remove(&share);
         }
         self.search(pool, share)
     }
@@ -195,7 +196,7 @@ impl Places {
             }
         }
         let opened = found.ok_or(Closed::Nowhere)?;
-        lock(&self.known).insert(share, Arc::new(opened.project.clone()));
+        self.known.lock().insert(share, Arc::new(opened.project.clone()));
         Ok(opened)
     }
 
@@ -259,13 +260,13 @@ impl Places {
         if self.template.has_projects() {
             return self.list_projects(pool).map(in_order).map_err(failed);
         }
-        if let Some(seen) = lock(&self.listed).as_ref().filter(|seen| seen.is_trusted(pool.version)) {
+        if let Some(seen) = self.listed.lock().as_ref().filter(|seen| seen.is_trusted(pool.version)) {
             return Ok(Arc::clone(&seen.content));
         }
         let read = || Ok(in_order(self.explicit.keys().copied().chain(self.names(pool.fd.as_fd())?).collect()));
         let seen = Seen::read(pool.version, read).map_err(failed)?;
         let shares = Arc::clone(&seen.content);
-        *lock(&self.listed) = Some(seen);
+        *self.listed.lock() = Some(seen);
         Ok(shares)
     }
 
@@ -280,7 +281,7 @@ impl Places {
         let shares = self.explicit.keys().chain(known.keys()).copied().collect();
         // Whose they are is not known, and whoever asks shall be told so.
         twice.iter().for_each(|share| drop(known.remove(share)));
-        *lock(&self.known) = known;
+        *self.known.lock() = known;
         Ok(shares)
     }
 
@@ -312,11 +313,6 @@ impl Places {
 
 fn in_order(shares: BTreeSet<ShareId>) -> Shares {
     shares.into_iter().collect()
-}
-
-/// A panic while it was locked left whole entries.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is said of something else in the place of a share.
@@ -388,7 +384,7 @@ mod tests {
         let of = |project| listed(places.list_of(&pool, &label(project)).unwrap());
         assert_eq!((of("a"), of("b"), of("c"), of("")), (vec![2], vec![3], vec![], vec![9]));
         assert_eq!((of(".."), of("a/.."), of(".")), (vec![], vec![], vec![]));
-        assert_eq!(lock(&places.known).len(), 2, "what is gone is known no more");
+        assert_eq!(places.known.lock().len(), 2, "what is gone is known no more");
     }
 
     #[test]

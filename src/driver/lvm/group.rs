@@ -5,9 +5,10 @@
 
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::metadata;
@@ -86,7 +87,7 @@ impl VolumeGroup {
             (is_usable && name.starts_with('/') && name.bytes().all(is_plain)).then(|| name.to_owned())
         };
         let disks: Option<Vec<String>> = rows.iter().map(disk).collect();
-        *lock(&self.disks) = match disks {
+        *self.disks.lock() = match disks {
             Some(disks) if (1..=MOST_DISKS).contains(&disks.len()) => Disks::Known(disks),
             _ => Disks::Useless,
         };
@@ -94,12 +95,12 @@ impl VolumeGroup {
 
     /// Whether LVM has to be asked for the physical volumes before [`Self::metadata`].
     pub fn knows_no_disks(&self) -> bool {
-        *lock(&self.disks) == Disks::Unknown
+        *self.disks.lock() == Disks::Unknown
     }
 
     /// For when there may be others. Whether any were known.
     pub fn forget_disks(&self) -> bool {
-        matches!(mem::take(&mut *lock(&self.disks)), Disks::Known(_))
+        matches!(mem::take(&mut *self.disks.lock()), Disks::Known(_))
     }
 
     /// The metadata that are the same on all physical volumes, and how many these are. `None` when only LVM can tell.
@@ -107,12 +108,12 @@ impl VolumeGroup {
     /// # Errors
     /// As [`Self::ask`].
     pub fn metadata(&self, pool: &PoolName) -> Result<Option<(String, usize)>, Refusal> {
-        let Disks::Known(disks) = lock(&self.disks).clone() else { return Ok(None) };
+        let Disks::Known(disks) = self.disks.lock().clone() else { return Ok(None) };
         let mut agreed: Option<String> = None;
         for disk in &disks {
             let printed = self.question(pool, &format!("pvck --dump metadata {disk}"))?;
             let Some(text) = metadata::dumped(&printed) else {
-                *lock(&self.disks) = Disks::Useless;
+                *self.disks.lock() = Disks::Useless;
                 return Ok(None);
             };
             match &agreed {
@@ -126,7 +127,7 @@ impl VolumeGroup {
     }
 
     fn question(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
-        let mut line = lock(&self.questions);
+        let mut line = self.questions.lock();
         // One that is stuck in the kernel would only be joined by the next, until the node is full of them.
         if let Some((asked, dying)) = &mut line.dying
             && dying.is_alive()
@@ -153,11 +154,11 @@ impl VolumeGroup {
     /// # Errors
     /// NOT_MOUNTED without lvm, when nothing was changed.
     pub fn change(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
-        let command = match &*lock(&self.disks) {
+        let command = match &*self.disks.lock() {
             Disks::Known(disks) => format!("{command} --config '{}'", filter(disks)),
             Disks::Unknown | Disks::Useless => command.to_owned(),
         };
-        let mut line = lock(&self.changes);
+        let mut line = self.changes.lock();
         Ok(match self.run(&mut line, pool, &command, None)? {
             Ok(output) => report::messages(&output.text),
             Err(error) => error.to_string(),
@@ -242,11 +243,6 @@ pub fn find_lvm() -> Option<PathBuf> {
         .find(|file| file.is_absolute() && file.is_file())
 }
 
-/// A panic while it was locked lost the shell, at worst.
-fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
-    held.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,7 +262,7 @@ mod tests {
         // As one that was killed while it waits for a disk.
         let dying = Shell::start(&program).unwrap().leave();
         let pid = Pid::from_raw(dying.pid().try_into().unwrap());
-        lock(&group.questions).dying = Some((Instant::now(), dying));
+        group.questions.lock().dying = Some((Instant::now(), dying));
         assert!(matches!(group.question(&pool, "vgs"), Err(Refusal::Stuck { .. })));
         assert!(group.recorder.commands().is_empty(), "it is not asked");
         kill(pid, Signal::SIGKILL).unwrap();

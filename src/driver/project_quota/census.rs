@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::driver::DriverError;
 use crate::driver::directory_version::Seen;
@@ -32,8 +33,7 @@ impl Census {
         share: ShareId,
         project_id: u32,
     ) -> Result<Option<PathBuf>, DriverError> {
-        // A panic while it was locked left a whole scan or none.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         let scan = match last.take().filter(|scan| scan.is_trusted(pool.version)) {
             Some(scan) => last.insert(scan),
             None => last.insert(Seen::read(pool.version, || scan(places, pool))?),
