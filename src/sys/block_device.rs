@@ -10,6 +10,7 @@ use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
 use nix::sys::uio::pread;
 
+use super::errno;
 use crate::model::Bytes;
 
 mod raw {
@@ -85,7 +86,6 @@ impl AsFd for BlockDevice {
 /// # Errors
 /// `ENOENT` when there is no such device.
 pub fn holders(device: dev_t) -> Result<Vec<String>, Errno> {
-    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let directory = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let mut names = Vec::new();
     for entry in fs::read_dir(format!("{directory}/holders")).map_err(errno)? {
@@ -119,7 +119,7 @@ pub fn mapper(device: dev_t) -> Result<Mapper, Errno> {
     let directory = format!("/sys/dev/block/{}:{}/dm", major(device), minor(device));
     let read = |file: &str| match fs::read_to_string(format!("{directory}/{file}")) {
         Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+        Err(error) => Err(errno(error)),
     };
     Ok(Mapper { uuid: read("uuid")?, is_suspended: read("suspended")? != "0" })
 }

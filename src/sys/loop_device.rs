@@ -4,7 +4,6 @@
 //! typed, and the file may have been renamed since.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use nix::libc::{dev_t, ioctl};
 use nix::sys::stat::{fstat, makedev};
 
 use super::block_device::BlockDevice;
+use super::errno;
 
 const LOOP_GET_STATUS64: u64 = 0x4C05;
 const LOOP_SET_CAPACITY: u64 = 0x4C07;
@@ -67,7 +67,6 @@ impl LoopDevice {
 /// Those of reading `/sys/block` and of opening a loop device that is there.
 pub fn of_file(file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
     let file = fstat(file)?;
-    let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let mut devices = Vec::new();
     for entry in fs::read_dir("/sys/block").map_err(errno)? {
         let entry = entry.map_err(errno)?;

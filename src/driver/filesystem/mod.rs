@@ -22,7 +22,7 @@ use nix::unistd::syncfs;
 pub use self::device::{Device, half_grown, unusable};
 use self::ext4::{Ext4, SUPERBLOCK};
 use self::geometry::Geometry;
-use super::DriverError;
+use super::{DriverError, system};
 use crate::model::{Bytes, PoolName, Refusal};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
 use crate::sys::{btrfs, freeze, growfs, journal};
@@ -255,9 +255,4 @@ fn signature(device: &BlockDevice) -> Result<Option<&'static str>, Errno> {
         return Ok(Some("ext4"));
     }
     Ok((device.read(0x1_0040)? == Some(*b"_BHRfS_M")).then_some("btrfs"))
-}
-
-fn system(operation: &'static str, object: &Path) -> impl FnOnce(Errno) -> DriverError {
-    let object = object.to_owned();
-    move |source| DriverError::System { operation, object, source }
 }
