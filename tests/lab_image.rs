@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
 use growd::wire::proto::{DiagnoseRequest, Finding, Job, JobState, ListPoolsRequest, Pool};
 use support::btrfs::Btrfs;
+use support::hanging_disk::HangingDisk;
 use support::image::{Image, KINDS, pool};
 use support::{Filesystem, fill, lab};
 
@@ -386,4 +387,26 @@ async fn an_image_with_partitions_is_refused() {
     assert_refused(&refused, "UNSUPPORTED");
     assert!(refused.message().contains(&format!("{}p1", device.trim_start_matches("/dev/"))), "{refused:?}");
     assert_eq!(image.size(), 400 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_whose_disk_hangs_holds_up_no_pool_on_another() {
+    lab::require();
+    let ground = Filesystem::xfs("ubda", "");
+    let disk = HangingDisk::over("ubdb");
+    let stuck = Filesystem::xfs(disk.path().to_str().unwrap(), "");
+    let (dir, place) = (tempfile::tempdir().unwrap(), stuck.path().join("images"));
+    fs::create_dir(&place).unwrap();
+    let _image = Image::mounted(ground.path(), &share(1), 320 * MIB, false, KINDS[0].1);
+    let other = pool(&place, "").replace("\"images\"", "\"stuck\"");
+    let daemon = Daemon::start(dir.path(), &(pool(ground.path(), "") + &other)).await;
+    let clients = daemon.clients().await;
+    // Both are known from here on.
+    assert!(clients.pool("stuck").await.total_bytes > 0);
+    succeeds(&clients, 1, 400 * MIB).await;
+    // What the kernel has in memory it would answer without the disk.
+    stuck.mount_again("");
+    let hang = disk.hang();
+    succeeds(&clients, 1, 480 * MIB).await;
+    drop(hang);
 }

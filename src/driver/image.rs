@@ -274,8 +274,7 @@ impl Driver for Image {
         let all = self.images.0.lock().clone();
         for places in all.iter().filter_map(Weak::upgrade) {
             // A pool that is not there has nothing on this file system.
-            let Ok(other) = places.open_pool() else { continue };
-            if other.device == pool.device {
+            if let Some(other) = places.open_pool_beside(pool.device) {
                 promised = promised.saturating_add(lack(&places, &other)?);
             }
         }

@@ -29,6 +29,8 @@ pub(super) struct Places {
     pool: PoolName,
     template: PathTemplate,
     explicit: BTreeMap<ShareId, PathBuf>,
+    /// What the pool's directory was on when it was last opened.
+    device: Mutex<Option<dev_t>>,
     /// In which project's folder a share was found. Only tells where to look first; never more than there are shares.
     known: Mutex<HashMap<ShareId, Arc<ProjectLabel>>>,
     /// The shares as they were when the directory of a pool without projects was last read.
@@ -85,6 +87,7 @@ impl Places {
             pool,
             template,
             explicit: explicit.into_iter().collect(),
+            device: Mutex::default(),
             known: Mutex::default(),
             listed: Mutex::default(),
         }
@@ -115,7 +118,18 @@ impl Places {
             result => result.map_err(system("open", path))?,
         };
         let status = fstat(&fd).map_err(system("stat", path))?;
+        *self.device.lock() = Some(status.st_dev);
         Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, version: Version::of(&status) })
+    }
+
+    /// As [`Self::open_pool`], for another pool on the same device; `None` when this one is not there. One that was on
+    /// another device when it was last opened is not asked, since that may hang. Should it be here by now, whoever asks for
+    /// its own shares or its space finds out.
+    pub fn open_pool_beside(&self, device: dev_t) -> Option<Pool> {
+        if self.device.lock().is_some_and(|last| last != device) {
+            return None;
+        }
+        self.open_pool().ok().filter(|pool| pool.device == device)
     }
 
     /// Opens a share's directory or file.
