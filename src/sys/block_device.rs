@@ -96,7 +96,7 @@ pub fn holders(device: dev_t) -> Result<Vec<String>, Errno> {
     }
     for entry in fs::read_dir(directory).map_err(errno)? {
         let entry = entry.map_err(errno)?;
-        if entry.path().join("partition").exists() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join("partition").exists() {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
     }
