@@ -103,6 +103,35 @@ async fn every_refusal_has_its_reason_and_changes_nothing() {
     assert_refused(&clients.ask(ask(10 * MIB)).await.unwrap_err(), "REQUEST_ID_REUSED");
 }
 
+/// The projects are those of the file system and not of the pool.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_shares_of_two_pools_have_is_extended_for_neither() {
+    lab::require();
+    let (fs, dir) = (Filesystem::xfs("ubda", "prjquota"), tempfile::tempdir().unwrap());
+    let mut pools = String::new();
+    for (n, name) in [(1, "home"), (2, "work")] {
+        std::fs::create_dir(fs.path().join(name)).unwrap();
+        fs.create_share(&format!("{name}/{}", share(n)), 101, 8 * MIB);
+        pools += &pool(&fs, "")
+            .replace("/{share_id}", &format!("/{name}/{{share_id}}"))
+            .replace("\"home\"", &format!("\"{name}\""));
+    }
+    let daemon = Daemon::start(dir.path(), &pools).await;
+    let clients = daemon.clients().await;
+    for (n, other) in [(1, 2), (2, 1)] {
+        let refusal = refused(&clients, &fs, request(&share(n), 9 * MIB)).await;
+        assert_refused(&refusal, "PROJECT_ID_SHARED");
+        assert!(daemon::metadata(&refusal, "other_location").ends_with(&share(other)), "{refusal:?}");
+    }
+    fs.set_project(&fs.path().join("work").join(share(2)), 102);
+    fs.set_limits(102, 0, 8 * MIB);
+    for (n, project) in [(1, 101), (2, 102)] {
+        let job = clients.ask(request(&share(n), 9 * MIB)).await.unwrap();
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+        assert_eq!(fs.hard_limit(project), 9 * MIB);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_eight_extends_at_once_one_is_accepted_and_the_others_name_it() {
     lab::require();

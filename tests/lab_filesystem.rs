@@ -9,15 +9,18 @@ mod volume;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use growd::driver::DriverError;
 use growd::driver::filesystem::{Content, observe};
 use growd::model::{Bytes, Reason};
-use support::{Disk, fill, lab};
+use growd::sys::freeze;
+use support::hanging_disk::HangingDisk;
+use support::{Disk, Filesystem, fill, lab};
 use volume::{MIB, SECTOR, Volume, check, observe_node, size_by_tool};
 
 const KINDS: [(&str, &str); 3] =
@@ -268,4 +271,43 @@ fn growth_survives_a_power_cut() {
         volume.unmount();
         check(kind, &volume.node());
     }
+}
+
+/// What it kept, such as the lock of the store, the next growd could not have: a process that waits for a disk outlives its
+/// parent and every kill.
+#[test]
+fn a_freeze_that_waits_for_its_disk_keeps_no_other_file_open() {
+    let disk = HangingDisk::over("ubda");
+    let filesystem = Filesystem::xfs(disk.path().to_str().unwrap(), "");
+    let root = File::open(filesystem.path()).unwrap();
+    fs::write(filesystem.path().join("dirty"), "").unwrap();
+    std::thread::scope(|scope| {
+        let hang = disk.hang();
+        let freezing = scope.spawn(|| freeze::for_a_moment(root.as_fd()));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let open = files_of_the_child_with_a_session();
+            if open == [filesystem.path()] {
+                break;
+            }
+            assert!(!freezing.is_finished() && Instant::now() < deadline, "{open:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(hang);
+        freezing.join().unwrap().unwrap();
+    });
+}
+
+/// What the process that holds a freeze has open, once it is there. No other child of a test has a session of its own.
+fn files_of_the_child_with_a_session() -> Vec<PathBuf> {
+    let mine = |folder: &Path| {
+        let text = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+        let numbers: Vec<u32> = text.rsplit(')').next().unwrap().split(' ').flat_map(str::parse).collect();
+        numbers.first() == Some(&std::process::id())
+            && numbers.get(2).map(u32::to_string).as_deref() == folder.file_name().unwrap().to_str()
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let Some(child) = processes.into_iter().find(|folder| mine(folder)) else { return Vec::new() };
+    let open = fs::read_dir(child.join("fd")).into_iter().flatten().flatten();
+    open.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
 }

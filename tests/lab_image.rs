@@ -10,15 +10,16 @@ mod daemon;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
+use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
 use growd::wire::proto::{DiagnoseRequest, Finding, Job, JobState, ListPoolsRequest, Pool};
 use support::btrfs::Btrfs;
+use support::hanging_disk::HangingDisk;
 use support::image::{Image, KINDS, pool};
 use support::{Filesystem, fill, lab};
 
@@ -250,22 +251,28 @@ async fn a_failed_growth_leaves_the_file_as_it_was() {
     for (n, image, call, reason) in [
         (1, &image, "fallocate:error=ENOSPC", "POOL_FULL"),
         (1, &image, "fallocate:error=EOPNOTSUPP", "UNSUPPORTED"),
-        (1, &image, "ftruncate:error=EIO", "INTERNAL"),
-        (2, &sparse, "ftruncate:error=ENOSPC", "POOL_FULL"),
-        (2, &sparse, "ftruncate:error=EFBIG", "UNSUPPORTED"),
+        (1, &image, "fallocate:error=EIO:when=2", "INTERNAL"),
+        (2, &sparse, "fallocate:error=ENOSPC", "POOL_FULL"),
+        (2, &sparse, "fallocate:error=EFBIG", "UNSUPPORTED"),
     ] {
         let injected = daemon.inject(call).await;
         assert_eq!(fails(&clients, n, 640 * MIB).await, reason, "{call}");
         drop(injected);
         assert_eq!((image.size(), image.device_size()), (320 * MIB, 320 * MIB), "{call}");
     }
-    // ext4 allocates as far as it gets, and keeps that behind the end of the file until its size is set: here it is what
-    // was left when the size could not be set.
+    assert!(image.allocated() < 321 * MIB, "{} are allocated still", image.allocated());
+    // ext4 allocates as far as it gets, and keeps that behind the end of the file until its size is set: here it is what a
+    // crash has left.
+    lab::run("fallocate", &["--keep-size", "--length", "640M", image.path.to_str().unwrap()]);
     assert!(image.allocated() >= 600 * MIB && image.size() == 320 * MIB);
     let injected = daemon.inject("fallocate:error=ENOSPC").await;
     assert_eq!(fails(&clients, 1, 640 * MIB).await, "POOL_FULL");
     drop(injected);
     assert!(image.allocated() < 321 * MIB, "{} are allocated still", image.allocated());
+    // A sparse one needs no blocks.
+    let injected = daemon.inject("fallocate:error=EOPNOTSUPP").await;
+    succeeds(&clients, 2, 480 * MIB).await;
+    drop(injected);
     for n in [1, 2] {
         succeeds(&clients, n, 640 * MIB).await;
     }
@@ -301,4 +308,105 @@ async fn a_half_grown_image_is_found_and_healed() {
             assert_eq!(findings(&clients).await, [], "{kind}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_somebody_enlarges_at_the_same_moment_is_not_cut() {
+    lab::require();
+    let (ground, dir) = (Filesystem::ext4("ubda", ""), tempfile::tempdir().unwrap());
+    let images =
+        [true, false].map(|full| Image::mounted(ground.path(), &share(u32::from(full)), 320 * MIB, full, KINDS[0].1));
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "overcommit = 4")).await;
+    let clients = daemon.clients().await;
+    for (n, call) in [(1, "fallocate:delay_exit=4000000"), (0, "fallocate,ftruncate:delay_enter=4000000")] {
+        let image = &images[usize::from(n == 0)];
+        let injected = daemon.inject(call).await;
+        let job = clients.extend(&share(n), 640 * MIB).await.unwrap();
+        if n == 1 {
+            // It has its blocks, and is about to get its size.
+            eventually(|| async { image.allocated() }, |allocated| *allocated >= 600 * MIB).await;
+        } else {
+            eventually(|| clients.job(&job.job_id), |job| job.state() != JobState::Queued).await;
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+        File::options().write(true).open(&image.path).unwrap().set_len(960 * MIB).unwrap();
+        let job = clients.end_of(&job.job_id).await;
+        drop(injected);
+        assert_eq!(
+            (job.state(), image.size(), image.device_size()),
+            (JobState::Succeeded, 960 * MIB, 960 * MIB),
+            "{job:?}"
+        );
+    }
+}
+
+/// As after the server of an NFS or the process of a FUSE is gone: nobody can ask that file for anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_device_on_a_file_system_that_is_gone_is_another_matter() {
+    lab::require();
+    let (ground, gone) = (Filesystem::xfs("ubda", ""), Filesystem::xfs("ubdb", ""));
+    let dir = tempfile::tempdir().unwrap();
+    let foreign = Image::blank(gone.path(), "foreign", 10 * MIB, false);
+    let device = foreign.attach(&[]);
+    let _image = Image::mounted(ground.path(), &share(1), 320 * MIB, false, KINDS[0].1);
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let clients = daemon.clients().await;
+    lab::run("xfs_io", &["-x", "-c", "shutdown", gone.path().to_str().unwrap()]);
+    assert!(fs::metadata(&foreign.path).is_err());
+    let found = clients.diagnose().await.findings;
+    let ended = match clients.extend(&share(1), 640 * MIB).await {
+        Ok(job) => Ok(clients.end_of(&job.job_id).await.state()),
+        Err(refusal) => Err(refusal),
+    };
+    drop(daemon);
+    lab::run("losetup", &["-d", &device]);
+    drop(foreign);
+    // Its root cannot be asked either, so that nobody would see that it is mounted.
+    gone.unmount();
+    assert_eq!(found, []);
+    assert_eq!(ended.unwrap(), JobState::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_partitions_is_refused() {
+    lab::require();
+    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
+    let image = Image::blank(ground.path(), &share(1), 400 * MIB, false);
+    // A table with one partition, from sector 2048 to the end.
+    let mut table = [0; 512];
+    let sectors = u32::try_from(400 * MIB / 512 - 2048).unwrap();
+    table[446..462]
+        .copy_from_slice(&[&[0, 0, 0, 0, 0x83, 0, 0, 0][..], &2048_u32.to_le_bytes(), &sectors.to_le_bytes()].concat());
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    File::options().write(true).open(&image.path).unwrap().write_all_at(&table, 0).unwrap();
+    let device = image.attach(&["-P"]);
+    lab::run("mkfs.xfs", &["-q", &format!("{device}p1")]);
+    lab::run("mount", &[&format!("{device}p1"), image.mount_point().to_str().unwrap()]);
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let refused = daemon.clients().await.extend(&share(1), 800 * MIB).await.unwrap_err();
+    assert_refused(&refused, "UNSUPPORTED");
+    assert!(refused.message().contains(&format!("{}p1", device.trim_start_matches("/dev/"))), "{refused:?}");
+    assert_eq!(image.size(), 400 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_whose_disk_hangs_holds_up_no_pool_on_another() {
+    lab::require();
+    let ground = Filesystem::xfs("ubda", "");
+    let disk = HangingDisk::over("ubdb");
+    let stuck = Filesystem::xfs(disk.path().to_str().unwrap(), "");
+    let (dir, place) = (tempfile::tempdir().unwrap(), stuck.path().join("images"));
+    fs::create_dir(&place).unwrap();
+    let _image = Image::mounted(ground.path(), &share(1), 320 * MIB, false, KINDS[0].1);
+    let other = pool(&place, "").replace("\"images\"", "\"stuck\"");
+    let daemon = Daemon::start(dir.path(), &(pool(ground.path(), "") + &other)).await;
+    let clients = daemon.clients().await;
+    // Both are known from here on.
+    assert!(clients.pool("stuck").await.total_bytes > 0);
+    succeeds(&clients, 1, 400 * MIB).await;
+    // What the kernel has in memory it would answer without the disk.
+    stuck.mount_again("");
+    let hang = disk.hang();
+    succeeds(&clients, 1, 480 * MIB).await;
+    drop(hang);
 }

@@ -25,8 +25,8 @@ use super::{
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
-use crate::sys::file_system;
 use crate::sys::open_beneath::DIRECTORY;
+use crate::sys::{file_system, growfs};
 
 const FILESYSTEM: &str = "btrfs";
 
@@ -91,8 +91,8 @@ impl Btrfs {
         // On another file system the ioctl may mean something else.
         base.quotas.ok_or_else(|| self.places.not_mounted())?;
         let pool = &base.pool;
-        let id = btrfs::file_system_id(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
-        Ok(SpaceId(format!("btrfs {}", Uuid::from_bytes(id))))
+        let info = growfs::btrfs_info(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
+        Ok(SpaceId(format!("btrfs {}", Uuid::from_bytes(info.id))))
     }
 
     fn find(&self, base: &Base, share: ShareId) -> Result<Share, DriverError> {
@@ -320,7 +320,7 @@ fn look_around(pool: Pool) -> Result<Base, DriverError> {
 
 /// Which btrfs a directory is on; `None` for another file system.
 fn identity(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
-    if btrfs::is_btrfs(fd)? { btrfs::file_system_id(fd).map(Some) } else { Ok(None) }
+    if btrfs::is_btrfs(fd)? { growfs::btrfs_info(fd).map(|info| Some(info.id)) } else { Ok(None) }
 }
 
 /// What all subvolumes may come to hold. Each snapshot begins with the limit of its origin. One that is read-only can

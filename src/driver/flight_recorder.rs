@@ -2,8 +2,9 @@
 //! wrong.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
+
+use parking_lot::Mutex;
 
 use crate::model::CommandRecord;
 
@@ -36,7 +37,7 @@ pub struct Recording {
 
 impl FlightRecorder {
     pub fn began(&self, command: &str) -> Recording {
-        let mut commands = self.lock();
+        let mut commands = self.commands.lock();
         commands.begun += 1;
         let number = commands.begun;
         if commands.last.len() >= KEPT {
@@ -58,7 +59,7 @@ impl FlightRecorder {
     }
 
     pub fn ended(&self, recording: &Recording, outcome: &str, output: &str) {
-        let mut commands = self.lock();
+        let mut commands = self.commands.lock();
         let entry = commands.last.iter_mut().find(|entry| entry.number == recording.number);
         if let Some(entry) = entry {
             entry.record.took = Some(entry.begun.elapsed());
@@ -69,12 +70,7 @@ impl FlightRecorder {
 
     /// The oldest first.
     pub fn commands(&self) -> Vec<CommandRecord> {
-        self.lock().last.iter().map(|entry| entry.record.clone()).collect()
-    }
-
-    /// A panic while it was locked left whole entries.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Commands> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+        self.commands.lock().last.iter().map(|entry| entry.record.clone()).collect()
     }
 }
 

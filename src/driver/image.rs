@@ -6,13 +6,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::{S_IFMT, S_IFREG, off_t};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{fsync, ftruncate};
+use parking_lot::Mutex;
 
 use super::filesystem::{self, Device};
 use super::path_template::PathTemplate;
@@ -81,7 +82,7 @@ impl Image {
         let places = Arc::new(Places::new(GROUND, pool, template, places));
         {
             // A pool of the same name is this one under an earlier configuration, and must not count twice.
-            let mut all = images.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = images.0.lock();
             all.retain(|other| other.upgrade().is_some_and(|other| other.pool() != places.pool()));
             all.push(Arc::downgrade(&places));
         }
@@ -210,10 +211,13 @@ impl Image {
                 return Err(full(free));
             }
         }
-        let grown = match preallocated {
-            true => preallocate(&found.file, found.size, asked).and_then(|()| ftruncate(&found.file, offset(to))),
-            false => ftruncate(&found.file, offset(to)),
+        // Its blocks come before its size: ext4 would move that with every part that it allocates, and leave it somewhere when
+        // the space ends.
+        let blocks = match preallocated {
+            true => allocate(&found.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, found.size, asked),
+            false => Ok(()),
         };
+        let grown = blocks.and_then(|()| enlarge(&found.file, to));
         grown.map_err(|errno| {
             if preallocated {
                 // Should this fail as well, the next attempt finds the blocks where it needs them.
@@ -267,11 +271,10 @@ impl Driver for Image {
         let Capacity { total, free, kind } = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
         let mut promised = total.saturating_sub(free);
-        let all = self.images.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = self.images.0.lock().clone();
         for places in all.iter().filter_map(Weak::upgrade) {
             // A pool that is not there has nothing on this file system.
-            let Ok(other) = places.open_pool() else { continue };
-            if other.device == pool.device {
+            if let Some(other) = places.open_pool_beside(pool.device) {
                 promised = promised.saturating_add(lack(&places, &other)?);
             }
         }
@@ -330,14 +333,25 @@ fn free(pool: &Pool) -> Bytes {
     file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free)
 }
 
-/// Allocates blocks behind the end of a file. The size stays: ext4 would move it with every part that it allocates, and
-/// leave it somewhere when the space ends.
-fn preallocate(file: &OwnedFd, from: Bytes, length: Bytes) -> Result<(), Errno> {
+/// Allocates what a part of a file lacks of its blocks. It becomes as large as that unless told to keep its size, and never
+/// smaller.
+fn allocate(file: &OwnedFd, flags: FallocateFlags, from: Bytes, length: Bytes) -> Result<(), Errno> {
     loop {
-        match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset(from), offset(length)) {
+        match fallocate(file, flags, offset(from), offset(length)) {
             Err(Errno::EINTR) => {}
             result => return result,
         }
+    }
+}
+
+/// Gives a file a size by its last byte, which at most allocates one block: ftruncate(2) would cut what somebody else has
+/// made larger meanwhile.
+fn enlarge(file: &OwnedFd, to: Bytes) -> Result<(), Errno> {
+    let last = Bytes::new(1);
+    match allocate(file, FallocateFlags::empty(), to.saturating_sub(last), last) {
+        Err(Errno::EOPNOTSUPP) if sizes_of(&fstat(file)?).0 < to => ftruncate(file, offset(to)),
+        Err(Errno::EOPNOTSUPP) => Ok(()),
+        result => result,
     }
 }
 

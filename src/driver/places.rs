@@ -8,13 +8,14 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
+use parking_lot::Mutex;
 
 use super::directory_version::{Seen, Version};
 use super::path_template::PathTemplate;
@@ -28,6 +29,8 @@ pub(super) struct Places {
     pool: PoolName,
     template: PathTemplate,
     explicit: BTreeMap<ShareId, PathBuf>,
+    /// What the pool's directory was on when it was last opened.
+    device: Mutex<Option<dev_t>>,
     /// In which project's folder a share was found. Only tells where to look first; never more than there are shares.
     known: Mutex<HashMap<ShareId, Arc<ProjectLabel>>>,
     /// The shares as they were when the directory of a pool without projects was last read.
@@ -84,6 +87,7 @@ impl Places {
             pool,
             template,
             explicit: explicit.into_iter().collect(),
+            device: Mutex::default(),
             known: Mutex::default(),
             listed: Mutex::default(),
         }
@@ -114,7 +118,18 @@ impl Places {
             result => result.map_err(system("open", path))?,
         };
         let status = fstat(&fd).map_err(system("stat", path))?;
+        *self.device.lock() = Some(status.st_dev);
         Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, version: Version::of(&status) })
+    }
+
+    /// As [`Self::open_pool`], for another pool on the same device; `None` when this one is not there. One that was on
+    /// another device when it was last opened is not asked, since that may hang. Should it be here by now, whoever asks for
+    /// its own shares or its space finds out.
+    pub fn open_pool_beside(&self, device: dev_t) -> Option<Pool> {
+        if self.device.lock().is_some_and(|last| last != device) {
+            return None;
+        }
+        self.open_pool().ok().filter(|pool| pool.device == device)
     }
 
     /// Opens a share's directory or file.
@@ -155,7 +170,8 @@ impl Places {
     fn find(&self, pool: &Pool, share: ShareId) -> Result<Opened, Closed> {
         if let Some(path) = self.explicit.get(&share) {
             let closed = |errno| if errno == Errno::ENOENT { Closed::Nowhere } else { Closed::At(path.clone(), errno) };
-            // It may be a mount point: only root can mount, so it is enough that it is still the same file system.
+            // It may be a mount point. A tenant can mount there as well, a FUSE on a directory of his own, but not what
+            // passes for the pool's file system.
             let fd = open_without_links(path, self.ground.way).map_err(closed)?;
             return match (self.ground.holds)(pool, fd.as_fd()) {
                 Ok(true) => Ok(Opened { fd, path: path.clone(), project: ProjectLabel::default() }),
@@ -166,13 +182,13 @@ impl Places {
         if !self.template.has_projects() {
             return self.open_in(pool.fd.as_fd(), Path::new(""), ProjectLabel::default(), share);
         }
-        let known = lock(&self.known).get(&share).map(|project| ProjectLabel::clone(project));
+        let known = self.known.lock().get(&share).map(|project| ProjectLabel::clone(project));
         if let Some(project) = known {
             let folder = self.template.folder_of(&project);
             if let Ok(opened) = self.open_in(pool.fd.as_fd(), &folder, project, share) {
                 return Ok(opened);
             }
-            lock(&self.known).remove(&share);
+            self.known.lock().remove(&share);
         }
         self.search(pool, share)
     }
@@ -194,7 +210,7 @@ impl Places {
             }
         }
         let opened = found.ok_or(Closed::Nowhere)?;
-        lock(&self.known).insert(share, Arc::new(opened.project.clone()));
+        self.known.lock().insert(share, Arc::new(opened.project.clone()));
         Ok(opened)
     }
 
@@ -258,13 +274,13 @@ impl Places {
         if self.template.has_projects() {
             return self.list_projects(pool).map(in_order).map_err(failed);
         }
-        if let Some(seen) = lock(&self.listed).as_ref().filter(|seen| seen.is_trusted(pool.version)) {
+        if let Some(seen) = self.listed.lock().as_ref().filter(|seen| seen.is_trusted(pool.version)) {
             return Ok(Arc::clone(&seen.content));
         }
         let read = || Ok(in_order(self.explicit.keys().copied().chain(self.names(pool.fd.as_fd())?).collect()));
         let seen = Seen::read(pool.version, read).map_err(failed)?;
         let shares = Arc::clone(&seen.content);
-        *lock(&self.listed) = Some(seen);
+        *self.listed.lock() = Some(seen);
         Ok(shares)
     }
 
@@ -279,7 +295,7 @@ impl Places {
         let shares = self.explicit.keys().chain(known.keys()).copied().collect();
         // Whose they are is not known, and whoever asks shall be told so.
         twice.iter().for_each(|share| drop(known.remove(share)));
-        *lock(&self.known) = known;
+        *self.known.lock() = known;
         Ok(shares)
     }
 
@@ -311,11 +327,6 @@ impl Places {
 
 fn in_order(shares: BTreeSet<ShareId>) -> Shares {
     shares.into_iter().collect()
-}
-
-/// A panic while it was locked left whole entries.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is said of something else in the place of a share.
@@ -387,7 +398,7 @@ mod tests {
         let of = |project| listed(places.list_of(&pool, &label(project)).unwrap());
         assert_eq!((of("a"), of("b"), of("c"), of("")), (vec![2], vec![3], vec![], vec![9]));
         assert_eq!((of(".."), of("a/.."), of(".")), (vec![], vec![], vec![]));
-        assert_eq!(lock(&places.known).len(), 2, "what is gone is known no more");
+        assert_eq!(places.known.lock().len(), 2, "what is gone is known no more");
     }
 
     #[test]

@@ -4,18 +4,22 @@
 //! the kernel at least every minute, and moved by what growd itself sets in between.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::SpaceId;
+use super::project_quota::census::Censuses;
 use crate::model::Bytes;
 
 /// The most that a sum may be old.
 const TRUSTED: Duration = Duration::from_secs(60);
 
-/// Sums of limits by file system, for all pools of the daemon.
+/// Sums of limits by file system, for all pools of the daemon, and who has which project.
 #[derive(Default)]
 pub struct Promises {
+    pub(super) censuses: Censuses,
     /// Each has a lock of its own, because a scan waits while an ext4 is frozen.
     by_space: Mutex<HashMap<SpaceId, Arc<Mutex<Option<Sum>>>>>,
 }
@@ -34,7 +38,7 @@ impl Promises {
     /// Those of `scan`.
     pub(super) fn sum<E>(&self, space: &SpaceId, scan: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
         let cell = self.cell(space);
-        let mut last = lock(&cell);
+        let mut last = cell.lock();
         if let Some(sum) = last.as_ref().filter(|sum| sum.begun.elapsed() < TRUSTED) {
             return Ok(sum.promised);
         }
@@ -57,7 +61,7 @@ impl Promises {
 
     fn move_sum(&self, space: &SpaceId, begun: Instant, moved: impl FnOnce(Bytes) -> Bytes) {
         let cell = self.cell(space);
-        let mut last = lock(&cell);
+        let mut last = cell.lock();
         // A scan that ended later may have seen it or not.
         *last = last.take().filter(|sum| sum.ended < begun);
         if let Some(sum) = last.as_mut() {
@@ -67,21 +71,16 @@ impl Promises {
 
     /// Has the next sum read from the kernel: a limit was lowered and put back, and the last one may have seen either.
     pub(super) fn forget(&self, space: &SpaceId) {
-        *lock(&self.cell(space)) = None;
+        *self.cell(space).lock() = None;
     }
 
     fn cell(&self, space: &SpaceId) -> Arc<Mutex<Option<Sum>>> {
-        let mut by_space = lock(&self.by_space);
+        let mut by_space = self.by_space.lock();
         if let Some(cell) = by_space.get(space) {
             return Arc::clone(cell);
         }
         Arc::clone(by_space.entry(space.clone()).or_default())
     }
-}
-
-/// A panic while it was locked left a whole value.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -97,17 +96,17 @@ mod tests {
         let later = before + Duration::from_millis(2);
         let sum = || Sum { begun: scanned, ended: scanned, promised: Bytes::gib(1) };
 
-        *lock(&promises.cell(&ours)) = Some(sum());
+        *promises.cell(&ours).lock() = Some(sum());
         promises.add(&ours, Bytes::gib(2), later);
         promises.add(&other, Bytes::gib(2), later);
-        assert_eq!(lock(&promises.cell(&ours)).as_ref().map(|sum| sum.promised), Some(Bytes::gib(3)));
+        assert_eq!(promises.cell(&ours).lock().as_ref().map(|sum| sum.promised), Some(Bytes::gib(3)));
         promises.take(&ours, Bytes::gib(2), later);
         assert_eq!(promises.sum(&ours, || Err("the sum is known")), Ok(Bytes::gib(1)));
         promises.forget(&ours);
         assert_eq!(promises.sum(&ours, || Err("unknown")), Err("unknown"));
 
-        *lock(&promises.cell(&ours)) = Some(sum());
+        *promises.cell(&ours).lock() = Some(sum());
         promises.add(&ours, Bytes::gib(2), before);
-        assert!(lock(&promises.cell(&ours)).is_none());
+        assert!(promises.cell(&ours).lock().is_none());
     }
 }

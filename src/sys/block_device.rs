@@ -10,6 +10,7 @@ use nix::libc::dev_t;
 use nix::sys::stat::{Mode, fstat, major, minor};
 use nix::sys::uio::pread;
 
+use super::errno;
 use crate::model::Bytes;
 
 mod raw {
@@ -79,20 +80,25 @@ impl AsFd for BlockDevice {
     }
 }
 
-/// Names of the devices that hold this one, as device-mapper, md and bcache do: `/sys/dev/block/MAJ:MIN/holders`.
-/// A file system does not count.
+/// Names of the devices that are built on this one: its holders, as device-mapper, md and bcache are, and its partitions.
+/// A file system does not count. From `/sys/dev/block/MAJ:MIN`.
 ///
 /// # Errors
 /// `ENOENT` when there is no such device.
 pub fn holders(device: dev_t) -> Result<Vec<String>, Errno> {
-    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-    let directory = format!("/sys/dev/block/{}:{}/holders", major(device), minor(device));
+    let directory = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let mut names = Vec::new();
-    for entry in fs::read_dir(directory).map_err(errno)? {
+    for entry in fs::read_dir(format!("{directory}/holders")).map_err(errno)? {
         let entry = entry.map_err(errno)?;
         let kernel_name = entry.file_name().to_string_lossy().into_owned();
         let mapper_name = fs::read_to_string(entry.path().join("dm/name")).ok();
         names.push(mapper_name.map_or(kernel_name, |name| name.trim_end().to_owned()));
+    }
+    for entry in fs::read_dir(directory).map_err(errno)? {
+        let entry = entry.map_err(errno)?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join("partition").exists() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
     }
     names.sort();
     Ok(names)
@@ -113,7 +119,7 @@ pub fn mapper(device: dev_t) -> Result<Mapper, Errno> {
     let directory = format!("/sys/dev/block/{}:{}/dm", major(device), minor(device));
     let read = |file: &str| match fs::read_to_string(format!("{directory}/{file}")) {
         Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+        Err(error) => Err(errno(error)),
     };
     Ok(Mapper { uuid: read("uuid")?, is_suspended: read("suspended")? != "0" })
 }

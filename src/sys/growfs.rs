@@ -89,8 +89,6 @@ mod raw {
     nix::ioctl_read!(btrfs_ioc_fs_info, 0x94, 31, super::RawBtrfsInfo);
     nix::ioctl_readwrite!(btrfs_ioc_dev_info, 0x94, 30, super::RawBtrfsDevice);
     nix::ioctl_write_ptr!(btrfs_ioc_resize, 0x94, 3, super::RawBtrfsName);
-    nix::ioctl_read!(btrfs_ioc_start_sync, 0x94, 24, u64);
-    nix::ioctl_write_ptr!(btrfs_ioc_wait_sync, 0x94, 22, u64);
 }
 
 /// Size of an XFS file system.
@@ -155,7 +153,7 @@ pub fn ext4_grow(fd: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno> {
 /// A btrfs file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BtrfsInfo {
-    /// What the directory below `/sys/fs/btrfs` is named after.
+    /// The same through all its mounts and subvolumes; what the directory below `/sys/fs/btrfs` is named after.
     pub id: [u8; 16],
     pub devices: u64,
     pub largest_device_id: u64,
@@ -206,18 +204,6 @@ pub fn btrfs_fill_device(fd: BorrowedFd<'_>, device_id: u64) -> Result<(), Errno
         // BTRFS_ERROR_DEV_EXCL_RUN_IN_PROGRESS is a positive number.
         _ => Err(Errno::EBUSY),
     }
-}
-
-/// Commits the current transaction of btrfs and waits for it, without writing out data first as syncfs(2) would.
-///
-/// # Errors
-/// `EIO`, `EROFS`.
-pub fn btrfs_commit(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let mut transaction = 0;
-    // SAFETY: the descriptor is open for the time of the call, and the kernel fills 64 bits.
-    unsafe { raw::btrfs_ioc_start_sync(fd.as_raw_fd(), &raw mut transaction) }?;
-    // SAFETY: as above, and the kernel reads 64 bits.
-    unsafe { raw::btrfs_ioc_wait_sync(fd.as_raw_fd(), &raw const transaction) }.map(drop)
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! typed, and the file may have been renamed since.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use nix::libc::{dev_t, ioctl};
 use nix::sys::stat::{fstat, makedev};
 
 use super::block_device::BlockDevice;
+use super::errno;
 
 const LOOP_GET_STATUS64: u64 = 0x4C05;
 const LOOP_SET_CAPACITY: u64 = 0x4C07;
@@ -64,10 +64,9 @@ impl LoopDevice {
 /// All loop devices of an open file.
 ///
 /// # Errors
-/// Those of reading `/sys/block`, of opening a loop device that is there, and of ioctl(2).
+/// Those of reading `/sys/block` and of opening a loop device that is there.
 pub fn of_file(file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
     let file = fstat(file)?;
-    let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let mut devices = Vec::new();
     for entry in fs::read_dir("/sys/block").map_err(errno)? {
         let entry = entry.map_err(errno)?;
@@ -76,12 +75,15 @@ pub fn of_file(file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
             continue;
         }
         let node = Path::new("/dev").join(entry.file_name());
-        let found = read_device(&entry.path().join("dev")).and_then(|device| Ok((device, open(&node, device)?)));
-        let (device, (opened, status)) = match found {
+        let opened = read_device(&entry.path().join("dev"));
+        let opened = opened.and_then(|device| Ok((device, BlockDevice::open(&node, device)?)));
+        let (device, opened) = match opened {
             // It was detached, or removed, at this moment.
             Err(Errno::ENXIO | Errno::ENOENT) => continue,
-            found => found?,
+            opened => opened?,
         };
+        // Detached as well, or the kernel could not ask its file, as on an NFS or a FUSE that is gone: this one has answered.
+        let Ok(status) = status(&opened) else { continue };
         if (status.lo_device, status.lo_inode) == (file.st_dev, file.st_ino) {
             devices.push(LoopDevice {
                 opened,
@@ -103,8 +105,7 @@ fn read_device(path: &Path) -> Result<dev_t, Errno> {
     Ok(makedev(number(major)?, number(minor)?))
 }
 
-fn open(node: &Path, device: dev_t) -> Result<(BlockDevice, RawStatus), Errno> {
-    let opened = BlockDevice::open(node, device)?;
+fn status(opened: &BlockDevice) -> Result<RawStatus, Errno> {
     let mut status = RawStatus {
         lo_device: 0,
         lo_inode: 0,
@@ -123,7 +124,7 @@ fn open(node: &Path, device: dev_t) -> Result<(BlockDevice, RawStatus), Errno> {
     // SAFETY: the descriptor is that of an open block device whose directory in /sys is a loop device's, and the kernel
     // fills a structure of this very layout.
     Errno::result(unsafe { ioctl(opened.as_fd().as_raw_fd(), LOOP_GET_STATUS64, &raw mut status) })?;
-    Ok((opened, status))
+    Ok(status)
 }
 
 #[cfg(test)]

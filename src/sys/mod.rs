@@ -21,3 +21,12 @@ pub mod quotactl;
 pub mod sync_file_range;
 pub mod systemd;
 pub mod timer_slack;
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// Why the standard library failed, as the kernel said it; `EIO` where it was none of the kernel's doing.
+pub fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::libc::dev_t;
 use nix::sys::stat::{fstat, makedev};
 
+use super::errno;
+
 /// One mount, as this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -33,7 +35,6 @@ pub struct Mount {
 /// # Errors
 /// `ENOENT` when there is none, as for a file on a mount that was detached, and those of reading `/proc`.
 pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
-    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let device = fstat(fd)?.st_dev;
     let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(errno)?;
     let text = fs::read("/proc/self/mountinfo").map_err(errno)?;

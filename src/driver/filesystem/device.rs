@@ -4,8 +4,8 @@ use std::path::Path;
 
 use nix::libc::dev_t;
 
-use super::{Content, observe, system};
-use crate::driver::{DriverError, Outcome, Problem, Sizes};
+use super::{Content, observe};
+use crate::driver::{DriverError, Outcome, Problem, Sizes, system};
 use crate::model::{Bytes, PoolName, Reason, Refusal, ShareId};
 use crate::sys::block_device::BlockDevice;
 

@@ -22,10 +22,10 @@ use nix::unistd::syncfs;
 pub use self::device::{Device, half_grown, unusable};
 use self::ext4::{Ext4, SUPERBLOCK};
 use self::geometry::Geometry;
-use super::DriverError;
+use super::{DriverError, system};
 use crate::model::{Bytes, PoolName, Refusal};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
-use crate::sys::{freeze, growfs, journal};
+use crate::sys::{btrfs, freeze, growfs, journal};
 
 /// What is on a volume.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Content, D
         mounts::Found::Writable { root, mount_point } => {
             let geometry = read_geometry(&opened, root.as_fd(), node)?;
             let space = fstatvfs(&root).map_err(system("measure", &mount_point))?;
-            let used = Bytes::new((space.blocks() - space.blocks_free()).saturating_mul(space.fragment_size()));
+            let used = space.blocks().saturating_sub(space.blocks_free());
+            let used = Bytes::new(used.saturating_mul(space.fragment_size()));
             let node = node.to_owned();
             Ok(Content::Filesystem(Mounted { node, device: opened, root, mount_point, geometry, used }))
         }
@@ -193,7 +194,7 @@ impl Mounted {
         let flushed = match &self.geometry {
             Geometry::Xfs(_) | Geometry::Ext4(_) => journal::force(root),
             // An fsync there writes a log of the file alone.
-            Geometry::Btrfs { .. } => growfs::btrfs_commit(root),
+            Geometry::Btrfs { .. } => btrfs::commit(root),
         };
         flushed.map_err(system("flush", &self.mount_point))?;
         // As large as it is now, and not as it was observed.
@@ -254,9 +255,4 @@ fn signature(device: &BlockDevice) -> Result<Option<&'static str>, Errno> {
         return Ok(Some("ext4"));
     }
     Ok((device.read(0x1_0040)? == Some(*b"_BHRfS_M")).then_some("btrfs"))
-}
-
-fn system(operation: &'static str, object: &Path) -> impl FnOnce(Errno) -> DriverError {
-    let object = object.to_owned();
-    move |source| DriverError::System { operation, object, source }
 }

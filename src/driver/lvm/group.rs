@@ -5,10 +5,11 @@
 
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tracing::info;
+use parking_lot::Mutex;
+use tracing::{info, warn};
 
 use super::metadata;
 use super::report::{self, Row};
@@ -47,8 +48,8 @@ enum Disks {
 #[derive(Default)]
 struct Line {
     shell: Option<Shell>,
-    /// One that was given up and may still be there.
-    dying: Option<Dying>,
+    /// One that was given up and may still be there, and when it was asked.
+    dying: Option<(Instant, Dying)>,
 }
 
 impl VolumeGroup {
@@ -70,7 +71,7 @@ impl VolumeGroup {
     /// The rows of a report, and the words that came with them.
     ///
     /// # Errors
-    /// NOT_MOUNTED without lvm; INTERNAL when it gives no answer in time.
+    /// NOT_MOUNTED without lvm; STUCK when it gives no answer in time; INTERNAL when it fails.
     pub fn ask(&self, pool: &PoolName, command: &str) -> Result<(Vec<Row>, String), Refusal> {
         let printed = self.question(pool, command)?;
         Ok((report::rows(&printed), report::messages(&printed)))
@@ -86,7 +87,7 @@ impl VolumeGroup {
             (is_usable && name.starts_with('/') && name.bytes().all(is_plain)).then(|| name.to_owned())
         };
         let disks: Option<Vec<String>> = rows.iter().map(disk).collect();
-        *lock(&self.disks) = match disks {
+        *self.disks.lock() = match disks {
             Some(disks) if (1..=MOST_DISKS).contains(&disks.len()) => Disks::Known(disks),
             _ => Disks::Useless,
         };
@@ -94,12 +95,12 @@ impl VolumeGroup {
 
     /// Whether LVM has to be asked for the physical volumes before [`Self::metadata`].
     pub fn knows_no_disks(&self) -> bool {
-        *lock(&self.disks) == Disks::Unknown
+        *self.disks.lock() == Disks::Unknown
     }
 
     /// For when there may be others. Whether any were known.
     pub fn forget_disks(&self) -> bool {
-        matches!(mem::take(&mut *lock(&self.disks)), Disks::Known(_))
+        matches!(mem::take(&mut *self.disks.lock()), Disks::Known(_))
     }
 
     /// The metadata that are the same on all physical volumes, and how many these are. `None` when only LVM can tell.
@@ -107,12 +108,12 @@ impl VolumeGroup {
     /// # Errors
     /// As [`Self::ask`].
     pub fn metadata(&self, pool: &PoolName) -> Result<Option<(String, usize)>, Refusal> {
-        let Disks::Known(disks) = lock(&self.disks).clone() else { return Ok(None) };
+        let Disks::Known(disks) = self.disks.lock().clone() else { return Ok(None) };
         let mut agreed: Option<String> = None;
         for disk in &disks {
             let printed = self.question(pool, &format!("pvck --dump metadata {disk}"))?;
             let Some(text) = metadata::dumped(&printed) else {
-                *lock(&self.disks) = Disks::Useless;
+                *self.disks.lock() = Disks::Useless;
                 return Ok(None);
             };
             match &agreed {
@@ -126,13 +127,12 @@ impl VolumeGroup {
     }
 
     fn question(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
-        let mut line = lock(&self.questions);
+        let mut line = self.questions.lock();
         // One that is stuck in the kernel would only be joined by the next, until the node is full of them.
-        if let Some(dying) = &mut line.dying
+        if let Some((asked, dying)) = &mut line.dying
             && dying.is_alive()
         {
-            let problem = format!("lvm did not answer before, and its process {} is still stuck", dying.pid());
-            return Err(Refusal::Internal { problem });
+            return Err(Refusal::Stuck { pool: pool.clone(), waited: asked.elapsed() });
         }
         match self.run(&mut line, pool, command, Some(QUESTION_LIMIT))? {
             Ok(Output { truncated: true, .. }) => {
@@ -140,6 +140,7 @@ impl VolumeGroup {
                 Err(Refusal::Internal { problem })
             }
             Ok(output) => Ok(output.text),
+            Err(ShellError::TimedOut(waited)) => Err(Refusal::Stuck { pool: pool.clone(), waited }),
             Err(error) => Err(Refusal::Internal { problem: format!("{command}: {error}") }),
         }
     }
@@ -153,11 +154,11 @@ impl VolumeGroup {
     /// # Errors
     /// NOT_MOUNTED without lvm, when nothing was changed.
     pub fn change(&self, pool: &PoolName, command: &str) -> Result<String, Refusal> {
-        let command = match &*lock(&self.disks) {
+        let command = match &*self.disks.lock() {
             Disks::Known(disks) => format!("{command} --config '{}'", filter(disks)),
             Disks::Unknown | Disks::Useless => command.to_owned(),
         };
-        let mut line = lock(&self.changes);
+        let mut line = self.changes.lock();
         Ok(match self.run(&mut line, pool, &command, None)? {
             Ok(output) => report::messages(&output.text),
             Err(error) => error.to_string(),
@@ -202,10 +203,16 @@ fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Durati
         Some(shell) => shell,
         None => start(program)?,
     };
+    let asked = Instant::now();
     let answer = shell.run(command, limit);
     match &answer {
         Ok(_) => line.shell = Some(shell),
-        Err(_) => line.dying = Some(if limit.is_some() { shell.kill() } else { shell.leave() }),
+        Err(error) => {
+            let dying = if limit.is_some() { shell.kill() } else { shell.leave() };
+            // Whoever looks what the node waits for needs the process.
+            warn!(command, %error, pid = dying.pid(), "gave up a shell of lvm");
+            line.dying = Some((asked, dying));
+        }
     }
     answer
 }
@@ -236,7 +243,28 @@ pub fn find_lvm() -> Option<PathBuf> {
         .find(|file| file.is_absolute() && file.is_file())
 }
 
-/// A panic while it was locked lost the shell, at worst.
-fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
-    held.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn who_asks_while_a_shell_is_stuck_does_not_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("lvm");
+        fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let group = VolumeGroup::new("vg".to_owned(), Some(program.clone()), Arc::default());
+        let pool: PoolName = "vols".parse().unwrap();
+        // As one that was killed while it waits for a disk.
+        let dying = Shell::start(&program).unwrap().leave();
+        let pid = Pid::from_raw(dying.pid().try_into().unwrap());
+        group.questions.lock().dying = Some((Instant::now(), dying));
+        assert!(matches!(group.question(&pool, "vgs"), Err(Refusal::Stuck { .. })));
+        assert!(group.recorder.commands().is_empty(), "it is not asked");
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
 }

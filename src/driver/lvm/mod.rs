@@ -10,7 +10,7 @@ pub(crate) mod report;
 mod rounding;
 pub(crate) mod volume;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -23,7 +23,9 @@ pub use self::volume::doubled;
 use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step, answer_each};
+use super::{
+    Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step, answer_each, system,
+};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
 use crate::sys::block_device::{self, Mapper};
 
@@ -164,7 +166,7 @@ impl Lvm {
         let node = volume::node(self.group.name(), name);
         let device = match stat(&node) {
             Err(Errno::ENOENT) => return Err(self.not_mounted(format!("{} does not exist", node.display())).into()),
-            result => result.map_err(|source| system("stat", &node, source))?.st_rdev,
+            result => result.map_err(system("stat", &node))?.st_rdev,
         };
         Device::look(&self.pool, device, &node)
     }
@@ -336,8 +338,4 @@ impl Lvm {
 /// The unit that `lvextend --size` takes bytes in.
 fn whole_sectors(size: Bytes) -> Bytes {
     Bytes::new(size.get().div_ceil(SECTOR).saturating_mul(SECTOR))
-}
-
-fn system(operation: &'static str, object: &Path, source: Errno) -> DriverError {
-    DriverError::System { operation, object: object.to_owned(), source }
 }

@@ -3,7 +3,7 @@
 //! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
 //! Nothing but [`lower`] lowers a limit.
 
-mod census;
+pub(super) mod census;
 mod findings;
 mod lower;
 
@@ -36,8 +36,8 @@ const GROUND: Ground = Ground {
 
 /// A pool of directories on one file system.
 pub struct ProjectQuota {
-    places: Places,
-    census: Census,
+    places: Arc<Places>,
+    census: Arc<Census>,
     promises: Arc<Promises>,
 }
 
@@ -48,6 +48,8 @@ struct Base {
     kind: Option<Kind>,
     quotas: QuotaState,
     read_only: bool,
+    /// Of the other pools on it.
+    others: Vec<(Arc<Census>, Pool)>,
 }
 
 /// A share that was found, and what its quota is.
@@ -81,15 +83,26 @@ impl ProjectQuota {
         places: Vec<(ShareId, PathBuf)>,
         promises: Arc<Promises>,
     ) -> Self {
-        Self { places: Places::new(GROUND, pool, template, places), census: Census::default(), promises }
+        let places = Arc::new(Places::new(GROUND, pool, template, places));
+        let census = promises.censuses.begin(Arc::clone(&places));
+        Self { places, census, promises }
     }
 
     fn base(&self) -> Result<Base, DriverError> {
-        look_around(self.places.open_pool()?)
+        self.look_around(self.places.open_pool()?)
+    }
+
+    fn look_around(&self, pool: Pool) -> Result<Base, DriverError> {
+        let fd = pool.fd.as_fd();
+        let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
+        let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd, Route::Best));
+        let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
+        let others = self.census.others(&self.promises.censuses, &pool);
+        Ok(Base { pool, kind, quotas, read_only, others })
     }
 
     fn find(&self, base: &Base, share: ShareId) -> Result<Share, DriverError> {
-        let Base { pool, kind, quotas: state, read_only } = base;
+        let Base { pool, kind, quotas: state, read_only, others } = base;
         let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
         let (fd, state) = (directory.as_fd(), *state);
         let kind = kind.ok_or_else(|| unsupported(pool))?;
@@ -111,7 +124,10 @@ impl ProjectQuota {
         };
         let twin = match attributes.project_id {
             0 => None,
-            id => self.census.twin(&self.places, pool, share, id)?,
+            id => self.census.twin(pool, share, id)?.or_else(|| {
+                // A pool that cannot be listed says so itself.
+                others.iter().find_map(|(census, pool)| census.twin(pool, share, id).ok()?)
+            }),
         };
         let read_only = read_only.then(|| self.places.read_only());
         let case = Case { location: &location, fd, kind, read_only, state, attributes, twin, quota };
@@ -188,7 +204,7 @@ impl ProjectQuota {
     fn flush(&self) -> Result<Base, DriverError> {
         let pool = self.places.open_pool()?;
         journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
-        look_around(pool)
+        self.look_around(pool)
     }
 
     fn read_back(&self, base: &Base, share: ShareId) -> Result<Bytes, DriverError> {
@@ -258,14 +274,6 @@ impl Driver for ProjectQuota {
     fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
         answer_each(self.flush(), shares, |base, share| self.read_back(base, *share))
     }
-}
-
-fn look_around(pool: Pool) -> Result<Base, DriverError> {
-    let fd = pool.fd.as_fd();
-    let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
-    let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd, Route::Best));
-    let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
-    Ok(Base { pool, kind, quotas, read_only })
 }
 
 /// The sum of the hard limits of all projects but 0, which holds the defaults.

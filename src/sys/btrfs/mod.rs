@@ -65,15 +65,6 @@ struct LookupArguments {
     name: [u8; 4080],
 }
 
-/// `struct btrfs_ioctl_fs_info_args`.
-#[repr(C)]
-struct FileSystemInformation {
-    max_id: u64,
-    num_devices: u64,
-    fsid: [u8; 16],
-    rest: [u8; 992],
-}
-
 /// `struct btrfs_ioctl_qgroup_limit_args`.
 #[repr(C)]
 struct LimitArguments {
@@ -87,7 +78,6 @@ struct LimitArguments {
 
 // The sizes are part of the ioctls' numbers, so a wrong one would be another ioctl.
 const _: () = assert!(size_of::<LookupArguments>() == 4096);
-const _: () = assert!(size_of::<FileSystemInformation>() == 1024);
 const _: () = assert!(size_of::<LimitArguments>() == 48);
 
 /// BTRFS_IOCTL_MAGIC
@@ -99,7 +89,6 @@ mod raw {
     nix::ioctl_readwrite!(ino_lookup, MAGIC, 18, super::LookupArguments);
     nix::ioctl_write_ptr!(wait_sync, MAGIC, 22, u64);
     nix::ioctl_read!(start_sync, MAGIC, 24, u64);
-    nix::ioctl_read!(fs_info, MAGIC, 31, super::FileSystemInformation);
     // Declared as one that reads, although it writes.
     nix::ioctl_read!(qgroup_limit, MAGIC, 43, super::LimitArguments);
 }
@@ -122,17 +111,6 @@ pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
     let statfs = fstatfs(fd)?;
     let is_btrfs = statfs.filesystem_type() == BTRFS_SUPER_MAGIC;
     Ok(is_btrfs.then(|| statfs.flags().contains(FsFlags::ST_RDONLY)))
-}
-
-/// Identity of the file system, the same through all its mounts and subvolumes.
-///
-/// # Errors
-/// Those of the ioctl.
-pub fn file_system_id(fd: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
-    let mut information = FileSystemInformation { max_id: 0, num_devices: 0, fsid: [0; 16], rest: [0; 992] };
-    // SAFETY: the descriptor is open for the time of the call, and the kernel fills a structure of this very layout.
-    unsafe { raw::fs_info(fd.as_raw_fd(), &raw mut information) }?;
-    Ok(information.fsid)
 }
 
 /// The subvolume whose top directory this is; `None` for any other directory.
@@ -283,7 +261,6 @@ pub fn qgroups_of_subvolumes(fd: BorrowedFd<'_>) -> Result<BTreeMap<u64, Qgroup>
         }
         _ => {}
     })?;
-    groups.retain(|id, _| *id <= LAST_SUBVOLUME);
     Ok(groups)
 }
 
