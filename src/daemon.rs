@@ -21,6 +21,7 @@ use crate::engine::looks;
 use crate::engine::pools::{Pools, TURNS};
 use crate::logging::Log;
 use crate::meters::Meters;
+use crate::model::DriverKind;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
 use crate::sys::{open_files, systemd};
@@ -41,6 +42,13 @@ pub fn blocking_threads(config: &Config) -> usize {
 fn warn_of_missing_directories(config: &Config) {
     let config = config.clone();
     tokio::task::spawn_blocking(move || config.missing_directories().iter().for_each(|problem| warn!("{problem}")));
+}
+
+/// Asks each pool once, without waiting: others on its file system know of it only then.
+fn look_at(pools: &Pools) {
+    for pool in pools.all().into_iter().filter(|pool| pool.driver.kind() != DriverKind::Lvm) {
+        tokio::spawn(async move { pool.call(|driver| driver.space()).await });
+    }
 }
 
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`, the level of the log with
@@ -98,6 +106,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     store.measure(Arc::clone(&meters));
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
+    look_at(&engine.pools);
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
     let host = nix::sys::utsname::uname()?;
     let host = Host {

@@ -249,10 +249,15 @@ async fn a_pool_that_hangs_at_a_start_holds_up_no_other_and_promises_nothing_twi
     let disk = HangingDisk::over("ubda");
     let stuck = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
     let sound = Filesystem::xfs("ubdb", PRJQUOTA);
+    // Even to open the directory of this one takes the disk.
+    let other_disk = HangingDisk::over("ubdc");
+    let deep = Filesystem::ext4(other_disk.path().to_str().unwrap(), PRJQUOTA);
+    std::fs::create_dir(deep.path().join("shares")).unwrap();
     create_shares(&stuck, 2, 8 * MIB);
     sound.create_share(&share(3), project(3), 8 * MIB);
     let dir = tempfile::tempdir().unwrap();
-    let pools = pool(&stuck, "") + &pool(&sound, "").replace("home", "sound");
+    let deep_pool = pool(&deep, "").replace("home", "deep").replace("{share_id}", "shares/{share_id}");
+    let pools = [pool(&stuck, ""), pool(&sound, "").replace("home", "sound"), deep_pool].concat();
     let mut daemon = Daemon::start(dir.path(), &pools).await;
     let clients = daemon.clients().await;
     let room = clients.pool("home").await.available_bytes;
@@ -267,7 +272,8 @@ async fn a_pool_that_hangs_at_a_start_holds_up_no_other_and_promises_nothing_twi
     stuck.set_limits(project(1), 0, 8 * MIB);
     // What the kernel has in memory it would answer without the disk.
     stuck.mount_again(PRJQUOTA);
-    let hang = disk.hang();
+    deep.mount_again(PRJQUOTA);
+    let (hang, other_hang) = (disk.hang(), other_disk.hang());
     tokio::time::timeout(Duration::from_secs(30), daemon.start_again()).await.expect("the start waits for the disk");
     let clients = daemon.clients().await;
     let other = clients.extend(&share(3), 9 * MIB).await.unwrap();
@@ -282,5 +288,6 @@ async fn a_pool_that_hangs_at_a_start_holds_up_no_other_and_promises_nothing_twi
     assert_eq!(reason(&waits.await.unwrap().unwrap_err()), "POOL_FULL");
     let job = clients.end_of(&job.job_id).await;
     assert_eq!((job.state(), stuck.hard_limit(project(1))), (JobState::Succeeded, large));
+    drop(other_hang);
     assert!(daemon.terminate());
 }

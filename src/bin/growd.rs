@@ -100,6 +100,9 @@ fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<E
     let log = Arc::new(logging::start(log_format, config.log.clone(), config.traces.as_deref())?);
     let ended = runtime.block_on(daemon::run(config, path, Arc::clone(&log)));
     log.finish();
+    drop(_inside);
+    // All that matters has been waited for; a thread that waits for a disk to answer a question must not hold up the end.
+    runtime.shutdown_background();
     ended.map(|()| ExitCode::SUCCESS)
 }
 

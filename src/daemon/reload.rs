@@ -66,6 +66,7 @@ impl Reload {
             warn!(%error, socket = %self.config.listen.display(), "the mode of the socket cannot be changed");
         }
         self.engine.pools.replace(self.maker.make(&new.pools));
+        super::look_at(&self.engine.pools);
         // What needs a restart stays as it is, so that the next reload tells of it again.
         self.config.pools = new.pools;
         self.config.access = new.access;

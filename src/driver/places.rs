@@ -122,11 +122,10 @@ impl Places {
         Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, version: Version::of(&status) })
     }
 
-    /// As [`Self::open_pool`], for another pool on the same device; `None` when this one is not there. One that was on
-    /// another device when it was last opened is not asked, since that may hang. Should it be here by now, whoever asks for
-    /// its own shares or its space finds out.
+    /// As [`Self::open_pool`], for another pool on the same device; `None` when this one is not there. It is opened only if
+    /// it was on that device when it was last asked for itself: one on another device may hang.
     pub fn open_pool_beside(&self, device: dev_t) -> Option<Pool> {
-        if self.device.lock().is_some_and(|last| last != device) {
+        if *self.device.lock() != Some(device) {
             return None;
         }
         self.open_pool().ok().filter(|pool| pool.device == device)

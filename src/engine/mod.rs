@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{Instrument, info, warn};
 use uuid::Uuid;
 
@@ -36,6 +37,10 @@ pub use ledger::{Moment, Shortage};
 
 /// How long a pool that did not answer is left alone.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a start waits for what jobs of before it take.
+const RESUMING_SOON: Duration = Duration::from_secs(5);
+/// How long a pool takes no new jobs before it has told that.
+const RESUMING_MOST: Duration = Duration::from_secs(120);
 
 pub struct Engine {
     pub pools: Pools,
@@ -172,31 +177,52 @@ impl Engine {
             self.enliven(job.clone(), None);
             of_pools.entry(job.pool.clone()).or_default().push(job);
         }
+        let mut all = Vec::new();
         for (pool, jobs) in of_pools {
             // Each for itself: a pool that does not answer holds up its own jobs alone.
-            let (engine, pool) = (Arc::clone(self), self.pools.get(&pool));
-            let resuming = pool.map(|pool| pool.begin_resuming());
-            tokio::spawn(async move {
-                join_all(jobs.iter().map(|job| engine.resume(job))).await;
+            let resuming = self.pools.get(&pool).map(|pool| pool.begin_resuming());
+            let resumed = jobs.into_iter().map(|job| tokio::spawn(Arc::clone(self).resume(job)));
+            let resumed = join_all(resumed.collect::<Vec<_>>());
+            all.push(tokio::spawn(async move {
+                // Those of a share that never answers would keep all others out.
+                let _ = timeout(RESUMING_MOST, resumed).await;
                 drop(resuming);
-            });
+            }));
         }
+        // Pools may be on one file system, so none takes new jobs before the others have told, if they do at once.
+        let _ = timeout(RESUMING_SOON, join_all(all)).await;
         Ok(())
     }
 
-    /// Reserves what a job of before the restart still takes, and begins it.
-    async fn resume(self: &Arc<Self>, job: &Job) {
-        let promise = loop {
-            match self.promise_of(job).await {
-                Err(Refusal::Stuck { .. }) => tokio::time::sleep(ASK_AGAIN).await,
-                promise => break promise.ok().flatten(),
+    /// Reserves what a job of before the restart still takes, and begins it, unless it has been cancelled meanwhile.
+    async fn resume(self: Arc<Self>, job: Job) {
+        self.promise_again(&job).await;
+        if self.live.lock().contains_key(&job.id) {
+            self.begin(&job);
+        }
+    }
+
+    /// Reserves what a job of before the restart still takes, if that is not known yet. Waits for the answer as long as it
+    /// takes, or until the job is cancelled: who asks a disk that hangs once more only waits with another thread.
+    async fn promise_again(&self, job: &Job) {
+        let Ok(mut changes) = self.watch(job.id) else { return };
+        let promise = async {
+            loop {
+                match self.promise_of(job).await {
+                    Err(Refusal::Stuck { .. }) => tokio::time::sleep(ASK_AGAIN).await,
+                    promise => break promise.ok().flatten(),
+                }
             }
         };
-        // Not if it has been cancelled meanwhile.
-        if let Some(live) = self.live.lock().get_mut(&job.id) {
-            promise.iter().for_each(|promise| self.hold(promise));
-            live.promise = promise;
-            self.begin(job);
+        let promise = tokio::select! {
+            promise = promise => promise,
+            _ = changes.wait_for(|job| job.state.is_ended()) => None,
+        };
+        if let (Some(promise), Some(live)) = (promise, self.live.lock().get_mut(&job.id))
+            && live.promise.is_none()
+        {
+            self.hold(&promise);
+            live.promise = Some(promise);
         }
     }
 
@@ -205,7 +231,7 @@ impl Engine {
     async fn promise_of(&self, job: &Job) -> Result<Option<Promise>, Refusal> {
         let (share, target) = (job.share, job.requested_size);
         let Some(pool) = self.pools.get(&job.pool) else { return Ok(None) };
-        let assessment = pool.assess(share, target).await?;
+        let assessment = pool.assess_patiently(share, target).await?;
         let growth = match job.kind {
             JobKind::Extend => assessment.growth?,
             // Also where the limit is lowered already: it may have to be put back.
@@ -273,20 +299,13 @@ impl Engine {
     /// JOB_NOT_FOUND, JOB_NOT_QUEUED; STORE_UNAVAILABLE when the store turns out not to be writable: the job is cancelled
     /// as soon as it is, and does not begin before.
     pub async fn cancel(self: &Arc<Self>, id: JobId) -> Result<Job, Refusal> {
-        let mut failure = self.store.failure();
-        let unwritable = |problem: &Option<String>| {
-            let problem = problem.clone().unwrap_or_default();
-            store_refusal(&StoreError::Write { problem })
-        };
-        if failure.borrow().is_some() {
-            return Err(unwritable(&failure.borrow()));
-        }
         let Some(mut job) = self.begin_to_cancel(id)? else {
             return match self.job(id)? {
                 job if job.state == JobState::Cancelled => Ok(job),
                 job => Err(Refusal::JobNotQueued { job: id, state: job.state }),
             };
         };
+        let mut failure = self.store.failure();
         tokio::select! {
             biased;
             Ok(ended) = job.wait_for(|job| job.state.is_ended()) => Ok(ended.clone()),
@@ -303,6 +322,10 @@ impl Engine {
         let job = live.job.borrow().clone();
         let cancelled = state::apply(&job, Event::Cancel, SystemTime::now());
         let cancelled = cancelled.ok_or(Refusal::JobNotQueued { job: id, state: job.state })?;
+        let failure = self.store.failure();
+        if failure.borrow().is_some() {
+            return Err(unwritable(&failure.borrow()));
+        }
         if !std::mem::replace(&mut live.cancelling, true) {
             let engine = Arc::clone(self);
             tokio::spawn(async move { engine.end(vec![cancelled]).await });
@@ -352,6 +375,10 @@ impl Engine {
 
 pub fn store_refusal(error: &StoreError) -> Refusal {
     Refusal::StoreUnavailable { problem: error.to_string() }
+}
+
+fn unwritable(problem: &Option<String>) -> Refusal {
+    store_refusal(&StoreError::Write { problem: problem.clone().unwrap_or_default() })
 }
 
 /// What a job is told that ends by a refusal.

@@ -133,6 +133,14 @@ impl Pool {
         self.assess(share, target).await
     }
 
+    /// As [`Pool::assess`], for as long as it takes.
+    ///
+    /// # Errors
+    /// As [`Pool::assess`], STUCK only where the driver gives up.
+    pub async fn assess_patiently(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
+        self.told(self.assessing.ask(&self.looks, (share, target)).await)
+    }
+
     fn stuck(&self) -> Refusal {
         Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE }
     }
@@ -144,7 +152,10 @@ impl Pool {
         if self.looks.are_overrun() {
             return Err(self.stuck());
         }
-        let answer = timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?;
+        self.told(timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?)
+    }
+
+    fn told<T>(&self, answer: Result<Result<T, DriverError>, String>) -> Result<T, Refusal> {
         answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
     }
 

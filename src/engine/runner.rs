@@ -100,6 +100,10 @@ impl Engine {
                     () = tokio::time::sleep(MOUNT_LOOKS_EVERY) => continue,
                 }
             }
+            if std::mem::take(&mut awaited) {
+                // Nobody could tell before.
+                self.promise_again(&job).await;
+            }
             pool.ready.lock().insert(id, (job.kind, Span::current()));
             tokio::select! {
                 // Looked at first: a job that has not begun does not begin with a pool that is configured no more.

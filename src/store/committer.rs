@@ -85,8 +85,8 @@ impl Committer {
         while let Some(first) = inbox.blocking_recv() {
             let mut next = Some(first);
             let mut closing = None;
-            self.goes_on();
             while let Some(work) = next {
+                self.goes_on();
                 match work {
                     Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
                     Work::Tick => self.tick(|| waiting.is_empty() && inbox.is_empty()),
@@ -116,6 +116,7 @@ impl Committer {
     }
 
     fn commit_group(&mut self, waiting: &mut Vec<Waiting>) {
+        self.goes_on();
         let written = match &*self.shared.failure.borrow() {
             Some(problem) => Err(problem.clone()),
             None => Ok(()),
