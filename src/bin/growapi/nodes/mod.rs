@@ -18,8 +18,8 @@ use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-pub use failure::Failure;
 use failure::Refused;
+pub use failure::{Failure, words};
 pub use node::{Node, watch_health};
 
 /// How many nodes one search asks at once, and all searches together: whoever makes up shares does not get all there is.
