@@ -193,6 +193,18 @@ fn pools_that_cannot_be_read_are_told_with_the_nodes() {
     assert_eq!(list.json()["shares"].as_array().unwrap().len(), 1);
     let text = "199 growapi \"the shares of 2 pools that cannot be read are missing\"";
     assert_eq!(list.header("warning"), Some(text));
+
+    // Of a pool with an owner only the owner is told, once.
+    cluster.nodes[1].with(|state| state.unreadable_pools = vec!["home".to_owned(), "vols".to_owned()]);
+    let owner = |project: &str, pool: &str| format!("[[owner]]\nproject = \"{project}\"\npool = \"{pool}\"\n");
+    let owners = owner("p", "home") + &owner("q", "vols");
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}{owners}", cluster.config()));
+    let text = |count: usize| format!("199 growapi \"the shares of {count} pools that cannot be read are missing\"");
+    for (query, listed, unreadable) in [("p/shares", 1, Some(1)), ("q/shares", 0, Some(1)), ("r/shares", 0, None)] {
+        let list = front.get(&format!("/v2/{query}"));
+        assert_eq!(list.json()["shares"].as_array().unwrap().len(), listed, "{query}");
+        assert_eq!(list.header("warning").map(str::to_owned), unreadable.map(text), "{query}");
+    }
 }
 
 #[test]

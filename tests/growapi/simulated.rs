@@ -201,6 +201,9 @@ impl ShareService for Simulated {
     async fn list_shares(&self, request: Request<ListSharesRequest>) -> Result<Response<ListSharesResponse>, Status> {
         self.mood().await?;
         let ListSharesRequest { pool, page_size, page_token, project_id } = request.into_inner();
+        if self.with(|state| state.unreadable_pools.contains(&pool)) {
+            return Err(refusal(Code::FailedPrecondition, "NOT_MOUNTED", 409, &[]));
+        }
         let behind = page_token.split_once('.').map(|(_, id)| id.to_owned()).unwrap_or_default();
         let shares = self.with(|state| {
             let all = state.shares.values().filter(|share| pool.is_empty() || share.pool == pool);

@@ -104,12 +104,13 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     if query.named {
         return Ok(page);
     }
+    let project = match &query.of_project {
+        Some(other) if query.all_projects => Some(other.as_str()),
+        None if query.all_projects => None,
+        _ => Some(project),
+    };
     let of_node = |node: &Arc<Node>| {
-        let stretches = match &query.of_project {
-            None if query.all_projects => vec![Stretch::all()],
-            Some(other) if query.all_projects => owners.stretches(other, &node.name),
-            _ => owners.stretches(project, &node.name),
-        };
+        let stretches = project.map_or_else(|| vec![Stretch::all()], |project| owners.stretches(project, &node.name));
         stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect::<Vec<_>>()
     };
     let mut stretches: VecDeque<(Arc<Node>, Stretch)> = nodes.iter().flat_map(of_node).collect();
@@ -120,6 +121,10 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     let mut skip = query.offset;
     let (mut answered, mut failure) = (false, None);
     let (mut missing, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
+    // Whose shares they are is not known of a pool that cannot be read; one with an owner has the owner's.
+    let may_have = |node: &Node, pool: &str| {
+        owners.owner(&node.name, pool, "").is_none_or(|owner| project.is_none_or(|project| owner == project))
+    };
     'stretches: for (node, Stretch { pool, project }) in stretches {
         let mut behind = behind.take();
         loop {
@@ -141,6 +146,12 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                     answered = true;
                     break;
                 }
+                // The node has answered, unless its growd still starts.
+                Err(Failure::Refused(refused)) if !pool.is_empty() && refused.reason != "STORE_UNAVAILABLE" => {
+                    answered = true;
+                    unreadable.insert((node.name.clone(), pool));
+                    break;
+                }
                 Err(error) => {
                     tracing::warn!(node = node.name, pool, ?error, "shares are missing from a list");
                     // A node may be asked for several lists, and is one node.
@@ -150,7 +161,8 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                 }
             };
             answered = true;
-            unreadable.extend(answer.unreadable_pools.into_iter().map(|pool| (node.name.clone(), pool)));
+            let pools = answer.unreadable_pools.into_iter().filter(|pool| may_have(&node, pool));
+            unreadable.extend(pools.map(|pool| (node.name.clone(), pool)));
             behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
             // A growd that does not know of projects yet tells of all shares.
             let of_project = |share: &Share| project.as_ref().is_none_or(|project| *project == share.project_id);
