@@ -12,7 +12,7 @@ use crate::refusal::Refusal;
 use crate::view::GIB_SHIFT;
 
 /// Seconds that clients are asked to wait for a node that is restarting or was cut off.
-const RETRY_AFTER: u64 = 5;
+pub const RETRY_AFTER: u64 = 5;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {

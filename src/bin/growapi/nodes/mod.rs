@@ -15,13 +15,13 @@ use futures_util::stream::{self, StreamExt};
 use growd::config::{ApiConfig, NodeConfig};
 use growd::model::{JobKind, ShareId, TraceParent};
 use growd::wire::client::{self, ConnectError, Credentials};
-use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
+use growd::wire::proto::{ExtendShareRequest, ListSharesResponse, Share};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use failure::Refused;
-pub use failure::{Failure, words};
-pub use node::{Node, watch_health};
+pub use failure::{Failure, RETRY_AFTER, words};
+pub use node::{Node, Taken, watch_health};
 
 /// How many nodes one search asks at once, and all searches together: whoever makes up shares does not get all there is.
 const SEARCH_WIDTH: usize = 64;
@@ -145,12 +145,12 @@ impl Nodes {
         place: &Place,
         request: ExtendShareRequest,
         caller: Option<TraceParent>,
-    ) -> Result<Option<Job>, Failure> {
+    ) -> Result<Option<Taken>, Failure> {
         match place.node.resize(kind, request, caller).await {
-            Ok(job) => {
-                let place = Place::new(Arc::clone(&place.node), job.pool.clone(), place.project.clone());
+            Ok(taken) => {
+                let place = Place::new(Arc::clone(&place.node), taken.job.pool.clone(), place.project.clone());
                 keep(&mut self.places.lock(), id, place);
-                Ok(Some(job))
+                Ok(Some(taken))
             }
             Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.search(id).await.map(|_| None),
             Err(failure) => Err(failure),
