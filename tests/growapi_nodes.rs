@@ -12,7 +12,8 @@ mod simulated;
 use std::time::Duration;
 
 use front::{Front, NOBODY, until};
-use simulated::{Cluster, GIB, Mood, Servers, share};
+use growd::wire::proto::ShareStatus;
+use simulated::{BROKEN_JOB, Cluster, GIB, Mood, Servers, share};
 
 const NODES: usize = 50;
 /// Shares of each node.
@@ -213,6 +214,31 @@ fn pools_that_cannot_be_read_are_told_with_the_nodes() {
         let list = front.get(&format!("/v2/{query}"));
         assert_eq!(list.json()["shares"].as_array().unwrap().len(), listed, "{query}");
         assert_eq!(list.header("warning").map(str::to_owned), unreadable.map(text), "{query}");
+    }
+}
+
+#[test]
+fn a_share_whose_job_cannot_be_told_is_all_that_a_list_lacks() {
+    let cluster = Cluster::new(1);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    (1..=3).for_each(|n| cluster.nodes[0].hold(&share(n), "home", 2 * GIB));
+    front.extend(&share(2), 3).accepted();
+    cluster.nodes[0].with(|state| {
+        let share = state.shares.get_mut(&share(1)).unwrap();
+        share.set_status(ShareStatus::Extending);
+        BROKEN_JOB.clone_into(&mut share.active_job_id);
+    });
+    for (list, expected) in
+        [("shares?status=available", &[3][..]), ("shares/detail", &[2, 3]), ("shares/detail?status=extending", &[2])]
+    {
+        let before = cluster.nodes[0].with(|state| state.jobs_asked);
+        let answer = front.get(&format!("/v2/p/{list}"));
+        let body = answer.json();
+        let ids = body["shares"].as_array().unwrap().iter().map(|share| share["id"].as_str().unwrap().to_owned());
+        assert_eq!(ids.collect::<Vec<_>>(), expected.iter().map(|n| share(*n)).collect::<Vec<_>>(), "{list}");
+        assert!(answer.header("warning").is_some_and(|text| text.contains("1 nodes")), "{answer:?}");
+        // What the filter has asked for is what is shown.
+        assert_eq!(cluster.nodes[0].with(|state| state.jobs_asked) - before, 2, "{list}");
     }
 }
 

@@ -20,7 +20,7 @@ use crate::action::Action;
 use crate::api::{Api, Current};
 use crate::caller::{Caller, REQUEST_ID, Traced, base_url};
 use crate::identity::Role;
-use crate::listing::{self, Query};
+use crate::listing::{self, Listed, Query};
 use crate::metrics::Metrics;
 use crate::microversion::{self, Microversion};
 use crate::nodes::{Failure, RETRY_AFTER, Taken};
@@ -164,21 +164,33 @@ async fn list_page(
     query.all_projects &= caller.who.role == Some(Role::Admin);
     let Api { nodes, owners, .. } = &*caller.api;
     let base_url = &caller.base_url;
-    let page = listing::page(nodes, owners, &project, &query).await?;
-    let last = page.shares.last().map(|(_, share)| share.share_id.clone());
+    let mut page = listing::page(nodes, owners, &project, &query).await?;
+    let last = page.shares.last().map(|listed| listed.share.share_id.clone());
 
-    let view = |(node, share): (Arc<crate::nodes::Node>, growd::wire::proto::Share)| {
+    let view = |Listed { node, share, details }: Listed| {
         let project = &project;
         async move {
             if !detailed {
                 return Ok(summary(base_url, project, &share.share_id));
             }
             let owner = owners.owner(&node.name, &share.pool, &share.project_id).unwrap_or(project).to_owned();
-            Details::of(&node, share).await.map(|details| details.json(base_url, project, &owner))
+            let details = match details {
+                Some(details) => details,
+                None => listing::details(&node, share).await?,
+            };
+            Ok(details.json(base_url, project, &owner))
         }
     };
-    let views: Vec<_> = stream::iter(page.shares).map(view).buffered(JOBS_AT_ONCE).collect().await;
-    let views: Vec<_> = views.into_iter().collect::<Result<_, _>>().map_err(|failure| failure.into_refusal(None))?;
+    let mut views = Vec::new();
+    let mut asked = stream::iter(std::mem::take(&mut page.shares)).map(view).buffered(JOBS_AT_ONCE);
+    while let Some(view) = asked.next().await {
+        match view {
+            Ok(view) => views.push(view),
+            Err(node) => {
+                page.missing.insert(node);
+            }
+        }
+    }
     let mut body = json!({"shares": views});
     if let Some(last) = last.filter(|_| page.more) {
         let path = if detailed { "shares/detail" } else { "shares" };
@@ -186,7 +198,8 @@ async fn list_page(
         body["shares_links"] = json!([{"rel": "next", "href": href}]);
     }
     let mut response = json_response(StatusCode::OK, &body);
-    let missing = [(page.missing, "nodes that do not answer"), (page.unreadable, "pools that cannot be read")];
+    let missing =
+        [(page.missing.len(), "nodes that do not answer"), (page.unreadable.len(), "pools that cannot be read")];
     let missing = missing.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("of {count} {what}"));
     let missing = missing.collect::<Vec<_>>().join(" and ");
     if !missing.is_empty() {
