@@ -5,6 +5,8 @@
 
 #[path = "support/front.rs"]
 mod front;
+#[path = "support/ports.rs"]
+mod ports;
 #[path = "growapi/simulated.rs"]
 mod simulated;
 
@@ -395,12 +397,13 @@ fn the_configuration_is_read_again_and_a_refused_one_changes_nothing() {
 fn metrics_count_by_routes_and_not_by_what_clients_make_up() {
     let cluster = Cluster::new(1);
     cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
-    let metrics = "[metrics]\nlisten = \"127.0.0.1:9431\"\n";
+    let (address, _reserved) = ports::reserve_port();
+    let metrics = format!("[metrics]\nlisten = \"{address}\"\n");
     let front = Front::start(cluster.dir.path(), &format!("{metrics}{NOBODY}{}", cluster.config()));
     (0..2).for_each(|_| drop(front.share(&share(1))));
     front.extend(&share(9), 3).refused(404);
     front.ask("BREW", "/coffee", &[], &[]).refused(404);
-    let scraped = front.ask_at("127.0.0.1:9431".parse().unwrap(), "/metrics");
+    let scraped = front.ask_at(address, "/metrics");
     for sample in [
         "growapi_requests_total{method=\"GET\",route=\"/v2/{project_id}/shares/{share_id}\",status=\"200\"} 2",
         "growapi_requests_total{method=\"POST\",route=\"/v2/{project_id}/shares/{share_id}/action\",status=\"404\"} 1",

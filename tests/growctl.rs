@@ -338,7 +338,9 @@ fn an_extend_that_meets_a_growd_which_starts_stays_without_an_answer() {
     fixture.restart_server();
     let error = Ran::from(asking.wait_with_output().unwrap()).exits(7).error();
     let asked = fixture.script(|script| script.extends.clone());
-    assert_eq!((error["reason"].as_str(), asked.len()), (Some("STORE_UNAVAILABLE"), 4));
+    // Those that came while nobody listened are attempts too.
+    assert!((2..=4).contains(&asked.len()), "{asked:#?}");
+    assert_eq!(error["reason"], "STORE_UNAVAILABLE");
     assert!(error["message"].as_str().unwrap().contains("may have accepted"), "{error}");
     let id = asked[0].request_id.clone().unwrap();
     assert!(error["next"].as_str().unwrap().contains(&format!("--request-id {id}")), "{error}");
