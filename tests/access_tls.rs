@@ -195,7 +195,7 @@ async fn every_change_leaves_one_record_and_a_flood_leaves_few() {
 async fn the_metrics_count_each_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "ours");
-    let scraped = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (scraped, _reserved) = access::reserve_port();
     let config =
         format!("{}[metrics]\nlisten = \"{scraped}\"\n{ROLES}{}", tcp(&authority.node(), &authority), pool("a"));
     let growd = Growd::start(dir, &config).await;

@@ -302,4 +302,12 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
     member.extend("p", &share(7), 5).refused(404);
     cluster.nodes[0].with(|state| "p".clone_into(&mut state.shares.get_mut(&share(7)).unwrap().project_id));
     member.extend("p", &share(7), 5).refused(409);
+
+    // A pool that cannot be read is its owner's, and an admin's.
+    cluster.nodes[0].with(|state| state.unreadable_pools.push("home".to_owned()));
+    let pools = |list: Answer| list.header("warning").is_some_and(|text| text.contains("of 1 pools that cannot"));
+    assert!(pools(member.get("/v2/p/shares")) && pools(admin.get("/v2/p/shares?all_tenants=1")));
+    assert_eq!(other.get("/v2/q/shares").header("warning"), None);
+    assert!(pools(admin.get("/v2/p/shares?all_tenants=1&project_id=p")));
+    assert!(!pools(admin.get("/v2/p/shares?all_tenants=1&project_id=q")));
 }

@@ -12,7 +12,8 @@ mod simulated;
 use std::time::Duration;
 
 use front::{Front, NOBODY, until};
-use simulated::{Cluster, GIB, Mood, Servers, share};
+use growd::wire::proto::ShareStatus;
+use simulated::{BROKEN_JOB, Cluster, GIB, Mood, Servers, share};
 
 const NODES: usize = 50;
 /// Shares of each node.
@@ -63,6 +64,7 @@ fn a_known_place_costs_one_call_however_many_nodes_there_are() {
     }
     let moved = cost(&|| assert_eq!(front.share(&share(0))["size"], 4));
     assert!((2..=NODES + 1).contains(&moved), "{moved}");
+    until(|| front.has_logged("the share is on another node than before"), |is| *is);
     front.extend(&share(1), 5).accepted();
     assert_eq!(cluster.nodes[9].with(|state| state.extends.len()), EACH + 1);
     assert_eq!(cost(&|| assert_eq!(front.share(&share(0))["size"], 4)), 1);
@@ -150,7 +152,8 @@ fn a_node_that_is_down_takes_only_its_own_shares_with_it() {
 
     let back = Servers::new();
     back.serve(&cluster.socket(2), &cluster.nodes[2]);
-    until(|| front.get(&path(2)).status, |status| *status == 200);
+    // A share whose node is known to be down is asked for there all the same when nobody else has it.
+    assert_eq!(front.share(&share(2))["size"], 2);
     until(|| front.get(&path(9)).status, |status| *status == 404);
     until(|| front.get("/v2/p/shares").header("warning").is_some(), |missing| !missing);
     drop(back);
@@ -175,10 +178,17 @@ fn a_share_that_went_from_a_node_that_is_down_is_found() {
     front.get(&path(0)).refused(503);
     // Moved to others while its node is down.
     (0..2).for_each(|n| cluster.nodes[n].hold(&share(n), "home", 3 * GIB));
+    until(|| front.get(&path(0)).status, |status| *status == 200);
     assert_eq!(front.share(&share(0))["size"], 3);
+    until(|| front.has_logged("the share is on another node than before"), |is| *is);
     front.extend(&share(1), 4).accepted();
     // One that was not is where it was: lists go on behind it.
     front.extend(&share(2), 3).refused(503);
+    // Nor do the others hear of it with each request.
+    let before = cluster.calls();
+    (0..5).for_each(|_| drop(front.get(&path(2)).refused(503)));
+    let others = 3;
+    assert!(cluster.calls() - before < 5 * others, "{}", cluster.calls() - before);
     let list = front.get(&format!("/v2/p/shares?marker={}", share(2)));
     assert_eq!((list.status, list.json()["shares"][0]["id"].as_str()), (200, Some(share(3).as_str())), "{list:?}");
 }
@@ -193,6 +203,43 @@ fn pools_that_cannot_be_read_are_told_with_the_nodes() {
     assert_eq!(list.json()["shares"].as_array().unwrap().len(), 1);
     let text = "199 growapi \"the shares of 2 pools that cannot be read are missing\"";
     assert_eq!(list.header("warning"), Some(text));
+
+    // Of a pool with an owner only the owner is told, once.
+    cluster.nodes[1].with(|state| state.unreadable_pools = vec!["home".to_owned(), "vols".to_owned()]);
+    let owner = |project: &str, pool: &str| format!("[[owner]]\nproject = \"{project}\"\npool = \"{pool}\"\n");
+    let owners = owner("p", "home") + &owner("q", "vols");
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}{owners}", cluster.config()));
+    let text = |count: usize| format!("199 growapi \"the shares of {count} pools that cannot be read are missing\"");
+    for (query, listed, unreadable) in [("p/shares", 1, Some(1)), ("q/shares", 0, Some(1)), ("r/shares", 0, None)] {
+        let list = front.get(&format!("/v2/{query}"));
+        assert_eq!(list.json()["shares"].as_array().unwrap().len(), listed, "{query}");
+        assert_eq!(list.header("warning").map(str::to_owned), unreadable.map(text), "{query}");
+    }
+}
+
+#[test]
+fn a_share_whose_job_cannot_be_told_is_all_that_a_list_lacks() {
+    let cluster = Cluster::new(1);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    (1..=3).for_each(|n| cluster.nodes[0].hold(&share(n), "home", 2 * GIB));
+    front.extend(&share(2), 3).accepted();
+    cluster.nodes[0].with(|state| {
+        let share = state.shares.get_mut(&share(1)).unwrap();
+        share.set_status(ShareStatus::Extending);
+        BROKEN_JOB.clone_into(&mut share.active_job_id);
+    });
+    for (list, expected) in
+        [("shares?status=available", &[3][..]), ("shares/detail", &[2, 3]), ("shares/detail?status=extending", &[2])]
+    {
+        let before = cluster.nodes[0].with(|state| state.jobs_asked);
+        let answer = front.get(&format!("/v2/p/{list}"));
+        let body = answer.json();
+        let ids = body["shares"].as_array().unwrap().iter().map(|share| share["id"].as_str().unwrap().to_owned());
+        assert_eq!(ids.collect::<Vec<_>>(), expected.iter().map(|n| share(*n)).collect::<Vec<_>>(), "{list}");
+        assert!(answer.header("warning").is_some_and(|text| text.contains("1 nodes")), "{answer:?}");
+        // What the filter has asked for is what is shown.
+        assert_eq!(cluster.nodes[0].with(|state| state.jobs_asked) - before, 2, "{list}");
+    }
 }
 
 #[test]

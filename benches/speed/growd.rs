@@ -50,9 +50,14 @@ impl Growd {
 
     async fn ready(&mut self, dir: &Path) {
         let begin = Instant::now();
+        // One for all questions: to connect for each would load the start that is measured.
+        let mut channel = None;
         while begin.elapsed() < PATIENCE && self.child.try_wait().unwrap().is_none() {
-            if let Ok(channel) = client::connect(&self.endpoint).await
-                && NodeServiceClient::new(channel).get_node(GetNodeRequest {}).await.is_ok()
+            if channel.is_none() {
+                channel = client::connect(&self.endpoint).await.ok();
+            }
+            if let Some(channel) = &channel
+                && NodeServiceClient::new(channel.clone()).get_node(GetNodeRequest {}).await.is_ok()
             {
                 return;
             }

@@ -141,6 +141,8 @@ impl Metrics {
         loop {
             let begun = now();
             let pools = self.service.pools().await;
+            // One that comes back under its name is a new one.
+            answered.retain(|name, _| pools.iter().any(|pool| pool.pool == *name));
             for pool in &pools {
                 // The silence of one that never answers is counted from the first look on.
                 let time = answered.entry(pool.pool.clone()).or_insert(begun);

@@ -5,9 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +20,10 @@ use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
+
+#[path = "../support/ports.rs"]
+mod ports;
+pub use ports::reserve_port;
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,19 +93,6 @@ pub struct Growd {
     pub address: SocketAddr,
     // Held for its Drop, after growd was killed.
     _reservation: UnixListener,
-}
-
-/// A free port, which no other test takes as long as the reservation lives: that is a name without a file, which one
-/// process of the machine can have. The kernel gives none of these ports out by itself.
-fn reserve_port() -> (SocketAddr, UnixListener) {
-    let mut ports = 20_000..32_000;
-    let reserved = ports.find_map(|port| {
-        let name = UnixAddress::from_abstract_name(format!("growd-test-port-{port}")).unwrap();
-        let reservation = UnixListener::bind_addr(&name).ok()?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        TcpListener::bind(address).ok().map(|_| (address, reservation))
-    });
-    reserved.expect("a free port")
 }
 
 impl Growd {

@@ -19,6 +19,8 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 pub const GIB: u64 = 1 << 30;
+/// A job that no node can read.
+pub const BROKEN_JOB: &str = "broken";
 
 pub fn share(n: usize) -> String {
     format!("00000000-0000-4000-8000-{n:012}")
@@ -51,6 +53,8 @@ pub struct State {
     pub shrinks: Vec<ShrinkShareRequest>,
     /// Calls of ShareService.
     pub calls: usize,
+    /// Calls of GetJob.
+    pub jobs_asked: usize,
     pub mood: Mood,
 }
 
@@ -201,6 +205,9 @@ impl ShareService for Simulated {
     async fn list_shares(&self, request: Request<ListSharesRequest>) -> Result<Response<ListSharesResponse>, Status> {
         self.mood().await?;
         let ListSharesRequest { pool, page_size, page_token, project_id } = request.into_inner();
+        if self.with(|state| state.unreadable_pools.contains(&pool)) {
+            return Err(refusal(Code::FailedPrecondition, "NOT_MOUNTED", 409, &[]));
+        }
         let behind = page_token.split_once('.').map(|(_, id)| id.to_owned()).unwrap_or_default();
         let shares = self.with(|state| {
             let all = state.shares.values().filter(|share| pool.is_empty() || share.pool == pool);
@@ -220,7 +227,14 @@ impl JobService for Simulated {
     type WatchJobStream = Pin<Box<dyn Stream<Item = Result<Job, Status>> + Send>>;
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
-        let job = self.with(|state| state.jobs.get(&request.get_ref().job_id).cloned());
+        let id = &request.get_ref().job_id;
+        let job = self.with(|state| {
+            state.jobs_asked += 1;
+            state.jobs.get(id).cloned()
+        });
+        if id == BROKEN_JOB {
+            return Err(refusal(Code::Unavailable, "STORE_UNAVAILABLE", 503, &[]));
+        }
         job.map(Response::new).ok_or_else(|| refusal(Code::NotFound, "JOB_NOT_FOUND", 404, &[]))
     }
 

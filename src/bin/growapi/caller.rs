@@ -34,6 +34,12 @@ impl Traced {
         Self { id: id.unwrap_or_else(Self::fresh), chosen_by_caller: id.is_some(), from }
     }
 
+    /// The id by which to ask again once the job of this request has ended without success. Always the same one, so that a
+    /// repetition of that is recognised as well.
+    pub fn again(&self, job_id: &str) -> RequestId {
+        RequestId::from_uuid(Uuid::new_v5(self.id.as_uuid(), job_id.as_bytes()))
+    }
+
     pub fn fresh() -> RequestId {
         RequestId::from_uuid(Uuid::new_v4())
     }

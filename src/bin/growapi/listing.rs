@@ -87,29 +87,37 @@ fn number(key: &str, value: &str) -> Result<usize, Refusal> {
 }
 
 /// A page, and what is missing from it.
+#[derive(Default)]
 pub struct Page {
-    /// With the node that has it.
-    pub shares: Vec<(Arc<Node>, Share)>,
+    pub shares: Vec<Listed>,
     pub more: bool,
-    /// Nodes whose shares are not there because they did not answer.
-    pub missing: usize,
-    /// Pools of nodes that did answer, whose shares are not there because they cannot be read.
-    pub unreadable: usize,
+    /// Nodes of which shares are not there because they did not answer.
+    pub missing: BTreeSet<String>,
+    /// Pools of nodes that did answer, by node and name, whose shares are not there because they cannot be read.
+    pub unreadable: BTreeSet<(String, String)>,
+}
+
+pub struct Listed {
+    pub node: Arc<Node>,
+    pub share: Share,
+    /// Where the list is of a status. To ask again might give another one.
+    pub details: Option<Details>,
 }
 
 /// # Errors
 /// 400 for a marker that is no share of the project; what the nodes say when none of them answers.
 pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) -> Result<Page, Refusal> {
-    let mut page = Page { shares: Vec::new(), more: false, missing: 0, unreadable: 0 };
+    let mut page = Page::default();
     if query.named {
         return Ok(page);
     }
+    let project = match &query.of_project {
+        Some(other) if query.all_projects => Some(other.as_str()),
+        None if query.all_projects => None,
+        _ => Some(project),
+    };
     let of_node = |node: &Arc<Node>| {
-        let stretches = match &query.of_project {
-            None if query.all_projects => vec![Stretch::all()],
-            Some(other) if query.all_projects => owners.stretches(other, &node.name),
-            _ => owners.stretches(project, &node.name),
-        };
+        let stretches = project.map_or_else(|| vec![Stretch::all()], |project| owners.stretches(project, &node.name));
         stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect::<Vec<_>>()
     };
     let mut stretches: VecDeque<(Arc<Node>, Stretch)> = nodes.iter().flat_map(of_node).collect();
@@ -119,7 +127,10 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     };
     let mut skip = query.offset;
     let (mut answered, mut failure) = (false, None);
-    let (mut missing, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
+    // Whose shares they are is not known of a pool that cannot be read; one with an owner has the owner's.
+    let may_have = |node: &Node, pool: &str| {
+        owners.owner(&node.name, pool, "").is_none_or(|owner| project.is_none_or(|project| owner == project))
+    };
     'stretches: for (node, Stretch { pool, project }) in stretches {
         let mut behind = behind.take();
         loop {
@@ -141,25 +152,37 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                     answered = true;
                     break;
                 }
+                // The node has answered, unless its growd still starts.
+                Err(Failure::Refused(refused)) if !pool.is_empty() && refused.reason != "STORE_UNAVAILABLE" => {
+                    answered = true;
+                    page.unreadable.insert((node.name.clone(), pool));
+                    break;
+                }
                 Err(error) => {
                     tracing::warn!(node = node.name, pool, ?error, "shares are missing from a list");
                     // A node may be asked for several lists, and is one node.
-                    missing.insert(node.name.clone());
+                    page.missing.insert(node.name.clone());
                     failure.get_or_insert(error);
                     break;
                 }
             };
             answered = true;
-            unreadable.extend(answer.unreadable_pools.into_iter().map(|pool| (node.name.clone(), pool)));
+            let unreadable = answer.unreadable_pools.into_iter().filter(|pool| may_have(&node, pool));
+            page.unreadable.extend(unreadable.map(|pool| (node.name.clone(), pool)));
             behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
             // A growd that does not know of projects yet tells of all shares.
             let of_project = |share: &Share| project.as_ref().is_none_or(|project| *project == share.project_id);
             for share in answer.shares.into_iter().filter(of_project) {
+                let mut listed = Listed { node: Arc::clone(&node), share, details: None };
                 if let Some(status) = &query.status {
                     // Of most shares it is known without asking for a job.
-                    let details = Details::of(&node, share.clone()).await;
-                    if details.map_err(|failure| failure.into_refusal(None))?.status != status {
-                        continue;
+                    match details(&node, listed.share.clone()).await {
+                        Ok(details) if details.status == status => listed.details = Some(details),
+                        Ok(_) => continue,
+                        Err(node) => {
+                            page.missing.insert(node);
+                            continue;
+                        }
                     }
                 }
                 if skip > 0 {
@@ -168,7 +191,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                     page.more = true;
                     break 'stretches;
                 } else {
-                    page.shares.push((Arc::clone(&node), share));
+                    page.shares.push(listed);
                 }
             }
             if answer.next_page_token.is_empty() || behind.is_none() {
@@ -176,11 +199,22 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             }
         }
     }
-    (page.missing, page.unreadable) = (missing.len(), unreadable.len());
     match failure {
         Some(failure) if !answered => Err(failure.into_refusal(None)),
         _ => Ok(page),
     }
+}
+
+/// The details of a share in a list, which one share does not end.
+///
+/// # Errors
+/// The name of the node, which has not told them.
+pub async fn details(node: &Node, share: Share) -> Result<Details, String> {
+    let id = share.share_id.clone();
+    Details::of(node, share).await.map_err(|error| {
+        tracing::warn!(node = node.name, share = id, ?error, "a share is missing from a list");
+        node.name.clone()
+    })
 }
 
 /// Leaves the stretches from the one on that has the marker.

@@ -78,7 +78,7 @@ mod tests {
 
     fn place(node: &str, pool: &str, project: &str) -> Place {
         let node = Node::new(node.to_owned(), "unix:/nowhere".to_owned(), None, std::time::Duration::MAX);
-        Place { node: Arc::new(node), pool: pool.to_owned(), project: project.to_owned() }
+        Place::new(Arc::new(node), pool.to_owned(), project.to_owned())
     }
 
     fn stretches(owners: &Owners, project: &str, node: &str) -> Vec<(String, Option<String>)> {

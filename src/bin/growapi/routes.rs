@@ -11,7 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
-use growd::model::{Bytes as Size, JobKind, ShareId};
+use growd::model::{Bytes as Size, JobKind, RequestId, ShareId};
 use growd::wire::proto::{ExtendShareRequest, JobState};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
@@ -20,9 +20,10 @@ use crate::action::Action;
 use crate::api::{Api, Current};
 use crate::caller::{Caller, REQUEST_ID, Traced, base_url};
 use crate::identity::Role;
-use crate::listing::{self, Query};
+use crate::listing::{self, Listed, Query};
 use crate::metrics::Metrics;
 use crate::microversion::{self, Microversion};
+use crate::nodes::{Failure, RETRY_AFTER, Taken};
 use crate::refusal::{Refusal, json_response};
 use crate::view::{Details, GIB_SHIFT, summary};
 
@@ -30,6 +31,9 @@ use crate::view::{Details, GIB_SHIFT, summary};
 const BODY_MOST: usize = 114_688;
 /// Jobs that one page of details asks for at once.
 const JOBS_AT_ONCE: usize = 16;
+/// Jobs of one request id that have ended without success and are gone through for the one that has not. Beyond, a
+/// repetition is no longer recognised.
+const ENDED_MOST: u32 = 16;
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// Each with its methods; `openapi.json` describes them, and a test holds it to this list.
@@ -130,7 +134,7 @@ async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, S
     caller.project(project)?;
     caller.role(Role::Reader)?;
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
-    let failed = |failure: crate::nodes::Failure| failure.into_refusal(None);
+    let failed = |failure: Failure| failure.into_refusal(None);
     let (place, share) = caller.api.nodes.share(id).await.map_err(failed)?;
     if !caller.sees(project, &place) {
         return Err(Refusal::not_found());
@@ -160,21 +164,33 @@ async fn list_page(
     query.all_projects &= caller.who.role == Some(Role::Admin);
     let Api { nodes, owners, .. } = &*caller.api;
     let base_url = &caller.base_url;
-    let page = listing::page(nodes, owners, &project, &query).await?;
-    let last = page.shares.last().map(|(_, share)| share.share_id.clone());
+    let mut page = listing::page(nodes, owners, &project, &query).await?;
+    let last = page.shares.last().map(|listed| listed.share.share_id.clone());
 
-    let view = |(node, share): (Arc<crate::nodes::Node>, growd::wire::proto::Share)| {
+    let view = |Listed { node, share, details }: Listed| {
         let project = &project;
         async move {
             if !detailed {
                 return Ok(summary(base_url, project, &share.share_id));
             }
             let owner = owners.owner(&node.name, &share.pool, &share.project_id).unwrap_or(project).to_owned();
-            Details::of(&node, share).await.map(|details| details.json(base_url, project, &owner))
+            let details = match details {
+                Some(details) => details,
+                None => listing::details(&node, share).await?,
+            };
+            Ok(details.json(base_url, project, &owner))
         }
     };
-    let views: Vec<_> = stream::iter(page.shares).map(view).buffered(JOBS_AT_ONCE).collect().await;
-    let views: Vec<_> = views.into_iter().collect::<Result<_, _>>().map_err(|failure| failure.into_refusal(None))?;
+    let mut views = Vec::new();
+    let mut asked = stream::iter(std::mem::take(&mut page.shares)).map(view).buffered(JOBS_AT_ONCE);
+    while let Some(view) = asked.next().await {
+        match view {
+            Ok(view) => views.push(view),
+            Err(node) => {
+                page.missing.insert(node);
+            }
+        }
+    }
     let mut body = json!({"shares": views});
     if let Some(last) = last.filter(|_| page.more) {
         let path = if detailed { "shares/detail" } else { "shares" };
@@ -182,7 +198,8 @@ async fn list_page(
         body["shares_links"] = json!([{"rel": "next", "href": href}]);
     }
     let mut response = json_response(StatusCode::OK, &body);
-    let missing = [(page.missing, "nodes that do not answer"), (page.unreadable, "pools that cannot be read")];
+    let missing =
+        [(page.missing.len(), "nodes that do not answer"), (page.unreadable.len(), "pools that cannot be read")];
     let missing = missing.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("of {count} {what}"));
     let missing = missing.collect::<Vec<_>>().join(" and ");
     if !missing.is_empty() {
@@ -212,7 +229,7 @@ async fn act(caller: Caller, path: Of<(String, String)>, request: Request) -> Re
 
 /// Accepted means that the job is on the node's disk.
 async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size: u64) -> Result<Response, Refusal> {
-    let failed = |failure: crate::nodes::Failure| failure.into_refusal(Some(size));
+    let failed = |failure: Failure| failure.into_refusal(Some(size));
     let nodes = &caller.api.nodes;
     let mut request = ExtendShareRequest {
         share_id: id.to_string(),
@@ -240,23 +257,40 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
         let mut answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        // OpenStack's clients may use one id for a series of requests. Only a repetition is meant to be one job, and not
-        // of one that has ended without success.
-        let is_another = match &answer {
-            Ok(job) => job.as_ref().is_some_and(|job| matches!(job.state(), JobState::Failed | JobState::Cancelled)),
-            Err(failure) => failure.has_reason("REQUEST_ID_REUSED"),
-        };
-        if caller.traced.chosen_by_caller && is_another {
-            request.request_id = Some(Traced::fresh().to_string());
+        for ended in 1..=ENDED_MOST {
+            let Some(another) = another_id(&caller.traced, &answer, ended)? else { break };
+            request.request_id = Some(another.to_string());
             answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
         }
-        if let Some(job) = answer.map_err(failed)? {
-            let (request, node) = (caller.traced.id, &place.node.name);
+        if let Some(taken) = answer.map_err(failed)? {
+            let (request, node, job) = (caller.traced.id, &place.node.name, taken.job);
             tracing::info!(%request, share = %id, node, job = job.job_id, %kind, "accepted");
             return Ok(StatusCode::ACCEPTED.into_response());
         }
     }
     Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."))
+}
+
+/// Another request id, where the answer is about an earlier request: OpenStack's clients may use one id for a series of
+/// them. Only a repetition is meant to be one job, and not of one that has ended without success. `ended` counts those.
+fn another_id(
+    traced: &Traced,
+    answer: &Result<Option<Taken>, Failure>,
+    ended: u32,
+) -> Result<Option<RequestId>, Refusal> {
+    match answer {
+        _ if !traced.chosen_by_caller => Ok(None),
+        Ok(Some(Taken { job, repeated })) if matches!(job.state(), JobState::Failed | JobState::Cancelled) => {
+            if *repeated {
+                // It may be this very request's, and to begin another would undo an admin's cancellation.
+                let message = "The connection to the storage node broke; whether it took the request is not known.";
+                return Err(Refusal::unavailable(message, RETRY_AFTER));
+            }
+            Ok(Some(if ended < ENDED_MOST { traced.again(&job.job_id) } else { Traced::fresh() }))
+        }
+        Err(failure) if failure.has_reason("REQUEST_ID_REUSED") => Ok(Some(Traced::fresh())),
+        _ => Ok(None),
+    }
 }
 
 /// The body, unless it is too long or takes too long.

@@ -3,7 +3,7 @@
 use growd::wire::proto::{Job, Share, ShareStatus};
 use serde_json::{Value, json};
 
-use crate::nodes::{Failure, Node};
+use crate::nodes::{Failure, Node, words};
 
 /// Sizes of the share API are GiB, those of growd bytes.
 pub const GIB_SHIFT: u32 = 30;
@@ -58,8 +58,8 @@ impl Details {
             ShareStatus::Available => ("error", None),
             ShareStatus::Unspecified => return Err(Failure::nonsense("a share without status")),
         };
-        let failed = error.map(|error| error.message);
-        let finding = || share.findings.first().map(|finding| finding.message.clone());
+        let failed = error.map(|error| words(&error.reason, error.message));
+        let finding = || share.findings.first().map(|finding| words(&finding.kind, finding.message.clone()));
         let error = failed.or_else(|| size.is_none().then(finding).flatten());
         Ok(Self { id: share.share_id, status, size: size.map(|bytes| bytes >> GIB_SHIFT), error })
     }
@@ -152,6 +152,15 @@ mod tests {
         }
         let unknown = details(ShareStatus::Available, None, None);
         assert_eq!((unknown.status, unknown.size, unknown.error.as_deref()), ("error", None, Some("no limit")));
+        let (reason, told) = ("PROJECT_ID_SHARED".to_owned(), "The quota of the share bounds another share as well.");
+        let message = "/srv/home/of-another-tenant has it too".to_owned();
+        let finding = Finding { kind: reason.clone(), message: message.clone(), ..Finding::default() };
+        let error = Some(JobError { reason, message, retryable: false });
+        let failed = details(ShareStatus::ExtendingError, Some(2 * GIB), Some(Job { error, ..Job::default() }));
+        assert_eq!(failed.error.as_deref(), Some(told));
+        let mut share = Share { findings: vec![finding], ..Share::default() };
+        share.set_status(ShareStatus::Available);
+        assert_eq!(Details::new(share, None).unwrap().error.as_deref(), Some(told));
         let unspecified = Share { status: 17, ..Share::default() };
         assert!(matches!(Details::new(unspecified, None), Err(Failure::Nonsense { .. })));
     }

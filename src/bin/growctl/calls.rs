@@ -138,8 +138,7 @@ impl Calls {
                 let answer = client::resize(self.channel.clone(), kind, request.clone(), None).await;
                 let answer = answer.map_err(CallError::from);
                 lost |= matches!(answer, Err(CallError::Lost(_)));
-                // What a growd says that starts is no answer to an attempt that was lost.
-                let unanswered = lost && answer.as_ref().is_err_and(CallError::is_passing);
+                let unanswered = lost && answer.as_ref().is_err_and(CallError::is_no_answer);
                 if !unanswered || attempt == RESIZE_ATTEMPTS {
                     return answer;
                 }
@@ -150,7 +149,7 @@ impl Calls {
         let answer = tokio::time::timeout(self.limit, attempts).await.unwrap_or(Err(CallError::TimedOut(self.limit)));
         match answer {
             Ok(job) => Ok(job.into_inner()),
-            Err(refused @ CallError::Refused(_)) if !(lost && refused.is_passing()) => Err(refused.into()),
+            Err(refused @ CallError::Refused(_)) if !(lost && refused.is_no_answer()) => Err(refused.into()),
             Err(unanswered) => Err(Failure::unanswered_change(unanswered, id)),
         }
     }

@@ -53,6 +53,15 @@ impl From<Status> for CallError {
 }
 
 impl CallError {
+    /// Whether growd may have an earlier attempt of a change all the same: one that starts or stops may not have looked
+    /// for the request id yet, any other refuses after it has.
+    pub fn is_no_answer(&self) -> bool {
+        let Self::Refused(status) = self else { return true };
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.as_str());
+        self.is_passing() && matches!(reason, None | Some("STORE_UNAVAILABLE" | "DRAINING"))
+    }
+
     /// What a restart of growd looks like from here.
     pub fn is_passing(&self) -> bool {
         match self {

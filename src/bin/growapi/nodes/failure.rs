@@ -12,7 +12,7 @@ use crate::refusal::Refusal;
 use crate::view::GIB_SHIFT;
 
 /// Seconds that clients are asked to wait for a node that is restarting or was cut off.
-const RETRY_AFTER: u64 = 5;
+pub const RETRY_AFTER: u64 = 5;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
@@ -102,6 +102,15 @@ impl Failure {
     }
 }
 
+/// What a tenant hears of a refusal, an error or a finding of growd.
+pub fn words(reason: &str, message: String) -> String {
+    match reason {
+        // growd names the other share, which may be another tenant's.
+        "PROJECT_ID_SHARED" => "The quota of the share bounds another share as well.".to_owned(),
+        _ => message,
+    }
+}
+
 impl Refused {
     /// What every node would say.
     pub fn unknown_share() -> Self {
@@ -130,13 +139,9 @@ impl Refused {
                 let problem = "New size for shrink must be less than current size and greater than 0";
                 Refusal::bad_request(format!("Invalid input received: {problem} (current: {current}, new: {asked})."))
             }
-            // growd names the other share, which may be another tenant's.
-            ("PROJECT_ID_SHARED", _) => {
-                Refusal::new(StatusCode::CONFLICT, "The quota of the share bounds another share as well.")
-            }
             _ => {
                 let status = StatusCode::from_u16(self.http_status).unwrap_or(StatusCode::BAD_GATEWAY);
-                let mut refusal = Refusal::new(status, self.message);
+                let mut refusal = Refusal::new(status, words(&self.reason, self.message));
                 if status == StatusCode::SERVICE_UNAVAILABLE {
                     refusal.retry_after = Some(self.retry_after.map_or(RETRY_AFTER, |delay| delay.as_secs().max(1)));
                 }

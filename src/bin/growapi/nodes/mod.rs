@@ -9,22 +9,26 @@ mod node;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use growd::config::{ApiConfig, NodeConfig};
 use growd::model::{JobKind, ShareId, TraceParent};
 use growd::wire::client::{self, ConnectError, Credentials};
-use growd::wire::proto::{ExtendShareRequest, Job, ListSharesResponse, Share};
+use growd::wire::proto::{ExtendShareRequest, ListSharesResponse, Share};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-pub use failure::Failure;
 use failure::Refused;
-pub use node::{Node, watch_health};
+pub use failure::{Failure, RETRY_AFTER, words};
+pub use node::{Node, Taken, watch_health};
 
 /// How many nodes one search asks at once, and all searches together: whoever makes up shares does not get all there is.
 const SEARCH_WIDTH: usize = 64;
 const SEARCHES_WIDTH: usize = 256;
+/// For so long a share that was not found elsewhere is not looked for again while its node is down: all others would be
+/// asked by every request.
+const SEARCH_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where a share is.
 #[derive(Clone)]
@@ -33,11 +37,17 @@ pub struct Place {
     pub pool: String,
     /// The project that the share's place on the node says; empty where it says none.
     pub project: String,
+    /// When the share was last looked for elsewhere, in vain.
+    missed: Option<Instant>,
 }
 
 impl Place {
+    pub fn new(node: Arc<Node>, pool: String, project: String) -> Self {
+        Self { node, pool, project, missed: None }
+    }
+
     fn of(node: &Arc<Node>, share: &Share) -> Self {
-        Self { node: Arc::clone(node), pool: share.pool.clone(), project: share.project_id.clone() }
+        Self::new(Arc::clone(node), share.pool.clone(), share.project_id.clone())
     }
 }
 
@@ -100,15 +110,15 @@ impl Nodes {
     /// # Errors
     /// Every [`Failure`]; SHARE_NOT_FOUND only when every node has said so.
     pub async fn share(&self, id: ShareId) -> Result<(Place, Share), Failure> {
-        // From a node that is down the share may have been moved.
-        if let Some(place) = self.known(id).filter(|place| !place.node.is_down()) {
-            match place.node.share(id).await {
-                Ok(share) => return Ok(self.remember(id, &place.node, share)),
-                Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.forget(id, &place),
-                Err(failure) => return Err(failure),
-            }
+        let Some(known) = self.known(id) else { return self.search(id).await };
+        if let Some(found) = self.elsewhere(id, &known).await {
+            return Ok(found);
         }
-        self.search(id).await
+        match known.node.share(id).await {
+            Ok(share) => Ok(self.remember(id, &known.node, share)),
+            Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.search(id).await,
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Where the share is; asks no node when that is known, unless it is down: another may have the share now. A share
@@ -118,13 +128,13 @@ impl Nodes {
     /// As [`Self::share`].
     pub async fn place(&self, id: ShareId) -> Result<Place, Failure> {
         match self.known(id) {
-            Some(place) if !place.node.is_down() => Ok(place),
-            known => self.search(id).await.map(|(place, _)| place).or_else(|failure| known.ok_or(failure)),
+            Some(known) => Ok(self.elsewhere(id, &known).await.map_or(known, |(place, _)| place)),
+            None => self.search(id).await.map(|(place, _)| place),
         }
     }
 
-    /// Asks the node for an extend or a shrink; `None` when the share is no longer there, and where it is has to be found
-    /// again.
+    /// Asks the node for an extend or a shrink; `None` when the share is no longer there and was found elsewhere, where it
+    /// has to be asked for again.
     ///
     /// # Errors
     /// Every other [`Failure`].
@@ -135,16 +145,14 @@ impl Nodes {
         place: &Place,
         request: ExtendShareRequest,
         caller: Option<TraceParent>,
-    ) -> Result<Option<Job>, Failure> {
+    ) -> Result<Option<Taken>, Failure> {
         match place.node.resize(kind, request, caller).await {
-            Ok(job) => {
-                self.places.lock().insert(id, Place { pool: job.pool.clone(), ..place.clone() });
-                Ok(Some(job))
+            Ok(taken) => {
+                let place = Place::new(Arc::clone(&place.node), taken.job.pool.clone(), place.project.clone());
+                keep(&mut self.places.lock(), id, place);
+                Ok(Some(taken))
             }
-            Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {
-                self.forget(id, place);
-                Ok(None)
-            }
+            Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.search(id).await.map(|_| None),
             Err(failure) => Err(failure),
         }
     }
@@ -165,7 +173,7 @@ impl Nodes {
         let mut places = self.places.lock();
         for share in &page.shares {
             if let Ok(id) = share.share_id.parse() {
-                places.insert(id, Place::of(node, share));
+                keep(&mut places, id, Place::of(node, share));
             }
         }
         Ok(page)
@@ -177,8 +185,23 @@ impl Nodes {
 
     fn remember(&self, id: ShareId, node: &Arc<Node>, share: Share) -> (Place, Share) {
         let place = Place::of(node, &share);
-        self.places.lock().insert(id, place.clone());
+        keep(&mut self.places.lock(), id, place.clone());
         (place, share)
+    }
+
+    /// A share may have been moved from a node that is down. `None` where it was not, as far as the others can tell, and
+    /// when its node is not down.
+    async fn elsewhere(&self, id: ShareId, known: &Place) -> Option<(Place, Share)> {
+        if !known.node.is_down() || known.missed.is_some_and(|at| at.elapsed() < SEARCH_PAUSE) {
+            return None;
+        }
+        let found = self.search(id).await.ok();
+        if found.is_none()
+            && let Some(place) = self.places.lock().get_mut(&id)
+        {
+            place.missed = Some(Instant::now());
+        }
+        found
     }
 
     /// Unless somebody has found it elsewhere meanwhile.
@@ -192,6 +215,7 @@ impl Nodes {
     /// Asks all nodes, and is content with the first that has the share. When none has it, one that could not be asked
     /// may be the one: then the share is not unknown, but cannot be reached.
     async fn search(&self, id: ShareId) -> Result<(Place, Share), Failure> {
+        let known = self.known(id);
         let ask = |node: &Arc<Node>| {
             let node = Arc::clone(node);
             async move {
@@ -216,6 +240,19 @@ impl Nodes {
                 }
             }
         }
+        if let (Some(known), None) = (known, &worst) {
+            self.forget(id, &known);
+        }
         Err(worst.unwrap_or_else(|| Failure::Refused(Refused::unknown_share())))
+    }
+}
+
+/// Two nodes that both say they have a share are seen by this log alone.
+fn keep(places: &mut HashMap<ShareId, Place>, id: ShareId, place: Place) {
+    let to = Arc::clone(&place.node);
+    if let Some(before) = places.insert(id, place)
+        && !Arc::ptr_eq(&before.node, &to)
+    {
+        tracing::info!(share = %id, from = before.node.name, to = to.name, "the share is on another node than before");
     }
 }

@@ -1,7 +1,7 @@
 //! One storage node: its connection, the calls to its growd, and whether it answers at all.
 
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use growd::model::{JobKind, ShareId, TraceParent};
@@ -35,6 +35,13 @@ pub struct Node {
     timeout: Duration,
     channel: OnceCell<Channel>,
     down: AtomicBool,
+}
+
+/// The answer to an extend or a shrink.
+pub struct Taken {
+    pub job: Job,
+    /// It was asked for more than once: the job may be of an attempt that was not answered.
+    pub repeated: bool,
 }
 
 impl Node {
@@ -75,11 +82,17 @@ impl Node {
         kind: JobKind,
         request: ExtendShareRequest,
         caller: Option<TraceParent>,
-    ) -> Result<Job, Failure> {
+    ) -> Result<Taken, Failure> {
         let share_id = request.share_id.clone();
-        let job = self.call(|channel| client::resize(channel, kind, request.clone(), caller)).await?;
+        let asked = AtomicU32::new(0);
+        let ask = |channel| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            client::resize(channel, kind, request.clone(), caller)
+        };
+        let job = self.call(ask).await?;
         let fits = job.share_id == share_id && !job.job_id.is_empty();
-        if fits { Ok(job) } else { Err(Failure::nonsense("it took the job of another share")) }
+        let repeated = asked.into_inner() > 1;
+        if fits { Ok(Taken { job, repeated }) } else { Err(Failure::nonsense("it took the job of another share")) }
     }
 
     /// A page of the shares of a pool, or of all with an empty name, in the order of their ids. With a project those whose
