@@ -8,10 +8,13 @@ mod reload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures_util::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -38,17 +41,20 @@ pub fn blocking_threads(config: &Config) -> usize {
     (config.pools.len() + POOLS_ADDED) * (TURNS + looks::THREADS) + looks::THREADS
 }
 
+/// How long a start waits for the first look at the pools.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+
 /// On a thread of its own, since the disk of one of them may hang.
 fn warn_of_missing_directories(config: &Config) {
     let config = config.clone();
     tokio::task::spawn_blocking(move || config.missing_directories().iter().for_each(|problem| warn!("{problem}")));
 }
 
-/// Asks each pool once, without waiting: others on its file system know of it only then.
-fn look_at(pools: &Pools) {
-    for pool in pools.all().into_iter().filter(|pool| pool.driver.kind() != DriverKind::Lvm) {
-        tokio::spawn(async move { pool.call(|driver| driver.space()).await });
-    }
+/// Asks each pool once, since others on its file system know of it only then. Waits for the answers for a moment.
+async fn look_at(pools: &Pools) {
+    let pools = pools.all().into_iter().filter(|pool| pool.driver.kind() != DriverKind::Lvm);
+    let looks = pools.map(|pool| tokio::spawn(async move { pool.call(|driver| driver.space()).await }));
+    let _ = timeout(FIRST_LOOK, join_all(looks)).await;
 }
 
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`, the level of the log with
@@ -106,8 +112,8 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     store.measure(Arc::clone(&meters));
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
-    look_at(&engine.pools);
-    engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
+    let (recovered, ()) = tokio::join!(engine.recover(unfinished), look_at(&engine.pools));
+    recovered.context("cannot note the restart in the job store")?;
     let host = nix::sys::utsname::uname()?;
     let host = Host {
         name: host.nodename().to_string_lossy().into_owned(),
@@ -149,7 +155,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     engine.drain().await;
     stop.send_replace(true);
     // Watchers of queued jobs would hold the server for ever; what matters is on disk.
-    if tokio::time::timeout(std::time::Duration::from_secs(2), server).await.is_err() {
+    if timeout(Duration::from_secs(2), server).await.is_err() {
         info!("closing connections that are still open");
     }
     heartbeat.abort();

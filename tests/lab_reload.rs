@@ -89,6 +89,34 @@ async fn jobs_that_wait_begin_with_the_changed_pool_and_those_at_work_end_with_t
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_before_a_restart_does_not_wait_for_a_pool_that_hangs_and_was_taken_out() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&fs, 1, 8 * MIB);
+    let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+    let clients = daemon.clients().await;
+    let hang = clients.hang(&disk).await;
+    let job = clients.extend(&share(1), 9 * MIB).await.unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    // A process in the middle of a system call dies when that has ended.
+    drop(hang);
+    assert!(daemon.was_killed());
+    fs.set_limits(project(1), 0, 8 * MIB);
+    // What the kernel has in memory it would answer without the disk.
+    fs.mount_again(PRJQUOTA);
+    let hang = disk.hang();
+    daemon.start_again().await;
+    let clients = daemon.clients().await;
+    assert_eq!(clients.job(&job.job_id).await.state(), JobState::Queued);
+    daemon.reload("[[pool]]\nname = \"other\"\ndriver = \"project-quota\"\npath = \"/nowhere/{share_id}\"\n");
+    let ended = clients.end_of(&job.job_id).await;
+    assert_eq!(ended.error.as_ref().map(|error| error.reason.as_str()), Some("NOT_MOUNTED"), "{ended:?}");
+    drop(hang);
+}
+
 /// A growd that finds jobs of before, an extend and a shrink, and not their pool: after a boot it may be there before what it
 /// serves. A limit that was lowered may have to be put back then.
 async fn without_its_pool(dir: &Path, disk: &HangingDisk, fs: &Filesystem) -> (Daemon, Clients, [Job; 2]) {

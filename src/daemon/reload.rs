@@ -66,7 +66,8 @@ impl Reload {
             warn!(%error, socket = %self.config.listen.display(), "the mode of the socket cannot be changed");
         }
         self.engine.pools.replace(self.maker.make(&new.pools));
-        super::look_at(&self.engine.pools);
+        let engine = Arc::clone(&self.engine);
+        tokio::spawn(async move { super::look_at(&engine.pools).await });
         // What needs a restart stays as it is, so that the next reload tells of it again.
         self.config.pools = new.pools;
         self.config.access = new.access;

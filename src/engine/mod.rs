@@ -29,7 +29,7 @@ use crate::model::{Bytes, Job, JobId, JobKind, JobState, PoolName, Reason, Refus
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
-use pools::Pools;
+use pools::{Pool, Pools};
 use state::Event;
 
 pub use claims::{Claim, Denied};
@@ -208,9 +208,14 @@ impl Engine {
         let Ok(mut changes) = self.watch(job.id) else { return };
         let promise = async {
             loop {
-                match self.promise_of(job).await {
-                    Err(Refusal::Stuck { .. }) => tokio::time::sleep(ASK_AGAIN).await,
-                    promise => break promise.ok().flatten(),
+                // None that is not there takes anything.
+                let pool = self.pools.get(&job.pool)?;
+                tokio::select! {
+                    promise = promise_of(&pool, job) => match promise {
+                        Err(Refusal::Stuck { .. }) => tokio::time::sleep(ASK_AGAIN).await,
+                        promise => break promise.ok(),
+                    },
+                    () = self.pools.replaced(&pool) => {}
                 }
             }
         };
@@ -224,20 +229,6 @@ impl Engine {
             self.hold(&promise);
             live.promise = Some(promise);
         }
-    }
-
-    /// What a job of before a restart still takes. `None` when its pool is not there: it takes nothing then, as when the
-    /// pool refuses.
-    async fn promise_of(&self, job: &Job) -> Result<Option<Promise>, Refusal> {
-        let (share, target) = (job.share, job.requested_size);
-        let Some(pool) = self.pools.get(&job.pool) else { return Ok(None) };
-        let assessment = pool.assess_patiently(share, target).await?;
-        let growth = match job.kind {
-            JobKind::Extend => assessment.growth?,
-            // Also where the limit is lowered already: it may have to be put back.
-            JobKind::Shrink => job.size_before.saturating_sub(target),
-        };
-        Ok(Some(Promise { space: assessment.space.id, growth }))
     }
 
     /// A job as it is now.
@@ -371,6 +362,21 @@ impl Engine {
         // The sender lives as long as the engine, so the wait ends with the last job only.
         let _ = running.wait_for(|running| *running == 0).await;
     }
+}
+
+/// What a job of before a restart still takes of its pool.
+async fn promise_of(pool: &Pool, job: &Job) -> Result<Promise, Refusal> {
+    let assessment = pool.assess_patiently(job.share, job.requested_size).await?;
+    let growth = match job.kind {
+        JobKind::Extend => {
+            // Of a share that is not mounted yet nobody can tell.
+            assessment.observed.extendable()?;
+            assessment.growth?
+        }
+        // Also where the limit is lowered already: it may have to be put back.
+        JobKind::Shrink => job.size_before.saturating_sub(job.requested_size),
+    };
+    Ok(Promise { space: assessment.space.id, growth })
 }
 
 pub fn store_refusal(error: &StoreError) -> Refusal {

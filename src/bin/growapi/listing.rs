@@ -141,7 +141,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
             };
             let asked = u32::try_from(wanted).unwrap_or(u32::MAX);
             let answer = if node.is_down() {
-                Err(Failure::Unreachable { problem: "it did not answer when it was last asked".to_owned() })
+                Err(Failure::down())
             } else {
                 nodes.page(&node, &pool, project.as_deref(), behind, asked).await
             };

@@ -77,6 +77,11 @@ impl From<Status> for Failure {
 }
 
 impl Failure {
+    /// Of a node that is not asked.
+    pub fn down() -> Self {
+        Self::Unreachable { problem: "it did not answer when it was last asked".to_owned() }
+    }
+
     pub fn nonsense(problem: impl Into<String>) -> Self {
         Self::Nonsense { problem: problem.into() }
     }

@@ -18,6 +18,7 @@ use growd::wire::client::{self, ConnectError, Credentials};
 use growd::wire::proto::{ExtendShareRequest, ListSharesResponse, Share};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use failure::Refused;
 pub use failure::{Failure, RETRY_AFTER, words};
@@ -26,6 +27,8 @@ pub use node::{Node, Taken, watch_health};
 /// How many nodes one search asks at once, and all searches together: whoever makes up shares does not get all there is.
 const SEARCH_WIDTH: usize = 64;
 const SEARCHES_WIDTH: usize = 256;
+/// How long a node that did not answer when it was last asked may take.
+const DOWN_PATIENCE: Duration = Duration::from_secs(1);
 /// For so long a share that was not found elsewhere is not looked for again while its node is down: all others would be
 /// asked by every request.
 const SEARCH_PAUSE: Duration = Duration::from_secs(5);
@@ -114,7 +117,12 @@ impl Nodes {
         if let Some(found) = self.elsewhere(id, &known).await {
             return Ok(found);
         }
-        match known.node.share(id).await {
+        let answer = match known.node.is_down() {
+            // It may be there again, and is not worth a long wait.
+            true => timeout(DOWN_PATIENCE, known.node.share(id)).await.unwrap_or_else(|_| Err(Failure::down())),
+            false => known.node.share(id).await,
+        };
+        match answer {
             Ok(share) => Ok(self.remember(id, &known.node, share)),
             Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.search(id).await,
             Err(failure) => Err(failure),
@@ -220,8 +228,7 @@ impl Nodes {
             let node = Arc::clone(node);
             async move {
                 if node.is_down() {
-                    let problem = "it did not answer when it was last asked".to_owned();
-                    return (node, Err(Failure::Unreachable { problem }));
+                    return (node, Err(Failure::down()));
                 }
                 // Never closed.
                 let _turn = self.searching.acquire().await.ok();
