@@ -366,7 +366,7 @@ impl Engine {
 
 /// What a job of before a restart still takes of its pool.
 async fn promise_of(pool: &Pool, job: &Job) -> Result<Promise, Refusal> {
-    let assessment = pool.assess_patiently(job.share, job.requested_size).await?;
+    let assessment = pool.assess_again(job.share, job.requested_size).await?;
     let growth = match job.kind {
         JobKind::Extend => {
             // Of a share that is not mounted yet nobody can tell.

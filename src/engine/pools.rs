@@ -109,35 +109,28 @@ impl Pool {
         self.wait_for(self.observing.ask(&self.looks, share)).await
     }
 
-    /// All that decides on an extend of a share to `target`.
-    ///
-    /// # Errors
-    /// Those of [`Driver::assess_all`] and [`Pool::call`].
-    pub async fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
-        self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
-    }
-
     /// Keeps new jobs out until the answer is dropped. To be called before any may come.
     pub fn begin_resuming(&self) -> Option<OwnedRwLockWriteGuard<()>> {
         Arc::clone(&self.resuming).try_write_owned().ok()
     }
 
-    /// As [`Pool::assess`], for a new job: it must not be promised what a job of before a restart has been.
+    /// All that decides on a new job that brings a share to `target`. It must not be promised what a job of before a restart
+    /// has been, so it waits until that is known.
     ///
     /// # Errors
-    /// As [`Pool::assess`].
-    pub async fn assess_new(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
+    /// Those of [`Driver::assess_all`] and [`Pool::call`].
+    pub async fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
         if self.resuming.try_read().is_err() {
             drop(timeout(PATIENCE, self.resuming.read()).await.map_err(|_| self.stuck())?);
         }
-        self.assess(share, target).await
+        self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
     }
 
-    /// As [`Pool::assess`], for as long as it takes.
+    /// The same for a job of before a restart, for as long as it takes.
     ///
     /// # Errors
     /// As [`Pool::assess`], STUCK only where the driver gives up.
-    pub async fn assess_patiently(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
+    pub async fn assess_again(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
         self.told(self.assessing.ask(&self.looks, (share, target)).await)
     }
 

@@ -71,7 +71,7 @@ impl Service {
         let (share, target, kind) = (request.share, request.new_size, request.kind);
         // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
         let moment = engine.moment();
-        let assess = |pool: Arc<Pool>| async move { pool.assess_new(share, target).await };
+        let assess = |pool: Arc<Pool>| async move { pool.assess(share, target).await };
         let (pool, assessment) = engine.pools.find(share, assess).await?;
         admission::check_project(&request, &assessment.observed.project)?;
         // What waits behind a disk that hangs leaves the other pools their places.

@@ -51,6 +51,7 @@ pub enum Work {
 const REPLACED: &str = "its database was removed or replaced while growd was running. When the state directory is put \
     back, growd goes on; without it, growd has an empty history after a restart";
 
+/// What is told of the store while the committer waits for its disk.
 pub const HANGS: &str = "its disk does not answer: a write has not ended for more than 10 s";
 
 /// Jobs that wait to be written, and who waits for it.
@@ -86,10 +87,12 @@ impl Committer {
             let mut next = Some(first);
             let mut closing = None;
             while let Some(work) = next {
-                self.goes_on();
                 match work {
                     Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
-                    Work::Tick => self.tick(|| waiting.is_empty() && inbox.is_empty()),
+                    Work::Tick => {
+                        self.goes_on();
+                        self.tick(|| waiting.is_empty() && inbox.is_empty());
+                    }
                     Work::Close { answer } => closing = Some(answer),
                 }
                 next = if waiting.len() < GROUP { inbox.try_recv().ok() } else { None };

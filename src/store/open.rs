@@ -174,8 +174,11 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
             tokio::time::sleep(TICK).await;
             let Some(inbox) = inbox.upgrade() else { return };
             if shared.at_work_since.lock().is_some_and(|since| since.elapsed() > TICK) {
-                let hangs =
-                    |failure: &mut Option<String>| failure.is_none() && failure.replace(HANGS.to_owned()).is_none();
+                let hangs = |failure: &mut Option<String>| {
+                    let is_new = failure.is_none();
+                    failure.get_or_insert_with(|| HANGS.to_owned());
+                    is_new
+                };
                 if shared.failure.send_if_modified(hangs) {
                     error!(problem = HANGS, "the job store cannot be written; extends are refused until it can");
                 }
