@@ -12,13 +12,13 @@ mod failing_disk;
 
 mod store;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use failing_disk::FailingDisk;
-use growd::wire::proto::{CancelJobRequest, JobState};
-use support::hanging_disk::HangingDisk;
+use growd::wire::proto::{CancelJobRequest, Job, JobState};
+use support::hanging_disk::{Hang, HangingDisk};
 use support::{Filesystem, PRJQUOTA, lab};
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -298,24 +298,43 @@ async fn a_state_directory_taken_away_is_noticed_before_anything_is_acknowledged
     assert!(growd.terminate());
 }
 
+/// A growd whose disk of shares hangs and whose state directory is away: all turns are taken, and the cancellation of a job
+/// that waits for one could not be written.
+struct Uncancelled<'a> {
+    growd: Daemon,
+    clients: Clients,
+    hang: Hang<'a>,
+    running: Vec<Job>,
+    waiting: Job,
+    state: PathBuf,
+    away: PathBuf,
+}
+
+impl<'a> Uncancelled<'a> {
+    async fn on(disk: &'a HangingDisk, shares: &Filesystem, home: &Path) -> Self {
+        create_shares(shares, TURNS + 1, MIB);
+        let growd = Daemon::start(home, &pool(shares, "")).await;
+        let clients = growd.clients().await;
+        let hang = clients.hang(disk).await;
+        let running = clients.fill_turns(2 * MIB).await;
+        let waiting = clients.extend(&share(TURNS + 1), 2 * MIB).await.unwrap();
+        let (state, away) = (home.join("state"), home.join("away"));
+        std::fs::rename(&state, &away).unwrap();
+        let cancel = CancelJobRequest { job_id: waiting.job_id.clone() };
+        assert_refused(&clients.jobs.clone().cancel_job(cancel).await.unwrap_err(), "STORE_UNAVAILABLE");
+        Self { growd, clients, hang, running, waiting, state, away }
+    }
+}
+
 /// What has failed to be written may be on disk all the same: then nothing that is done afterwards may say otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancellation_that_could_not_be_written_holds_its_job_and_an_end_that_could_not_does_not_hold_growd() {
     lab::require();
     let disk = HangingDisk::over("ubda");
     let shares = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
-    create_shares(&shares, TURNS + 1, MIB);
     let home = tempfile::tempdir().unwrap();
-    let mut growd = Daemon::start(home.path(), &pool(&shares, "")).await;
-    let clients = growd.clients().await;
-    let hang = clients.hang(&disk).await;
-    let running = clients.fill_turns(2 * MIB).await;
-    let waiting = clients.extend(&share(TURNS + 1), 2 * MIB).await.unwrap();
-    let (state, away) = (home.path().join("state"), home.path().join("away"));
-    std::fs::rename(&state, &away).unwrap();
-    let cancel = CancelJobRequest { job_id: waiting.job_id.clone() };
-    let refusal = clients.jobs.clone().cancel_job(cancel).await.unwrap_err();
-    assert_refused(&refusal, "STORE_UNAVAILABLE");
+    let Uncancelled { mut growd, clients, hang, running, waiting, state, away } =
+        Uncancelled::on(&disk, &shares, home.path()).await;
     drop(hang);
     for n in 1..=TURNS {
         eventually(|| async { shares.hard_limit(project(n)) }, |limit| *limit == 2 * MIB).await;
@@ -341,17 +360,9 @@ async fn a_cancellation_is_made_up_for_when_the_store_can_be_written_again() {
     lab::require();
     let disk = HangingDisk::over("ubda");
     let shares = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
-    create_shares(&shares, TURNS + 1, MIB);
     let home = tempfile::tempdir().unwrap();
-    let mut growd = Daemon::start(home.path(), &pool(&shares, "")).await;
-    let clients = growd.clients().await;
-    let hang = clients.hang(&disk).await;
-    clients.fill_turns(2 * MIB).await;
-    let waiting = clients.extend(&share(TURNS + 1), 2 * MIB).await.unwrap();
-    let (state, away) = (home.path().join("state"), home.path().join("away"));
-    std::fs::rename(&state, &away).unwrap();
-    let cancel = CancelJobRequest { job_id: waiting.job_id.clone() };
-    assert_refused(&clients.jobs.clone().cancel_job(cancel).await.unwrap_err(), "STORE_UNAVAILABLE");
+    let Uncancelled { mut growd, clients, hang, waiting, state, away, .. } =
+        Uncancelled::on(&disk, &shares, home.path()).await;
     std::fs::rename(&away, &state).unwrap();
     assert_eq!(clients.end_of(&waiting.job_id).await.state(), JobState::Cancelled);
     drop(hang);

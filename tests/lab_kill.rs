@@ -265,10 +265,7 @@ async fn a_pool_that_hangs_at_a_start_holds_up_no_other_and_promises_nothing_twi
     // More than a half of what is left: the same again is more than there is.
     let large = 8 * MIB + room / 3 * 2 / MIB * MIB;
     let job = clients.extend(&share(1), large).await.unwrap();
-    daemon.signal(nix::sys::signal::Signal::SIGKILL);
-    // A process in the middle of a system call dies when that has ended.
-    drop(hang);
-    assert!(daemon.was_killed());
+    daemon.kill_in(hang);
     stuck.set_limits(project(1), 0, 8 * MIB);
     // What the kernel has in memory it would answer without the disk.
     stuck.mount_again(PRJQUOTA);

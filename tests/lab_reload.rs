@@ -100,10 +100,7 @@ async fn a_job_of_before_a_restart_does_not_wait_for_a_pool_that_hangs_and_was_t
     let clients = daemon.clients().await;
     let hang = clients.hang(&disk).await;
     let job = clients.extend(&share(1), 9 * MIB).await.unwrap();
-    daemon.signal(nix::sys::signal::Signal::SIGKILL);
-    // A process in the middle of a system call dies when that has ended.
-    drop(hang);
-    assert!(daemon.was_killed());
+    daemon.kill_in(hang);
     fs.set_limits(project(1), 0, 8 * MIB);
     // What the kernel has in memory it would answer without the disk.
     fs.mount_again(PRJQUOTA);
@@ -125,10 +122,7 @@ async fn without_its_pool(dir: &Path, disk: &HangingDisk, fs: &Filesystem) -> (D
     let clients = daemon.clients().await;
     let hang = clients.hang(disk).await;
     let jobs = [clients.extend(&share(1), 9 * MIB).await.unwrap(), clients.shrink(&share(2), 7 * MIB).await.unwrap()];
-    daemon.signal(nix::sys::signal::Signal::SIGKILL);
-    // A process in the middle of a system call dies when that has ended.
-    drop(hang);
-    assert!(daemon.was_killed());
+    daemon.kill_in(hang);
     for n in [1, 2] {
         fs.set_limits(project(n), 0, 8 * MIB);
     }

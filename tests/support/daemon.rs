@@ -183,6 +183,13 @@ impl Daemon {
         self.child.wait().unwrap().signal() == Some(9)
     }
 
+    /// SIGKILL while a disk hangs: a process in the middle of a system call dies when that has ended.
+    pub fn kill_in(&mut self, hang: Hang<'_>) {
+        self.signal(nix::sys::signal::Signal::SIGKILL);
+        drop(hang);
+        assert!(self.was_killed());
+    }
+
     /// SIGTERM; whether the daemon then ended in order.
     pub fn terminate(&mut self) -> bool {
         self.begin_to_terminate();
