@@ -348,13 +348,18 @@ async fn a_pool_that_hangs_holds_up_no_other_whatever_its_callers_do() {
     // Whoever looks at the whole node hears of both, one with its figures and the other with what is wrong.
     let (mut node, mut shares) = (clients.node.clone(), clients.shares.clone());
     let mut node_too = clients.node.clone();
-    let (pools, listed, diagnosis, refused) = tokio::join!(
+    let (pools, listed, diagnosis, one, other) = tokio::join!(
         node.list_pools(proto::ListPoolsRequest {}),
         shares.list_shares(proto::ListSharesRequest::default()),
         node_too.diagnose(proto::DiagnoseRequest {}),
         clients.ask(request(&share(1), 9 * MIB)),
+        clients.ask(request(&share(1), 9 * MIB)),
     );
-    assert_refused(&refused.unwrap_err(), "STUCK");
+    // One waits for the pool, the other for the answer to it, and not for its own turn to wait afterwards.
+    let refused = [one, other].map(Result::unwrap_err);
+    let of = |key| refused.iter().find(|refusal| !daemon::metadata(refusal, key).is_empty()).expect("one of them");
+    assert_refused(of("pool"), "STUCK");
+    assert_eq!((daemon::reason(of("share_id")).as_str(), of("share_id").code()), ("STUCK", Code::Unavailable));
     let pools = pools.unwrap().into_inner().pools;
     let kinds = |pool: &proto::Pool| pool.findings.iter().map(|finding| finding.kind.clone()).collect::<Vec<_>>();
     assert_eq!(kinds(&pools[0]), ["STUCK"]);

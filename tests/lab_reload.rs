@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use growd::wire::proto::{Job, JobState, ListPoolsRequest};
+use nix::mount::{MsFlags, mount};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 
@@ -148,6 +149,12 @@ async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
     // It looks more than once before the pool is there.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_queued(&clients, &jobs).await;
+    // What lies below a mount that is still missing may pass for the pool, without shares.
+    let below = Filesystem::xfs("ubdb", PRJQUOTA);
+    mount(Some(below.path()), fs.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_queued(&clients, &jobs).await;
+    fs.unmount();
     fs.mount(PRJQUOTA);
     for (n, job) in (1..).zip(&jobs) {
         let ended = clients.end_of(&job.job_id).await;

@@ -95,22 +95,16 @@ impl PoolMaker {
     fn group(&mut self, lvm: &LvmConfig) -> (Arc<VolumeGroup>, Arc<Semaphore>) {
         let name = &lvm.volume_group;
         let (group, turns) = self.groups.entry(name.clone()).or_default();
-        let group = match group.upgrade() {
-            Some(known) => known,
-            None => {
-                let new = Arc::new(VolumeGroup::new(name.clone(), self.lvm.clone(), Arc::clone(&self.recorder)));
-                *group = Arc::downgrade(&new);
-                new
-            }
-        };
-        let turns = match turns.upgrade() {
-            Some(known) => known,
-            None => {
-                let new = Arc::new(Semaphore::new(1));
-                *turns = Arc::downgrade(&new);
-                new
-            }
-        };
-        (group, turns)
+        let new = || VolumeGroup::new(name.clone(), self.lvm.clone(), Arc::clone(&self.recorder));
+        (shared(group, new), shared(turns, || Semaphore::new(1)))
     }
+}
+
+/// The one that others have, or a new one when none has it any more.
+fn shared<T>(known: &mut Weak<T>, new: impl FnOnce() -> T) -> Arc<T> {
+    known.upgrade().unwrap_or_else(|| {
+        let new = Arc::new(new());
+        *known = Arc::downgrade(&new);
+        new
+    })
 }

@@ -4,14 +4,19 @@
 //! same request id, waits for its outcome.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::model::{JobId, RequestId, ShareId};
 
-/// How an acceptance has ended: with the job that was accepted, or with none.
-type Outcome = Option<Option<JobId>>;
+/// How long a request waits for the outcome of others: those may wait for a disk that hangs.
+pub const OTHERS_MOST: Duration = Duration::from_secs(10);
+
+/// The job that an acceptance has ended with. A sender that is gone without one has given its claim back.
+type Outcome = Option<JobId>;
 
 enum Slot {
     Accepting(watch::Receiver<Outcome>),
@@ -35,10 +40,14 @@ struct Slots {
 /// Why a share cannot be claimed now.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Denied {
+    /// The request id belongs to this job.
+    Known(JobId),
     /// A job is active.
     Busy(JobId),
     /// So many shares are claimed, which is the most.
     Full(usize),
+    /// Another request for the share has been without an answer for so long.
+    Held(Duration),
     Closed,
 }
 
@@ -51,9 +60,9 @@ pub struct Claim<'a> {
 }
 
 impl Claims {
-    /// Claims a share, and a request id with it. Waits while an acceptance for either is under way.
+    /// Claims a share, and a request id with it. Waits while an acceptance for either is under way, up to [`OTHERS_MOST`].
     ///
-    /// `known` tells whether the request id already belongs to a job: then nothing is claimed and the job is given.
+    /// `known` tells whether the request id already belongs to a job.
     ///
     /// # Errors
     /// [`Denied`].
@@ -63,7 +72,8 @@ impl Claims {
         request_id: Option<RequestId>,
         most: usize,
         known: impl Fn(RequestId) -> Option<JobId>,
-    ) -> Result<Result<Claim<'_>, JobId>, Denied> {
+    ) -> Result<Claim<'_>, Denied> {
+        let deadline = Instant::now() + OTHERS_MOST;
         loop {
             let (mut outcome, of_share) = {
                 let mut slots = self.slots.lock();
@@ -71,7 +81,7 @@ impl Claims {
                 if let Some(accepting) = accepting {
                     (accepting.clone(), false)
                 } else if let Some(job) = request_id.and_then(&known) {
-                    return Ok(Err(job));
+                    return Err(Denied::Known(job));
                 } else if self.is_closed() {
                     return Err(Denied::Closed);
                 } else {
@@ -79,15 +89,16 @@ impl Claims {
                         Some(Slot::Active(job)) => return Err(Denied::Busy(*job)),
                         Some(Slot::Accepting(accepting)) => (accepting.clone(), true),
                         None if slots.shares.len() >= most => return Err(Denied::Full(slots.shares.len())),
-                        None => return Ok(Ok(self.take(&mut slots, share, request_id))),
+                        None => return Ok(self.take(&mut slots, share, request_id)),
                     }
                 }
             };
-            // A sender that is gone without a word has given its claim back.
-            let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| *outcome);
-            if let (Ok(Some(Some(job))), true) = (outcome, of_share) {
+            let accepted = timeout_at(deadline, outcome.wait_for(Option::is_some)).await;
+            match accepted.map(|accepted| accepted.ok().and_then(|job| *job)) {
+                Err(_) => return Err(Denied::Held(OTHERS_MOST)),
                 // It was accepted while this one waited: they were at it together, even if that job has ended by now.
-                return Err(Denied::Busy(job));
+                Ok(Some(job)) if of_share => return Err(Denied::Busy(job)),
+                Ok(_) => {}
             }
         }
     }
@@ -157,7 +168,7 @@ impl Claim<'_> {
     /// The job is durable: whoever waited is told that the share is busy with it.
     pub fn accepted(self, job: JobId) {
         self.claims.slots.lock().shares.insert(self.share, Slot::Active(job));
-        self.outcome.send_replace(Some(Some(job)));
+        self.outcome.send_replace(Some(job));
     }
 }
 
@@ -169,9 +180,6 @@ impl Drop for Claim<'_> {
         }
         if matches!(slots.shares.get(&self.share), Some(Slot::Accepting(_))) {
             slots.shares.remove(&self.share);
-        }
-        if self.outcome.borrow().is_none() {
-            self.outcome.send_replace(Some(None));
         }
         self.claims.accepting.send_modify(|accepting| *accepting -= 1);
     }
@@ -189,7 +197,7 @@ mod tests {
         let claims = Claims::default();
         let claim = async |n| {
             let share = ShareId::from_uuid(Uuid::from_u128(n));
-            claims.claim(share, None, 9, |_| None).await.unwrap().unwrap()
+            claims.claim(share, None, 9, |_| None).await.unwrap()
         };
         let (accepted, given_back) = (claim(1).await, claim(2).await);
         assert_eq!(claims.accepting(), 2);

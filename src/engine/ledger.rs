@@ -1,29 +1,32 @@
-//! What the jobs that have not ended have been promised, for each space that shares grow into.
+//! What the jobs that have not ended have been promised, for each pool.
 //!
-//! The kernel tells what has been given; the ledger adds what is about to be. Both are read at different moments, so a
-//! job that ends in between could be counted in neither: growth that was released since the kernel was asked counts as
-//! taken still. Two requests that fit alone but not together can therefore never both pass.
+//! Pools may grow into the same space, so each account tells which one it is, as the kernel said last. The kernel tells
+//! what has been given; the ledger adds what is about to be. Both are read at different moments, so a job that ends in
+//! between could be counted in neither: growth that was released since the kernel was asked counts as taken still. Two
+//! requests that fit alone but not together can therefore never both pass.
 
 use std::collections::HashMap;
 
+use parking_lot::Mutex;
+
 use crate::driver::SpaceId;
-use crate::model::Bytes;
+use crate::model::{Bytes, PoolName};
 
 #[derive(Debug, Default)]
-pub struct Ledger {
-    accounts: HashMap<SpaceId, Account>,
-}
+pub struct Ledger(Mutex<HashMap<PoolName, Account>>);
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Account {
+    /// What the pool's shares grow into; `None` until the kernel has said it.
+    space: Option<SpaceId>,
     queued: Bytes,
     /// All growth that was ever released.
     released: Bytes,
 }
 
-/// The moment before the kernel was asked: what had been released in each space by then.
+/// The moment before the kernel was asked: what had been released by then.
 #[derive(Clone, Debug)]
-pub struct Moment(HashMap<SpaceId, Bytes>);
+pub struct Moment(HashMap<PoolName, Bytes>);
 
 /// A request does not fit: this much is still free.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,53 +38,79 @@ pub struct Shortage {
 impl Ledger {
     /// To be taken before the kernel is asked how much has been given.
     pub fn moment(&self) -> Moment {
-        Moment(self.accounts.iter().map(|(space, account)| (space.clone(), account.released)).collect())
+        Moment(self.0.lock().iter().map(|(pool, account)| (pool.clone(), account.released)).collect())
     }
 
-    /// Reserves growth in a space that has this much left by the kernel's account since `moment`.
+    /// Reserves growth in a pool, whose space has this much left by the kernel's account since `moment`.
     ///
     /// # Errors
     /// [`Shortage`] when it does not fit beside what is queued.
-    pub fn reserve(&mut self, space: &SpaceId, moment: &Moment, left: Bytes, growth: Bytes) -> Result<(), Shortage> {
-        let account = self.account(space);
-        let released = moment.0.get(space).copied().unwrap_or_default();
-        let queued = account.queued.saturating_add(account.released.saturating_sub(released));
+    pub fn reserve(
+        &self,
+        pool: &PoolName,
+        space: &SpaceId,
+        moment: &Moment,
+        left: Bytes,
+        growth: Bytes,
+    ) -> Result<(), Shortage> {
+        let mut accounts = self.0.lock();
+        account(&mut accounts, pool).space = Some(space.clone());
+        let mut queued = Bytes::ZERO;
+        for (pool, account) in in_space(&accounts, space) {
+            let released = moment.0.get(pool).copied().unwrap_or_default();
+            queued = queued.saturating_add(account.queued).saturating_add(account.released.saturating_sub(released));
+        }
         let free = left.saturating_sub(queued);
         if growth > free {
             return Err(Shortage { free, queued });
         }
-        self.add(space, growth);
+        let account = account(&mut accounts, pool);
+        account.queued = account.queued.saturating_add(growth);
         Ok(())
     }
 
     /// Reserves without a question: for jobs that were accepted before a restart, and for shrinks.
-    pub fn add(&mut self, space: &SpaceId, growth: Bytes) {
-        let account = self.accounts.entry(space.clone()).or_default();
+    pub fn add(&self, pool: &PoolName, growth: Bytes) {
+        let mut accounts = self.0.lock();
+        let account = account(&mut accounts, pool);
         account.queued = account.queued.saturating_add(growth);
     }
 
+    /// Notes what the shares of a pool grow into.
+    pub fn learn(&self, pool: &PoolName, space: SpaceId) {
+        account(&mut self.0.lock(), pool).space = Some(space);
+    }
+
     /// To be called when a job has ended: what it was promised is in the kernel's account, or never will be.
-    pub fn release(&mut self, space: &SpaceId, growth: Bytes) {
-        self.withdraw(space, growth);
-        if let Some(account) = self.accounts.get_mut(space) {
-            account.released = account.released.saturating_add(growth);
-        }
+    pub fn release(&self, pool: &PoolName, growth: Bytes) {
+        let mut accounts = self.0.lock();
+        let account = account(&mut accounts, pool);
+        account.queued = account.queued.saturating_sub(growth);
+        account.released = account.released.saturating_add(growth);
     }
 
     /// Gives back what no job has had: others may have it at once, also those who asked the kernel before.
-    pub fn withdraw(&mut self, space: &SpaceId, growth: Bytes) {
-        if let Some(account) = self.accounts.get_mut(space) {
-            account.queued = account.queued.saturating_sub(growth);
-        }
+    pub fn withdraw(&self, pool: &PoolName, growth: Bytes) {
+        let mut accounts = self.0.lock();
+        let account = account(&mut accounts, pool);
+        account.queued = account.queued.saturating_sub(growth);
     }
 
+    /// What is queued in all pools of a space.
     pub fn queued(&self, space: &SpaceId) -> Bytes {
-        self.account(space).queued
+        in_space(&self.0.lock(), space).fold(Bytes::ZERO, |sum, (_, account)| sum.saturating_add(account.queued))
     }
+}
 
-    fn account(&self, space: &SpaceId) -> Account {
-        self.accounts.get(space).copied().unwrap_or_default()
-    }
+fn account<'a>(accounts: &'a mut HashMap<PoolName, Account>, pool: &PoolName) -> &'a mut Account {
+    accounts.entry(pool.clone()).or_default()
+}
+
+fn in_space<'a>(
+    accounts: &'a HashMap<PoolName, Account>,
+    space: &'a SpaceId,
+) -> impl Iterator<Item = (&'a PoolName, &'a Account)> {
+    accounts.iter().filter(move |(_, account)| account.space.as_ref() == Some(space))
 }
 
 #[cfg(test)]
@@ -89,39 +118,68 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn home() -> PoolName {
+        "home".parse().unwrap()
+    }
+
+    fn disk() -> SpaceId {
+        SpaceId("a".to_owned())
+    }
+
     #[test]
     fn two_that_fit_alone_do_not_fit_together() {
-        let space = SpaceId("a".to_owned());
-        let mut ledger = Ledger::default();
+        let ledger = Ledger::default();
         let moment = ledger.moment();
-        assert_eq!(ledger.reserve(&space, &moment, Bytes::gib(3), Bytes::gib(2)), Ok(()));
-        let shortage = Shortage { free: Bytes::gib(1), queued: Bytes::gib(2) };
-        assert_eq!(ledger.reserve(&space, &moment, Bytes::gib(3), Bytes::gib(2)), Err(shortage));
+        let reserve = || ledger.reserve(&home(), &disk(), &moment, Bytes::gib(3), Bytes::gib(2));
+        assert_eq!(reserve(), Ok(()));
+        assert_eq!(reserve(), Err(Shortage { free: Bytes::gib(1), queued: Bytes::gib(2) }));
+    }
+
+    #[test]
+    fn pools_of_one_space_compete_and_those_of_others_do_not() {
+        let ledger = Ledger::default();
+        let [beside, elsewhere] = ["beside", "elsewhere"].map(|name| name.parse::<PoolName>().unwrap());
+        let other_disk = SpaceId("b".to_owned());
+        // Of jobs of before a restart: where they are is learned later.
+        [&beside, &elsewhere].iter().for_each(|pool| ledger.add(pool, Bytes::gib(2)));
+        ledger.learn(&elsewhere, other_disk.clone());
+        let reserve = || ledger.reserve(&home(), &disk(), &ledger.moment(), Bytes::gib(3), Bytes::gib(2));
+        let fits = reserve();
+        ledger.withdraw(&home(), Bytes::gib(2));
+        ledger.learn(&beside, disk());
+        assert_eq!((fits, reserve()), (Ok(()), Err(Shortage { free: Bytes::gib(1), queued: Bytes::gib(2) })));
+        assert_eq!([ledger.queued(&disk()), ledger.queued(&other_disk)], [Bytes::gib(2); 2]);
+    }
+
+    #[test]
+    fn jobs_of_before_a_restart_count_in_their_own_pool_at_once() {
+        let ledger = Ledger::default();
+        ledger.add(&home(), Bytes::gib(2));
+        let moment = ledger.moment();
+        assert!(ledger.reserve(&home(), &disk(), &moment, Bytes::gib(3), Bytes::gib(2)).is_err());
     }
 
     #[test]
     fn a_job_that_ends_while_the_kernel_is_asked_still_counts() {
-        let space = SpaceId("a".to_owned());
-        let mut ledger = Ledger::default();
-        ledger.add(&space, Bytes::gib(2));
+        let ledger = Ledger::default();
+        ledger.add(&home(), Bytes::gib(2));
         let before = ledger.moment();
-        ledger.release(&space, Bytes::gib(2));
+        ledger.release(&home(), Bytes::gib(2));
         // The kernel was asked before the limit rose, so 3 GiB look free, and 2 of them are gone.
-        assert!(ledger.reserve(&space, &before, Bytes::gib(3), Bytes::gib(2)).is_err());
+        assert!(ledger.reserve(&home(), &disk(), &before, Bytes::gib(3), Bytes::gib(2)).is_err());
         let after = ledger.moment();
-        assert_eq!(ledger.reserve(&space, &after, Bytes::gib(3), Bytes::gib(2)), Ok(()));
+        assert_eq!(ledger.reserve(&home(), &disk(), &after, Bytes::gib(3), Bytes::gib(2)), Ok(()));
     }
 
     #[test]
     fn what_was_promised_to_nobody_is_free_at_once() {
-        let space = SpaceId("a".to_owned());
-        let mut ledger = Ledger::default();
+        let ledger = Ledger::default();
         let moment = ledger.moment();
-        let reserve = |ledger: &mut Ledger| ledger.reserve(&space, &moment, Bytes::gib(3), Bytes::gib(2));
-        assert_eq!(reserve(&mut ledger), Ok(()));
-        assert!(reserve(&mut ledger).is_err());
-        ledger.withdraw(&space, Bytes::gib(2));
-        assert_eq!(reserve(&mut ledger), Ok(()), "a dry run that has ended takes nothing");
+        let reserve = || ledger.reserve(&home(), &disk(), &moment, Bytes::gib(3), Bytes::gib(2));
+        assert_eq!(reserve(), Ok(()));
+        assert!(reserve().is_err());
+        ledger.withdraw(&home(), Bytes::gib(2));
+        assert_eq!(reserve(), Ok(()), "a dry run that has ended takes nothing");
     }
 
     /// One request on its way: it asks the kernel at one moment, reserves at a later one, and its growth is seen by the
@@ -138,23 +196,23 @@ mod tests {
         fn no_order_of_events_promises_more_than_there_is(
             total in 0..100_u64, growths in prop::collection::vec(1..60_u64, 1..8), turns in prop::collection::vec((0..8_usize, any::<bool>()), 0..60),
         ) {
-            let space = SpaceId("a".to_owned());
-            let (mut ledger, mut given) = (Ledger::default(), 0);
+            let pools = [home(), "beside".parse().unwrap()];
+            let (ledger, mut given) = (Ledger::default(), 0);
             let mut requests: Vec<Option<Request>> = vec![None; growths.len()];
             for (turn, gives_up) in turns {
                 let at = turn % growths.len();
-                let growth = growths[at];
+                let (growth, pool) = (growths[at], &pools[at % 2]);
                 requests[at] = match requests[at].take() {
                     None => {
                         let moment = ledger.moment();
                         Some(Request::Asked { moment, left: Bytes::new(total - given) })
                     }
                     Some(Request::Asked { moment, left }) => {
-                        let reserved = ledger.reserve(&space, &moment, left, Bytes::new(growth));
+                        let reserved = ledger.reserve(pool, &disk(), &moment, left, Bytes::new(growth));
                         reserved.is_ok().then_some(Request::Promised)
                     }
                     Some(Request::Promised) if gives_up => {
-                        ledger.withdraw(&space, Bytes::new(growth));
+                        ledger.withdraw(pool, Bytes::new(growth));
                         None
                     }
                     Some(Request::Promised) => {
@@ -162,7 +220,7 @@ mod tests {
                         Some(Request::Given)
                     }
                     Some(Request::Given) => {
-                        ledger.release(&space, Bytes::new(growth));
+                        ledger.release(pool, Bytes::new(growth));
                         None
                     }
                 };

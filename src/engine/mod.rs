@@ -11,7 +11,7 @@ pub mod pools;
 mod runner;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,31 +22,25 @@ use tokio::time::timeout;
 use tracing::{Instrument, info, warn};
 use uuid::Uuid;
 
-use crate::driver::SpaceId;
 use crate::logging::spans;
 use crate::meters::Meters;
-use crate::model::{Bytes, Job, JobId, JobKind, JobState, PoolName, Reason, Refusal, ShareId};
+use crate::model::{Bytes, Job, JobId, JobState, Reason, Refusal, ShareId};
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
-use pools::{Pool, Pools};
+use pools::{Place, Pool, Pools};
 use state::Event;
 
 pub use claims::{Claim, Denied};
-pub use ledger::{Moment, Shortage};
 
-/// How long a pool that did not answer is left alone.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a start waits for what jobs of before it take.
-const RESUMING_SOON: Duration = Duration::from_secs(5);
-/// How long a pool takes no new jobs before it has told that.
-const RESUMING_MOST: Duration = Duration::from_secs(120);
+/// How long a start waits for the pools of unfinished jobs to say what they grow into.
+const SPACES_SOON: Duration = Duration::from_secs(5);
 
 pub struct Engine {
     pub pools: Pools,
     pub store: Store,
     pub claims: Claims,
-    ledger: Mutex<Ledger>,
+    pub ledger: Ledger,
     /// Jobs that have not ended, as they are now: RUNNING and steps are seen here before they are on disk.
     live: Mutex<HashMap<JobId, Live>>,
     /// The id given out last: ids must sort even when the clock is set back.
@@ -61,20 +55,14 @@ pub struct Engine {
 /// A job that has not ended.
 struct Live {
     job: watch::Sender<Job>,
-    promise: Option<Promise>,
+    /// Given back with all this.
+    _place: Place,
     /// Its cancellation is on its way to the disk: it must not start.
     cancelling: bool,
     /// When the step at work began.
     step_begun: Option<Instant>,
     /// Its watchers will be told of its progress in a moment.
     telling: bool,
-}
-
-/// Space that was reserved for a job: the growth of an extend, or what a shrink may have to take back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Promise {
-    pub space: SpaceId,
-    pub growth: Bytes,
 }
 
 impl Engine {
@@ -85,7 +73,7 @@ impl Engine {
             pools,
             store,
             claims: Claims::default(),
-            ledger: Mutex::default(),
+            ledger: Ledger::default(),
             live: Mutex::default(),
             last_id: Mutex::new(last_id),
             running: watch::channel(0).0,
@@ -102,36 +90,12 @@ impl Engine {
         *last
     }
 
-    pub fn moment(&self) -> Moment {
-        self.ledger.lock().moment()
-    }
-
-    /// # Errors
-    /// [`Shortage`] when the growth does not fit into what is `left` since `moment`.
-    pub fn reserve(&self, promise: &Promise, moment: &Moment, left: Bytes) -> Result<(), Shortage> {
-        self.ledger.lock().reserve(&promise.space, moment, left, promise.growth)
-    }
-
-    /// Takes what a shrink gives back off what others may have, until the job has ended. The kernel's account loses it as
-    /// soon as the limit is lowered, and the old limit may have to be put back. Before that it counts twice, for a moment.
-    pub fn hold(&self, promise: &Promise) {
-        self.ledger.lock().add(&promise.space, promise.growth);
-    }
-
-    /// Gives back what no job was accepted for.
-    pub fn withdraw(&self, promise: &Promise) {
-        self.ledger.lock().withdraw(&promise.space, promise.growth);
-    }
-
-    pub fn queued_growth(&self, space: &SpaceId) -> Bytes {
-        self.ledger.lock().queued(space)
-    }
-
     /// Has a job that is durable seen as one that has not ended.
-    fn enliven(&self, job: Job, promise: Option<Promise>) {
+    fn enliven(&self, job: Job, place: Place) {
+        let id = job.id;
         let live =
-            Live { job: watch::channel(job.clone()).0, promise, cancelling: false, step_begun: None, telling: false };
-        self.live.lock().insert(job.id, live);
+            Live { job: watch::channel(job).0, _place: place, cancelling: false, step_begun: None, telling: false };
+        self.live.lock().insert(id, live);
     }
 
     /// Begins the run of a job that is live and whose share is claimed for it: the run may have ended at once, and gives
@@ -143,14 +107,14 @@ impl Engine {
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
     ///
     /// # Errors
-    /// STORE_UNAVAILABLE; the job is then not accepted, and its promise is given back.
-    pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, promise: Promise) -> Result<Job, Refusal> {
+    /// STORE_UNAVAILABLE; the job is then not accepted, and what it was promised is given back.
+    pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, place: Place) -> Result<Job, Refusal> {
         let stored = self.store.commit(vec![job.clone()]).await;
         if let Err(error) = stored {
-            self.withdraw(&promise);
+            self.ledger.withdraw(&job.pool, promised(&job));
             return Err(store_refusal(&error));
         }
-        self.enliven(job.clone(), Some(promise));
+        self.enliven(job.clone(), place);
         claim.accepted(job.id);
         self.begin(&job);
         Ok(job)
@@ -169,65 +133,27 @@ impl Engine {
         info!(jobs = jobs.len(), "going on with the jobs of before the restart");
         // Durable first: the revision must not fall when growd is killed again before they end.
         self.store.commit(jobs.clone()).await?;
-        let mut of_pools: HashMap<PoolName, Vec<Job>> = HashMap::new();
-        for job in jobs {
+        let mut pools = BTreeSet::new();
+        for job in &jobs {
             if !self.claims.activate(job.share, job.id) {
                 warn!(job = %job.id, share = %job.share, "the share has another unfinished job; this one runs beside it");
             }
-            self.enliven(job.clone(), None);
-            of_pools.entry(job.pool.clone()).or_default().push(job);
+            // As it was promised: where a part has been given by now, that counts twice until the job ends.
+            self.ledger.add(&job.pool, promised(job));
+            self.enliven(job.clone(), self.pools.get(&job.pool).map_or_else(Place::default, |pool| pool.place()));
+            pools.insert(&job.pool);
         }
-        let mut all = Vec::new();
-        for (pool, jobs) in of_pools {
-            // Each for itself: a pool that does not answer holds up its own jobs alone.
-            let resuming = self.pools.get(&pool).map(|pool| pool.begin_resuming());
-            let resumed = jobs.into_iter().map(|job| tokio::spawn(Arc::clone(self).resume(job)));
-            let resumed = join_all(resumed.collect::<Vec<_>>());
-            all.push(tokio::spawn(async move {
-                // Those of a share that never answers would keep all others out.
-                let _ = timeout(RESUMING_MOST, resumed).await;
-                drop(resuming);
-            }));
-        }
-        // Pools may be on one file system, so none takes new jobs before the others have told, if they do at once.
-        let _ = timeout(RESUMING_SOON, join_all(all)).await;
+        jobs.iter().for_each(|job| self.begin(job));
+        // New jobs of other pools may want the same space. One that does not answer holds up its own jobs alone.
+        let pools = pools.into_iter().filter_map(|name| self.pools.get(name));
+        let learned = pools.map(|pool| tokio::spawn(Arc::clone(self).learn_space(pool)));
+        let _ = timeout(SPACES_SOON, join_all(learned)).await;
         Ok(())
     }
 
-    /// Reserves what a job of before the restart still takes, and begins it, unless it has been cancelled meanwhile.
-    async fn resume(self: Arc<Self>, job: Job) {
-        self.promise_again(&job).await;
-        if self.live.lock().contains_key(&job.id) {
-            self.begin(&job);
-        }
-    }
-
-    /// Reserves what a job of before the restart still takes, if that is not known yet. Waits for the answer as long as it
-    /// takes, or until the job is cancelled: who asks a disk that hangs once more only waits with another thread.
-    async fn promise_again(&self, job: &Job) {
-        let Ok(mut changes) = self.watch(job.id) else { return };
-        let promise = async {
-            loop {
-                // None that is not there takes anything.
-                let pool = self.pools.get(&job.pool)?;
-                tokio::select! {
-                    promise = promise_of(&pool, job) => match promise {
-                        Err(Refusal::Stuck { .. }) => tokio::time::sleep(ASK_AGAIN).await,
-                        promise => break promise.ok(),
-                    },
-                    () = self.pools.replaced(&pool) => {}
-                }
-            }
-        };
-        let promise = tokio::select! {
-            promise = promise => promise,
-            _ = changes.wait_for(|job| job.state.is_ended()) => None,
-        };
-        if let (Some(promise), Some(live)) = (promise, self.live.lock().get_mut(&job.id))
-            && live.promise.is_none()
-        {
-            self.hold(&promise);
-            live.promise = Some(promise);
+    async fn learn_space(self: Arc<Self>, pool: Arc<Pool>) {
+        if let Ok(space) = pool.call(|driver| driver.space()).await {
+            self.ledger.learn(&pool.name, space.id);
         }
     }
 
@@ -254,11 +180,21 @@ impl Engine {
     }
 
     /// The newest job of a share that was not cancelled.
-    pub fn last_job(&self, share: ShareId) -> Option<Job> {
+    ///
+    /// # Errors
+    /// STORE_UNAVAILABLE.
+    pub fn last_job(&self, share: ShareId) -> Result<Option<Job>, Refusal> {
         let selection = Selection { share: Some(share), state: None };
         // One record is read as a rule: only cancelled jobs lead on to the next.
-        let ids = self.store.newest_first(&selection, None, 20);
-        ids.into_iter().filter_map(|id| self.job(id).ok()).find(|job| job.state != JobState::Cancelled)
+        for id in self.store.newest_first(&selection, None, 20) {
+            match self.job(id) {
+                Ok(job) if job.state == JobState::Cancelled => {}
+                // Retention removed it at this moment.
+                Err(Refusal::JobNotFound { .. }) => {}
+                job => return job.map(Some),
+            }
+        }
+        Ok(None)
     }
 
     /// The jobs whose step has been at work for longer than this, and for how long.
@@ -278,7 +214,7 @@ impl Engine {
     /// Takes each lock that a request takes, and gives what [`Engine::active`] gives. Does not return while one of them is
     /// held for ever. It waits for no disk: a disk that hangs is no reason to give growd up.
     pub fn pulse(&self) -> (usize, usize) {
-        self.moment();
+        self.ledger.moment();
         self.claims.active(ShareId::from_uuid(Uuid::nil()));
         self.store.newest();
         self.active()
@@ -344,9 +280,7 @@ impl Engine {
         let mut all = self.live.lock();
         let Some(live) = all.remove(&job.id) else { return };
         // Before anyone can see the end: who sees it may ask for the next change of the share at once.
-        if let Some(promise) = &live.promise {
-            self.ledger.lock().release(&promise.space, promise.growth);
-        }
+        self.ledger.release(&job.pool, promised(&live.job.borrow()));
         if self.claims.active(job.share) == Some(job.id) {
             self.claims.release(job.share);
         }
@@ -364,19 +298,10 @@ impl Engine {
     }
 }
 
-/// What a job of before a restart still takes of its pool.
-async fn promise_of(pool: &Pool, job: &Job) -> Result<Promise, Refusal> {
-    let assessment = pool.assess_again(job.share, job.requested_size).await?;
-    let growth = match job.kind {
-        JobKind::Extend => {
-            // Of a share that is not mounted yet nobody can tell.
-            assessment.observed.extendable()?;
-            assessment.growth?
-        }
-        // Also where the limit is lowered already: it may have to be put back.
-        JobKind::Shrink => job.size_before.saturating_sub(job.requested_size),
-    };
-    Ok(Promise { space: assessment.space.id, growth })
+/// What a job was promised of its pool's space.
+fn promised(job: &Job) -> Bytes {
+    let difference = || Bytes::new(job.requested_size.get().abs_diff(job.size_before.get()));
+    job.promised.unwrap_or_else(difference)
 }
 
 pub fn store_refusal(error: &StoreError) -> Refusal {
@@ -412,6 +337,7 @@ pub mod fixture {
             state: JobState::Queued,
             size_before: Bytes::gib(1),
             requested_size: Bytes::gib(2),
+            promised: Some(Bytes::gib(1)),
             expected_size: None,
             size_after: None,
             steps: Vec::new(),

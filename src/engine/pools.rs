@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Span;
@@ -42,12 +42,16 @@ pub struct Pool {
     pub turns: Arc<Semaphore>,
     /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
     pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
-    /// Held while jobs of before a restart have not been asked for what they take.
-    resuming: Arc<RwLock<()>>,
+    /// As many are taken as there are copies of it.
+    places: Place,
     looks: Arc<Looks>,
     observing: Arc<Together<ShareId, Result<Observed, DriverError>>>,
     assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
 }
+
+/// A place among the jobs of a pool: from the question whether one can be accepted until it has ended.
+#[derive(Clone, Default)]
+pub struct Place(Arc<()>);
 
 impl Pool {
     /// `turns` are shared by the pools that must wait for each other: those of one volume group.
@@ -67,7 +71,7 @@ impl Pool {
             overcommit,
             turns,
             ready: Mutex::default(),
-            resuming: Arc::default(),
+            places: Place::default(),
             looks: Arc::default(),
             observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),
             assessing: Together::new(most, move |asked: &[(ShareId, Bytes)]| assessing.assess_all(asked)),
@@ -109,29 +113,21 @@ impl Pool {
         self.wait_for(self.observing.ask(&self.looks, share)).await
     }
 
-    /// Keeps new jobs out until the answer is dropped. To be called before any may come.
-    pub fn begin_resuming(&self) -> Option<OwnedRwLockWriteGuard<()>> {
-        Arc::clone(&self.resuming).try_write_owned().ok()
+    /// Takes a place, which is given back when it is dropped.
+    pub fn place(&self) -> Place {
+        self.places.clone()
     }
 
-    /// All that decides on a new job that brings a share to `target`. It must not be promised what a job of before a restart
-    /// has been, so it waits until that is known.
+    pub fn places_taken(&self) -> usize {
+        Arc::strong_count(&self.places.0) - 1
+    }
+
+    /// All that decides on a new job that brings a share to `target`.
     ///
     /// # Errors
     /// Those of [`Driver::assess_all`] and [`Pool::call`].
     pub async fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
-        if self.resuming.try_read().is_err() {
-            drop(timeout(PATIENCE, self.resuming.read()).await.map_err(|_| self.stuck())?);
-        }
         self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
-    }
-
-    /// The same for a job of before a restart, for as long as it takes.
-    ///
-    /// # Errors
-    /// As [`Pool::assess`], STUCK only where the driver gives up.
-    pub async fn assess_again(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
-        self.told(self.assessing.ask(&self.looks, (share, target)).await)
     }
 
     fn stuck(&self) -> Refusal {
@@ -145,10 +141,7 @@ impl Pool {
         if self.looks.are_overrun() {
             return Err(self.stuck());
         }
-        self.told(timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?)
-    }
-
-    fn told<T>(&self, answer: Result<Result<T, DriverError>, String>) -> Result<T, Refusal> {
+        let answer = timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?;
         answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
     }
 
@@ -255,7 +248,8 @@ impl Pools {
                 Ok((Ok(answer), pool)) => return Ok((pool, answer)),
                 Ok((Err(Refusal::ShareNotFound { .. }), _)) => {}
                 // What a pool says of the share counts more than that it can say nothing.
-                Ok((Err(Refusal::NotMounted { .. } | Refusal::Stuck { .. }), _)) if undecided.is_some() => {}
+                Ok((Err(Refusal::NotMounted { .. } | Refusal::Stuck { .. } | Refusal::QueueFull { .. }), _))
+                    if undecided.is_some() => {}
                 Ok((Err(refusal), _)) => undecided = Some(refusal),
                 Err(error) => undecided = Some(Refusal::Internal { problem: error.to_string() }),
             }

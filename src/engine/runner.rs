@@ -81,7 +81,7 @@ impl Engine {
             let _ = timeout(GIVE_WAY, self.claims.none_accepting()).await;
         }
         let mut awaited = false;
-        let (pool, _turn) = loop {
+        let (pool, turn) = loop {
             let Some(pool) = self.pools.get(&job.pool) else {
                 let problem = "it is not in the configuration any more".to_owned();
                 let mut at_work = AtWork::none(&self);
@@ -93,16 +93,12 @@ impl Engine {
             // It takes no turn meanwhile: those behind it may be mounted.
             if let Some(problem) = self.awaits_mount(&job, &pool).await {
                 if !std::mem::replace(&mut awaited, true) {
-                    info!(problem, "the job waits: its share may be mounted yet");
+                    info!(%problem, "the job waits: its share may be mounted yet");
                 }
                 tokio::select! {
                     _ = changes.wait_for(|job| job.state.is_ended()) => return,
                     () = tokio::time::sleep(MOUNT_LOOKS_EVERY) => continue,
                 }
-            }
-            if std::mem::take(&mut awaited) {
-                // Nobody could tell before.
-                self.promise_again(&job).await;
             }
             pool.ready.lock().insert(id, (job.kind, Span::current()));
             tokio::select! {
@@ -118,11 +114,14 @@ impl Engine {
             }
         };
         let jobs = pool.take_ready(id);
-        // None when another has taken this one along.
         if !jobs.is_empty() {
             let engine = Arc::clone(&self);
             // It fails only when growd ends.
             let _ = tokio::task::spawn_blocking(move || engine.carry_out(&pool, jobs)).await;
+        } else {
+            // Another has taken this one along. It is still one of those who look, see `change`.
+            drop(turn);
+            let _ = changes.wait_for(|job| job.state.is_ended()).await;
         }
     }
 
@@ -208,13 +207,16 @@ impl Engine {
     }
 
     /// After a boot growd may be there before volumes and mounts are: a job of before is worth a wait. Tells why it waits.
-    async fn awaits_mount(&self, job: &Job, pool: &Pool) -> Option<String> {
+    async fn awaits_mount(&self, job: &Job, pool: &Pool) -> Option<Refusal> {
         if job.attempt == 1 || self.begun.elapsed() > MOUNTS_COME {
             return None;
         }
         let share = job.share;
         match pool.call(move |driver| driver.measure(share)).await {
-            Err(Refusal::NotMounted { problem, .. }) => Some(problem),
+            // What is under a mount that is missing may pass for a pool without shares.
+            Err(refusal @ (Refusal::NotMounted { .. } | Refusal::ShareNotFound { .. } | Refusal::Stuck { .. })) => {
+                Some(refusal)
+            }
             _ => None,
         }
     }

@@ -81,6 +81,7 @@ pub fn apply(job: &Job, event: Event, now: SystemTime) -> Option<Job> {
     }
     if state.is_ended() {
         end_step(&mut job, String::new(), now);
+        job.promised = None;
         job.finished_at = Some(now);
     }
     Some(job)

@@ -173,6 +173,8 @@ pub enum Refusal {
     Draining,
     #[error("pool {pool} has not answered for {} s", waited.as_secs())]
     Stuck { pool: PoolName, waited: Duration },
+    #[error("another request for share {share} has not been answered for {} s", waited.as_secs())]
+    ShareStuck { share: ShareId, waited: Duration },
     #[error("{problem}")]
     StoreUnavailable { problem: String },
     #[error("{what} is not supported here")]
@@ -209,7 +211,7 @@ impl Refusal {
             Self::QueueFull { .. } => Reason::QueueFull,
             Self::JobNotQueued { .. } => Reason::JobNotQueued,
             Self::Draining => Reason::Draining,
-            Self::Stuck { .. } => Reason::Stuck,
+            Self::Stuck { .. } | Self::ShareStuck { .. } => Reason::Stuck,
             Self::StoreUnavailable { .. } => Reason::StoreUnavailable,
             Self::Unsupported { .. } => Reason::Unsupported,
             Self::Internal { .. } => Reason::Internal,
@@ -229,7 +231,7 @@ impl Refusal {
                     ("new_size_bytes", bytes(requested)),
                 ]
             }
-            Self::ShareNotFound { share } => vec![("share_id", share.to_string())],
+            Self::ShareNotFound { share } | Self::ShareStuck { share, .. } => vec![("share_id", share.to_string())],
             Self::JobNotFound { job } => vec![("job_id", job.to_string())],
             Self::ShareBusy { share, job } => vec![("share_id", share.to_string()), ("job_id", job.to_string())],
             Self::RequestIdReused { request_id, job, .. } => {

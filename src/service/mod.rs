@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::engine::pools::Pool;
-use crate::engine::{Denied, Engine, Promise, store_refusal};
+use crate::engine::{Denied, Engine, store_refusal};
 use crate::model::{Job, JobId, JobKind, JobState, ProjectLabel, Refusal};
 use crate::store::StoreError;
 use admission::SizeRequest;
@@ -61,24 +61,29 @@ impl Service {
         let known = |id| engine.store.of_request(id);
         let claim = engine.claims.claim(request.share, request.request_id, self.max_active_jobs, known).await;
         let claim = match claim {
-            Ok(Ok(claim)) => claim,
-            Ok(Err(id)) => return self.repeated(&request, id),
+            Ok(claim) => claim,
+            Err(Denied::Known(id)) => return self.repeated(&request, id),
             Err(Denied::Busy(job)) => return Err(Refusal::ShareBusy { share: request.share, job }),
             Err(Denied::Full(active)) => return Err(Refusal::QueueFull { active, retry_after: QUEUE_RETRY_AFTER }),
+            Err(Denied::Held(waited)) => return Err(Refusal::ShareStuck { share: request.share, waited }),
             Err(Denied::Closed) => return Err(Refusal::Draining),
         };
 
         let (share, target, kind) = (request.share, request.new_size, request.kind);
         // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
-        let moment = engine.moment();
-        let assess = |pool: Arc<Pool>| async move { pool.assess(share, target).await };
-        let (pool, assessment) = engine.pools.find(share, assess).await?;
+        let moment = engine.ledger.moment();
+        // What waits for a disk that hangs leaves the other pools their places.
+        let most = if engine.pools.are_several() { self.max_active_jobs.div_ceil(2) } else { self.max_active_jobs };
+        let assess = move |pool: Arc<Pool>| async move {
+            let active = pool.places_taken();
+            if active >= most {
+                return Err(Refusal::QueueFull { active, retry_after: QUEUE_RETRY_AFTER });
+            }
+            let place = pool.place();
+            Ok((pool.assess(share, target).await?, place))
+        };
+        let (pool, (assessment, place)) = engine.pools.find(share, assess).await?;
         admission::check_project(&request, &assessment.observed.project)?;
-        // What waits behind a disk that hangs leaves the other pools their places.
-        let waiting = pool.ready.lock().len();
-        if engine.pools.are_several() && waiting >= self.max_active_jobs.div_ceil(2) {
-            return Err(Refusal::QueueFull { active: waiting, retry_after: QUEUE_RETRY_AFTER });
-        }
         let driver = pool.driver.kind();
         if kind == JobKind::Shrink && !driver.is_quota() {
             let what = format!("making share {share} smaller, which no quota bounds (driver {driver}),");
@@ -87,24 +92,27 @@ impl Service {
         let current = assessment.observed.extendable()?.usable();
         admission::check_size(&request, current)?;
         let space = assessment.space;
-        let promise = match kind {
+        let promised = match kind {
             JobKind::Extend => {
                 let growth = assessment.growth?;
                 let left = admission::left(&space, pool.reserve, pool.overcommit);
-                let promise = Promise { space: space.id, growth };
-                engine.reserve(&promise, &moment, left).map_err(|shortage| Refusal::PoolFull {
+                let reserved = engine.ledger.reserve(&pool.name, &space.id, &moment, left, growth);
+                reserved.map_err(|shortage| Refusal::PoolFull {
                     pool: pool.name.clone(),
                     free: shortage.free,
                     reserved: pool.reserve.saturating_add(shortage.queued),
                     asked: growth,
                 })?;
-                promise
+                growth
             }
             JobKind::Shrink => {
                 admission::check_use(&request, assessment.observed.shrinkable()?)?;
-                let promise = Promise { space: space.id, growth: current.saturating_sub(target) };
-                engine.hold(&promise);
-                promise
+                // Others must not have what it gives back before it has ended: the kernel's account loses it as soon as the
+                // limit is lowered, and the old limit may have to be put back. Before that it counts twice, for a moment.
+                let freed = current.saturating_sub(target);
+                engine.ledger.learn(&pool.name, space.id);
+                engine.ledger.add(&pool.name, freed);
+                freed
             }
         };
 
@@ -117,6 +125,7 @@ impl Service {
             state: JobState::Queued,
             size_before: current,
             requested_size: request.new_size,
+            promised: Some(promised),
             expected_size: request.expected_size,
             size_after: None,
             steps: Vec::new(),
@@ -132,11 +141,11 @@ impl Service {
             finished_at: None,
         };
         if request.validate_only {
-            engine.withdraw(&promise);
+            engine.ledger.withdraw(&pool.name, promised);
             job.id = JobId::from_uuid(uuid::Uuid::nil());
             return Ok(job);
         }
-        engine.accept(claim, job, promise).await
+        engine.accept(claim, job, place).await
     }
 
     fn repeated(&self, request: &SizeRequest, id: JobId) -> Result<Job, Refusal> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::{Service, admission};
 use crate::driver::{Driver, DriverError, Observed, Problem};
@@ -44,10 +44,10 @@ pub struct SharesPage {
 
 impl Service {
     /// # Errors
-    /// SHARE_NOT_FOUND, NOT_MOUNTED.
+    /// SHARE_NOT_FOUND, NOT_MOUNTED, STORE_UNAVAILABLE.
     pub async fn share(&self, share: ShareId) -> Result<ShareReport, Refusal> {
         // The jobs are asked first: a size that is read later is never older than the status says.
-        let jobs = self.jobs_of(share);
+        let jobs = self.jobs_of(share)?;
         let (pool, observed) =
             self.engine.pools.find(share, move |pool| async move { pool.observe(share).await }).await?;
         Ok(report(&pool, share, observed, jobs))
@@ -57,7 +57,7 @@ impl Service {
     /// say it, or say none when it is empty.
     ///
     /// # Errors
-    /// INVALID_REQUEST for an unknown pool; NOT_MOUNTED when the only pool asked for is not there.
+    /// INVALID_REQUEST for an unknown pool; NOT_MOUNTED when the only pool asked for is not there; STORE_UNAVAILABLE.
     pub async fn shares(
         &self,
         pool: Option<&PoolName>,
@@ -101,51 +101,34 @@ impl Service {
         places.truncate(size);
         let pages = pools.iter().enumerate().map(|(index, pool)| {
             let own = places.iter().filter(|(_, place)| *place == index).map(|(share, _)| *share);
-            self.observe_all(pool, own.collect(), project)
+            self.report_all(pool, own.collect(), project)
         });
-        let mut shares: Vec<ShareReport> = join_all(pages).await.into_iter().flatten().collect();
+        let pages = try_join_all(pages).await?;
+        let mut shares: Vec<ShareReport> = pages.into_iter().flatten().collect();
         shares.sort_by_key(|report| report.share);
         let next = shares.last().filter(|_| more).map(|report| report.share);
         Ok(SharesPage { shares, next, unreadable })
     }
 
-    /// Shares of one pool; those that cannot be read have a finding that says why.
-    async fn observe_all(
+    /// Shares of one pool.
+    async fn report_all(
         &self,
         pool: &Arc<Pool>,
         shares: Vec<ShareId>,
         project: Option<&ProjectLabel>,
-    ) -> Vec<ShareReport> {
-        if shares.is_empty() {
-            return Vec::new();
-        }
+    ) -> Result<Vec<ShareReport>, Refusal> {
         // The jobs are asked first: a size that is read later is never older than the status says.
-        let jobs: Vec<Jobs> = shares.iter().map(|share| self.jobs_of(*share)).collect();
-        let asked = shares.clone();
-        let observed: Vec<Result<Observed, Refusal>> = match pool
-            .call(move |driver| Ok(driver.observe_all(&asked)))
-            .await
-        {
-            Ok(observed) => observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect(),
-            Err(refusal) => shares.iter().map(|_| Err(refusal.clone())).collect(),
-        };
-        let unreadable = |refusal| Observed {
-            location: PathBuf::from(pool.driver.location()),
-            project: project.cloned().unwrap_or_default(),
-            filesystem: "",
-            sizes: None,
-            used: None,
-            problems: vec![Problem::blocking(refusal, "growctl doctor".to_owned())],
-        };
+        let jobs = shares.iter().map(|share| self.jobs_of(*share)).collect::<Result<Vec<Jobs>, Refusal>>()?;
+        let observed = observe_all(pool, &shares, project).await;
         let all = shares.into_iter().zip(observed).zip(jobs);
-        all.map(|((share, observed), jobs)| report(pool, share, observed.unwrap_or_else(unreadable), jobs)).collect()
+        Ok(all.map(|((share, observed), jobs)| report(pool, share, observed, jobs)).collect())
     }
 
-    fn jobs_of(&self, share: ShareId) -> Jobs {
+    fn jobs_of(&self, share: ShareId) -> Result<Jobs, Refusal> {
         let active = self.engine.claims.active(share);
         let job = match active {
-            Some(id) => self.engine.job(id).ok(),
-            None => self.engine.last_job(share).filter(|job| job.state == JobState::Failed),
+            Some(id) => Some(self.engine.job(id)?),
+            None => self.engine.last_job(share)?.filter(|job| job.state == JobState::Failed),
         };
         // Of a failure its own job tells, which a cancelled one may have come after.
         let failed = job.as_ref().filter(|_| active.is_none()).map(|job| job.id);
@@ -157,7 +140,7 @@ impl Service {
             (None, Some(JobKind::Extend)) => ShareStatus::ExtendingError,
             (None, None) => ShareStatus::Available,
         };
-        Jobs { status, active, last }
+        Ok(Jobs { status, active, last })
     }
 
     /// All pools at once; one that does not answer is reported as that.
@@ -191,7 +174,7 @@ impl Service {
         };
         report.filesystem = space.filesystem.to_owned();
         (report.total, report.free, report.promised) = (space.total, space.free, space.promised);
-        report.queued = self.engine.queued_growth(&space.id);
+        report.queued = self.engine.ledger.queued(&space.id);
         report.available = admission::left(&space, pool.reserve, pool.overcommit).saturating_sub(report.queued);
         (report.shares, report.thin) = (shares, space.thin);
         let allowed = space.total.saturating_sub(pool.reserve).scaled(pool.overcommit);
@@ -227,14 +210,15 @@ impl Service {
             return findings;
         }
         let Ok(shares) = pool.call(|driver| driver.shares()).await else { return findings };
-        for report in self.observe_all(pool, shares.to_vec(), None).await {
-            for of_share in report.findings {
+        let observed = observe_all(pool, &shares, None).await;
+        for (share, observed) in shares.iter().zip(observed) {
+            for problem in observed.problems {
                 // What holds for the whole pool has been said, maybe with a figure of a moment ago.
                 let said = |known: &Finding| {
-                    known.share.is_none() && (known.kind, &known.remedy) == (of_share.kind, &of_share.remedy)
+                    known.share.is_none() && (known.kind, &known.remedy) == (problem.kind, &problem.remedy)
                 };
                 if !findings.iter().any(said) {
-                    findings.push(of_share);
+                    findings.push(finding(&pool.name, Some(*share), problem));
                 }
             }
         }
@@ -279,6 +263,27 @@ impl Service {
             store_bytes: self.engine.store.size_on_disk(),
         }
     }
+}
+
+/// Shares of one pool as the kernel has them; those that cannot be read have a problem that says why.
+async fn observe_all(pool: &Pool, shares: &[ShareId], project: Option<&ProjectLabel>) -> Vec<Observed> {
+    if shares.is_empty() {
+        return Vec::new();
+    }
+    let asked = shares.to_vec();
+    let observed: Vec<Result<Observed, Refusal>> = match pool.call(move |driver| Ok(driver.observe_all(&asked))).await {
+        Ok(observed) => observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect(),
+        Err(refusal) => shares.iter().map(|_| Err(refusal.clone())).collect(),
+    };
+    let unreadable = |refusal| Observed {
+        location: PathBuf::from(pool.driver.location()),
+        project: project.cloned().unwrap_or_default(),
+        filesystem: "",
+        sizes: None,
+        used: None,
+        problems: vec![Problem::blocking(refusal, "growctl doctor".to_owned())],
+    };
+    observed.into_iter().map(|observed| observed.unwrap_or_else(unreadable)).collect()
 }
 
 /// What the jobs say of a share.

@@ -43,9 +43,7 @@ pub enum Work {
     },
     /// Time has passed: see to the mark, to retention, and to a failed database.
     Tick,
-    Close {
-        answer: oneshot::Sender<()>,
-    },
+    Close,
 }
 
 const REPLACED: &str = "its database was removed or replaced while growd was running. When the state directory is put \
@@ -63,8 +61,8 @@ pub struct Committer {
     /// The file that was opened.
     pub identity: Identity,
     pub retention: Retention,
-    /// The thread that writes the mark, until the store is closed: no group waits for the flushes of the mark.
-    pub marking: Option<(SyncSender<u64>, JoinHandle<()>)>,
+    /// The thread that writes the mark: no group waits for the flushes of the mark.
+    pub marking: (SyncSender<u64>, JoinHandle<()>),
     /// The highest commit number given out.
     pub commit: u64,
     /// The highest commit number that is on disk for certain.
@@ -85,7 +83,7 @@ impl Committer {
         let mut waiting = Vec::new();
         while let Some(first) = inbox.blocking_recv() {
             let mut next = Some(first);
-            let mut closing = None;
+            let mut closing = false;
             while let Some(work) = next {
                 match work {
                     Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
@@ -93,18 +91,15 @@ impl Committer {
                         self.goes_on();
                         self.tick(|| waiting.is_empty() && inbox.is_empty());
                     }
-                    Work::Close { answer } => closing = Some(answer),
+                    Work::Close => closing = true,
                 }
                 next = if waiting.len() < GROUP { inbox.try_recv().ok() } else { None };
             }
             if !waiting.is_empty() {
                 self.commit_group(&mut waiting);
             }
-            if let Some(answer) = closing {
-                self.close();
-                // Whoever asked may have gone; the store is closed all the same.
-                let _ = answer.send(());
-                return;
+            if closing {
+                break;
             }
             self.goes_on();
             *self.shared.at_work_since.lock() = None;
@@ -114,7 +109,9 @@ impl Committer {
 
     /// Notes that the disk has answered, and takes back what was said when it did not for a while.
     fn goes_on(&self) {
-        *self.shared.at_work_since.lock() = Some(Instant::now());
+        // Held to the end, as by whoever says so: neither may come between the other's two steps.
+        let mut at_work_since = self.shared.at_work_since.lock();
+        *at_work_since = Some(Instant::now());
         self.shared.failure.send_if_modified(|failure| failure.take_if(|problem| problem == HANGS).is_some());
     }
 
@@ -270,8 +267,7 @@ impl Committer {
         if self.marked == self.durable || self.marked_at.elapsed() < MARK_EVERY {
             return;
         }
-        let sent = self.marking.as_ref().is_some_and(|(marks, _)| marks.try_send(self.durable).is_ok());
-        if sent {
+        if self.marking.0.try_send(self.durable).is_ok() {
             self.marked = self.durable;
         }
         self.marked_at = Instant::now();
@@ -316,29 +312,28 @@ impl Committer {
         Ok(())
     }
 
-    fn close(&mut self) {
-        if let Some((marks, thread)) = self.marking.take() {
-            drop(marks);
-            // It only writes the mark, which is written once more below.
-            let _ = thread.join();
-        }
-        let Some(db) = self.shared.db.write().take() else { return };
-        let flushed = db.flush();
+    fn close(self) {
+        let db = self.shared.db.write().take();
+        let flushed = db.as_ref().map(|db| db.flush());
         self.goes_on();
+        let Self { shared, files, durable, marking: (marks, marker), .. } = self;
+        drop(marks);
+        // It only writes the mark, which is written once more below.
+        let _ = marker.join();
         match flushed {
-            Ok(_) if self.shared.failure.borrow().is_none() => {
+            Some(Ok(_)) if shared.failure.borrow().is_none() => {
                 drop(db);
-                if let Err(error) = self.files.write_mark(self.durable) {
-                    warn!(%error, "cannot write {}", self.files.mark().display());
+                if let Err(error) = files.write_mark(durable) {
+                    warn!(%error, "cannot write {}", files.mark().display());
                 }
-                if let Err(error) = left::note(&self.files) {
+                if let Err(error) = left::note(&files) {
                     warn!(%error, "cannot note what the job store was left as; the next start copies it");
                 }
             }
-            Ok(_) => {}
-            Err(error) => warn!(%error, "the job store cannot be flushed at its close"),
+            Some(Err(error)) => warn!(%error, "the job store cannot be flushed at its close"),
+            _ => {}
         }
-        self.shared.failure.send_replace(Some("it is closed".to_owned()));
+        shared.failure.send_replace(Some("it is closed".to_owned()));
     }
 }
 

@@ -191,11 +191,8 @@ impl Store {
 
     /// Flushes, notes that the store was left in order, and ends the committer.
     pub async fn close(&self) {
-        let (answer, answered) = oneshot::channel();
-        if self.inbox.send(Work::Close { answer }).await.is_ok() {
-            // An error here means that the committer has already ended, which is what was asked for.
-            let _ = answered.await;
-        }
+        // An error here means that the committer has already ended, which is what was asked for.
+        let _ = self.inbox.send(Work::Close).await;
         let committer = self.committer.lock().take();
         if let Some(committer) = committer {
             let _ = tokio::task::spawn_blocking(move || committer.join()).await;

@@ -136,9 +136,7 @@ fn open_above(
     let (inbox, outbox) = mpsc::channel(INBOX);
     let committer = Committer {
         shared: Arc::clone(&shared),
-        marking: Some(
-            start_marking(&files).map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?,
-        ),
+        marking: start_marking(&files).map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?,
         identity: files.identity().map_err(|source| OpenError::io("cannot find", &files.jobs(), source))?,
         files,
         retention,
@@ -173,7 +171,9 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
         loop {
             tokio::time::sleep(TICK).await;
             let Some(inbox) = inbox.upgrade() else { return };
-            if shared.at_work_since.lock().is_some_and(|since| since.elapsed() > TICK) {
+            let at_work_since = shared.at_work_since.lock();
+            if at_work_since.is_some_and(|since| since.elapsed() > TICK) {
+                // Said under the lock: the committer takes it back as soon as the disk answers.
                 let hangs = |failure: &mut Option<String>| {
                     let is_new = failure.is_none();
                     failure.get_or_insert_with(|| HANGS.to_owned());

@@ -33,6 +33,7 @@ pub fn job_of(accepted: SystemTime, state: JobState) -> Job {
         state,
         size_before: Bytes::gib(1),
         requested_size: Bytes::gib(2),
+        promised: None,
         expected_size: None,
         size_after: None,
         steps: Vec::new(),

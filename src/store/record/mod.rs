@@ -79,6 +79,8 @@ struct JobRecord {
     /// As in the header of the request; empty for none.
     #[prost(string, tag = "20")]
     trace: String,
+    #[prost(uint64, optional, tag = "21")]
+    promised: Option<u64>,
 }
 
 /// Of a [`JobRecord`] what the index has; the other fields are skipped.
@@ -194,6 +196,7 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         started_at: job.started_at.map(since),
         finished_at: job.finished_at.map(since),
         trace: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
+        promised: job.promised.map(Bytes::get),
     };
     seal(format(job.kind), &key(job.id), commit, &record.encode_to_vec())
 }
@@ -234,6 +237,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         state: state(&record.state)?,
         size_before: Bytes::new(record.size_before),
         requested_size: Bytes::new(record.requested_size),
+        promised: record.promised.map(Bytes::new),
         expected_size: record.expected_size.map(Bytes::new),
         size_after: record.size_after.map(Bytes::new),
         steps: record.steps.into_iter().map(step_from_disk).collect(),

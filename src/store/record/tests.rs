@@ -15,6 +15,7 @@ pub fn any_job(id: u128, state: JobState) -> Job {
         state,
         size_before: Bytes::gib(1),
         requested_size: Bytes::gib(2),
+        promised: Some(Bytes::gib(1)),
         expected_size: Some(Bytes::gib(1)),
         size_after: Some(Bytes::gib(2)),
         steps: vec![StepRecord {
@@ -75,7 +76,7 @@ const OLD_RECORD: &str = "\
 fn records_of_the_first_formats_are_read() {
     let byte = |at| u8::from_str_radix(&OLD_RECORD[at..at + 2], 16).unwrap();
     let bytes: Vec<u8> = (0..OLD_RECORD.len()).step_by(2).map(byte).collect();
-    let job = Job { trace: None, ..any_job(42, JobState::Failed) };
+    let job = Job { trace: None, promised: None, ..any_job(42, JobState::Failed) };
     let key = key(job.id);
     assert_eq!(decode(&key, &bytes), Ok((job.clone(), 2)));
     assert_eq!(entry(&key, &bytes), Ok((Entry::from(&job), 2)));
@@ -126,7 +127,7 @@ fn any_calendar() -> impl Strategy<Value = Calendar> {
 fn arbitrary_job() -> impl Strategy<Value = Job> {
     let ids = (any::<u128>(), any::<u128>(), prop::option::of(any::<u128>()));
     let names = ("[a-zA-Z0-9][-_a-zA-Z0-9]{0,62}", "\\PC{0,255}", any::<String>());
-    let sizes = (any::<u64>(), any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>());
+    let sizes = (any::<u64>(), any::<u64>(), any::<Option<u64>>(), any::<Option<u64>>(), any::<Option<u64>>());
     let kinds = (
         prop::sample::select(&DriverKind::ALL[..]),
         prop::sample::select(&JobState::ALL[..]),
@@ -152,6 +153,7 @@ fn arbitrary_job() -> impl Strategy<Value = Job> {
             requested_size: Bytes::new(sizes.1),
             expected_size: sizes.2.map(Bytes::new),
             size_after: sizes.3.map(Bytes::new),
+            promised: sizes.4.map(Bytes::new),
             steps,
             error: error.map(|(reason, message, retryable)| JobError { reason, message, retryable }),
             attempt,
