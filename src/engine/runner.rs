@@ -91,7 +91,11 @@ impl Engine {
                 return;
             };
             // It takes no turn meanwhile: those behind it may be mounted.
-            if let Some(problem) = self.awaits_mount(&job, &pool).await {
+            let awaits = tokio::select! {
+                awaits = self.awaits_mount(&job, &pool) => awaits,
+                () = self.pools.replaced(&pool) => continue,
+            };
+            if let Some(problem) = awaits {
                 if !std::mem::replace(&mut awaited, true) {
                     info!(%problem, "the job waits: its share may be mounted yet");
                 }
