@@ -115,19 +115,20 @@ impl ProjectQuota {
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
             result => result.map_err(system("read the project of", &location))?,
         };
-        let quota = match attributes.project_id {
-            _ if !state.accounting => None,
-            // Whoever may not write may not read a quota of ext4 either.
-            _ if read_only && kind == Kind::Ext4 => None,
-            0 => None,
-            id => read_quota(fd, kind, id, &location)?,
-        };
+        // Before the quota, which is written from what is read now: a look at all shares leaves others time to change it.
         let twin = match attributes.project_id {
             0 => None,
             id => self.census.twin(pool, share, id)?.or_else(|| {
                 // A pool that cannot be listed says so itself.
                 others.iter().find_map(|(census, pool)| census.twin(pool, share, id).ok()?)
             }),
+        };
+        let quota = match attributes.project_id {
+            _ if !state.accounting => None,
+            // Whoever may not write may not read a quota of ext4 either.
+            _ if read_only && kind == Kind::Ext4 => None,
+            0 => None,
+            id => read_quota(fd, kind, id, &location)?,
         };
         let read_only = read_only.then(|| self.places.read_only());
         let case = Case { location: &location, fd, kind, read_only, state, attributes, twin, quota };
