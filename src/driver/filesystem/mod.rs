@@ -136,6 +136,13 @@ impl Mounted {
             }),
             None => Ok(()),
         }
+        let mut now = self.measure()?;
+        if let Geometry::Xfs(_) = now {
+            // Meanwhile somebody else may grow it as well.
+            self.settle(now.size())?;
+            now = self.measure()?;
+        }
+        // The ioctls of XFS and btrfs would shrink it, too. So the size that they are told is the last thing that is measured.
     }
 
     /// Grows it to fill the volume, as large as the device is now, and reads the new size back. Changes nothing when
@@ -145,18 +152,13 @@ impl Mounted {
     /// The failed system call. [`Refusal::Unsupported`] when this kernel cannot grow it.
     pub fn grow(&self) -> Result<Bytes, DriverError> {
         let volume = self.device.size().map_err(system("measure", &self.node))?;
-        let now = self.measure()?;
-        // The ioctls of XFS and btrfs would shrink it, too.
         if now.size_on(volume) <= now.size() {
             return Ok(now.size());
         }
         self.check_obstacle(&now)?;
         let root = self.root.as_fd();
         let grown = match &now {
-            Geometry::Xfs(xfs) => {
-                self.settle(now.size())?;
-                growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent)
-            }
+            Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),
             Geometry::Ext4(ext4) => growfs::ext4_grow(root, volume.get() / ext4.block_size),
             Geometry::Btrfs { device_id, .. } => growfs::btrfs_fill_device(root, *device_id),
         };
