@@ -77,6 +77,15 @@ impl Image {
         places: Vec<(ShareId, PathBuf)>,
         allow_any_growth: bool,
         overcommits: bool,
+impl Share {
+    /// Its loop device and what is on it, unless something is wrong that a step must not build on.
+    fn attached(&self) -> Result<&(LoopDevice, Device), Refusal> {
+        self.observed.extendable()?;
+        let problem = || format!("{} is not attached", self.observed.location.display());
+        self.attached.as_ref().ok_or_else(|| Refusal::Internal { problem: problem() })
+    }
+}
+
         images: Arc<Images>,
     ) -> Self {
         let places = Arc::new(Places::new(GROUND, pool, template, places));
@@ -92,13 +101,16 @@ impl Image {
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
         let pool = self.places.open_pool()?;
         let Opened { fd: file, path: location, project } = self.places.open_share(&pool, share)?;
-        let status = fstat(&file).map_err(system("stat", &location))?;
-        if status.st_mode & S_IFMT != S_IFREG {
+        let look = || fstat(&file).map_err(system("stat", &location));
+        if look()?.st_mode & S_IFMT != S_IFREG {
             return Err(unsupported(share, &location, "something other than a regular file").into());
         }
-        let (size, allocated) = sizes_of(&status);
+        let attached = self.attached(&file, &location)?;
+        // Read after the size of its device, which follows that of the file when somebody makes both larger at this moment.
+        let (size, allocated) = sizes_of(&look()?);
+        let cut = attached.as_ref().ok().and_then(|attached| cut(attached, size, &location));
         let mut problems = Vec::new();
-        let attached = self.attached(&file, size, &location)?.map_err(|problem| problems.push(problem)).ok();
+        let attached = cut.map_or(attached, Err).map_err(|problem| problems.push(problem)).ok();
         let device = attached.as_ref().map(|(_, device)| device);
         let sizes = device.map(Device::sizes);
         if let (Some(device), Some(sizes)) = (device, sizes) {
@@ -114,11 +126,11 @@ impl Image {
     }
 
     /// The loop device of a file and what is on it, or why it cannot be grown.
-    fn attached(&self, file: &OwnedFd, size: Bytes, location: &Path) -> Result<Attached, DriverError> {
+    fn attached(&self, file: &OwnedFd, location: &Path) -> Result<Attached, DriverError> {
         let mut found = loop_device::of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
         let shown = location.display();
         let path = Quoted(location);
-        let unsupported = |what: String, remedy: String| Problem::blocking(Refusal::Unsupported { what }, remedy);
+        let unsupported = |what, remedy| Problem::blocking(Refusal::Unsupported { what }, remedy);
         let Some(device) = found.pop() else {
             let problem = format!("{shown} is attached to no loop device");
             let refusal = Refusal::NotMounted { pool: self.places.pool().clone(), problem };
@@ -139,11 +151,6 @@ impl Image {
             return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
         }
         match Device::look(self.places.pool(), device.device, &device.node) {
-            // What is written behind the end of the file fails or is lost already.
-            Ok(seen) if size < seen.size => {
-                let what = format!("growing {shown}, which was cut to {size} while {node} has {},", seen.size);
-                Ok(Err(unsupported(what, "bring its last part back from a backup".to_owned())))
-            }
             Ok(seen) => Ok(Ok((device, seen))),
             Err(DriverError::Refused(refusal)) => Ok(Err(filesystem::unusable(refusal, &device.node))),
             Err(error) => Err(error),
@@ -152,12 +159,8 @@ impl Image {
 
     fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
         let found = self.find(share)?;
-        found.observed.extendable()?;
+        let (looped, device) = found.attached()?;
         let location = &found.observed.location;
-        let internal = |problem: String| DriverError::from(Refusal::Internal { problem });
-        let Some((looped, device)) = &found.attached else {
-            return Err(internal(format!("{} is not attached", location.display())));
-        };
         let (before, wanted) = (device.size, device.volume_for(to, round_up));
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
@@ -171,7 +174,8 @@ impl Image {
         looped.follow_file().map_err(system("set the capacity of", &looped.node))?;
         let after = Device::look(self.places.pool(), looped.device, &looped.node)?.size;
         if after < wanted {
-            return Err(internal(format!("{} has {after} where {wanted} was set", looped.node.display())));
+            let problem = format!("{} has {after} where {wanted} was set", looped.node.display());
+            return Err(Refusal::Internal { problem }.into());
         }
         Ok(Outcome::Changed { from: before, to: after })
     }
@@ -285,10 +289,7 @@ impl Driver for Image {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
-            Step::GrowFilesystem { to } => match &self.find(share)?.attached {
-                Some((_, device)) => device.grow_filesystem(to),
-                None => Err(self.places.not_mounted().into()),
-            },
+            Step::GrowFilesystem { to } => self.find(share)?.attached()?.1.grow_filesystem(to),
             Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
@@ -308,6 +309,15 @@ fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
         // What is no image promises nothing; its own share says what is wrong.
         let Some(Ok(status)) = places.try_open(pool, share).map(|opened| fstat(opened.fd)) else { continue };
         let (size, allocated) = sizes_of(&status);
+/// What is written behind the end of the file fails or is lost already.
+fn cut((LoopDevice { node, .. }, device): &(LoopDevice, Device), size: Bytes, location: &Path) -> Option<Problem> {
+    (size < device.size).then(|| {
+        let (location, node, has) = (location.display(), node.display(), device.size);
+        let what = format!("growing {location}, which was cut to {size} while {node} has {has},");
+        Problem::blocking(Refusal::Unsupported { what }, "bring its last part back from a backup".to_owned())
+    })
+}
+
         lack = lack.saturating_add(size.saturating_sub(allocated));
     }
     Ok(lack)
