@@ -6,25 +6,25 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::{S_IFMT, S_IFREG, off_t};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{fsync, ftruncate};
-use parking_lot::Mutex;
 
 use super::filesystem::{self, Device};
+use super::neighbours::{Neighbour, Neighbours};
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, Pool, unsupported};
+use super::places::{Ground, Opened, Places, Pool, free, unsupported};
 use super::shell::Quoted;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, SpaceId, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
 use crate::sys::loop_device::{self, LoopDevice};
-use crate::sys::open_beneath::FILE;
+use crate::sys::open_beneath::{FILE, FILE_TO_READ};
 
 /// Loop devices count whole ones, and `st_blocks` counts these, whatever the file system.
 const SECTOR: u64 = 512;
@@ -37,7 +37,10 @@ const GROUND: Ground = Ground {
     what: "file system",
     // Any will do, so that nothing tells whether the right one is mounted.
     is_there: |_| Ok(true),
-    holds: |pool, file| Ok(fstat(file)?.st_dev == pool.device),
+    holds: |pool, other| match btrfs::filesystem_id(pool.fd.as_fd())? {
+        Some(id) => Ok(btrfs::filesystem_id(other)? == Some(id)),
+        None => Ok(fstat(other)?.st_dev == pool.device),
+    },
 };
 
 /// A pool of images in one directory.
@@ -52,7 +55,13 @@ pub struct Image {
 
 /// Where the images of all pools of the daemon are, since pools may share a file system.
 #[derive(Default)]
-pub struct Images(Mutex<Vec<Weak<Places>>>);
+pub struct Images(Neighbours<Places>);
+
+impl Neighbour for Places {
+    fn places(&self) -> &Places {
+        self
+    }
+}
 
 /// A share's file at one moment.
 struct Share {
@@ -68,15 +77,6 @@ struct Share {
 
 type Attached = Result<(LoopDevice, Device), Problem>;
 
-impl Image {
-    /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
-    /// be on its file system. `images` is one for all pools of the daemon.
-    pub fn new(
-        pool: PoolName,
-        template: PathTemplate,
-        places: Vec<(ShareId, PathBuf)>,
-        allow_any_growth: bool,
-        overcommits: bool,
 impl Share {
     /// Its loop device and what is on it, unless something is wrong that a step must not build on.
     fn attached(&self) -> Result<&(LoopDevice, Device), Refusal> {
@@ -86,15 +86,18 @@ impl Share {
     }
 }
 
+impl Image {
+    /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
+    /// be on its file system. `images` is one for all pools of the daemon.
+    pub fn new(
+        pool: PoolName,
+        template: PathTemplate,
+        places: Vec<(ShareId, PathBuf)>,
+        allow_any_growth: bool,
+        overcommits: bool,
         images: Arc<Images>,
     ) -> Self {
-        let places = Arc::new(Places::new(GROUND, pool, template, places));
-        {
-            // A pool of the same name is this one under an earlier configuration, and must not count twice.
-            let mut all = images.0.lock();
-            all.retain(|other| other.upgrade().is_some_and(|other| other.pool() != places.pool()));
-            all.push(Arc::downgrade(&places));
-        }
+        let places = images.0.join(Places::new(GROUND, pool, template, places));
         Self { places, images, allow_any_growth, overcommits }
     }
 
@@ -194,12 +197,9 @@ impl Share {
     fn grow_file(&self, found: &Share, to: Bytes) -> Result<(), DriverError> {
         let location = &found.observed.location;
         let asked = to.saturating_sub(found.size);
-        let full = |free| {
-            let pool = self.places.pool().clone();
-            DriverError::from(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked })
-        };
+        let pool = found.pool.fd.as_fd();
         let refused = |errno| match errno {
-            Errno::ENOSPC | Errno::EDQUOT => full(free(&found.pool)),
+            Errno::ENOSPC | Errno::EDQUOT => self.places.full(pool, asked).into(),
             Errno::EOPNOTSUPP => {
                 let what = format!("growing {}, which has all its blocks, with all its blocks", location.display());
                 Refusal::Unsupported { what }.into()
@@ -208,12 +208,9 @@ impl Share {
             errno => system("grow", location)(errno),
         };
         let preallocated = self.is_preallocated(found);
-        if preallocated {
-            // Sparse images should not fail because this one took the last blocks for a moment.
-            let free = free(&found.pool);
-            if free < asked {
-                return Err(full(free));
-            }
+        // Sparse images should not fail because this one took the last blocks for a moment.
+        if preallocated && free(pool) < asked {
+            return Err(self.places.full(pool, asked).into());
         }
         // Its blocks come before its size: ext4 would move that with every part that it allocates, and leave it somewhere when
         // the space ends.
@@ -273,17 +270,14 @@ impl Driver for Image {
         let pool = self.places.open_pool()?;
         let fd = pool.fd.as_fd();
         let Capacity { total, free, kind } = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
-        let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
-        let mut promised = total.saturating_sub(free);
-        let all = self.images.0.lock().clone();
-        for places in all.iter().filter_map(Weak::upgrade) {
-            // A pool that is not there has nothing on this file system.
-            if let Some(other) = places.open_pool_beside(pool.device) {
-                promised = promised.saturating_add(lack(&places, &other)?);
-            }
+        let btrfs = btrfs::filesystem_id(fd).map_err(system("find the file system of", &pool.path))?;
+        let mut promised = total.saturating_sub(free).saturating_add(lack(&self.places, &pool)?);
+        for (places, other) in self.images.0.beside(&self.places, &pool)? {
+            promised = promised.saturating_add(lack(&places, &other)?);
         }
-        let filesystem = kind.map_or(if is_btrfs { "btrfs" } else { "" }, |kind| kind.name());
-        Ok(Space { id: pool.space_id(), filesystem, total, free, promised, thin: None, problems: Vec::new() })
+        let filesystem = kind.map_or(if btrfs.is_some() { "btrfs" } else { "" }, |kind| kind.name());
+        let id = btrfs.map_or_else(|| pool.space_id(), SpaceId::of_btrfs);
+        Ok(Space { id, filesystem, total, free, promised, thin: None, problems: Vec::new() })
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
@@ -307,8 +301,14 @@ fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
     let mut lack = Bytes::ZERO;
     for share in places.list(pool)?.iter().copied() {
         // What is no image promises nothing; its own share says what is wrong.
-        let Some(Ok(status)) = places.try_open(pool, share).map(|opened| fstat(opened.fd)) else { continue };
+        let opened = places.try_open(pool, share, FILE_TO_READ);
+        let Some(Ok(status)) = opened.map(|opened| fstat(opened.fd)) else { continue };
         let (size, allocated) = sizes_of(&status);
+        lack = lack.saturating_add(size.saturating_sub(allocated));
+    }
+    Ok(lack)
+}
+
 /// What is written behind the end of the file fails or is lost already.
 fn cut((LoopDevice { node, .. }, device): &(LoopDevice, Device), size: Bytes, location: &Path) -> Option<Problem> {
     (size < device.size).then(|| {
@@ -316,11 +316,6 @@ fn cut((LoopDevice { node, .. }, device): &(LoopDevice, Device), size: Bytes, lo
         let what = format!("growing {location}, which was cut to {size} while {node} has {has},");
         Problem::blocking(Refusal::Unsupported { what }, "bring its last part back from a backup".to_owned())
     })
-}
-
-        lack = lack.saturating_add(size.saturating_sub(allocated));
-    }
-    Ok(lack)
 }
 
 /// Somebody made the file larger, or a crash came before its device followed.
@@ -337,10 +332,6 @@ fn short_device(share: ShareId, location: &Path, size: Bytes, device: &Device) -
 fn sizes_of(status: &FileStat) -> (Bytes, Bytes) {
     let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
     (Bytes::new(bytes(status.st_size)), Bytes::new(bytes(status.st_blocks).saturating_mul(SECTOR)))
-}
-
-fn free(pool: &Pool) -> Bytes {
-    file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free)
 }
 
 /// Allocates what a part of a file lacks of its blocks. It becomes as large as that unless told to keep its size, and never
