@@ -50,7 +50,8 @@ fn warn_of_missing_directories(config: &Config) {
     tokio::task::spawn_blocking(move || config.missing_directories().iter().for_each(|problem| warn!("{problem}")));
 }
 
-/// Asks each pool once, since others on its file system know of it only then. Waits for the answers for a moment.
+/// Asks each pool once: where symbolic links in its path lead, others on its file system know only then. Waits for the
+/// answers for a moment.
 async fn look_at(pools: &Pools) {
     let pools = pools.all().into_iter().filter(|pool| pool.driver.kind() != DriverKind::Lvm);
     let looks = pools.map(|pool| tokio::spawn(async move { pool.call(|driver| driver.space()).await }));

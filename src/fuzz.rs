@@ -123,7 +123,8 @@ pub fn mountinfo(data: &[u8]) {
             };
             OsString::from_vec(text.as_bytes().iter().flat_map(escape).collect())
         };
-        let mut line = format!("1 1 {}:{} ", major(mount.device), minor(mount.device)).into_bytes();
+        let device = format!("{}:{}", major(mount.device), minor(mount.device));
+        let mut line = format!("{} {} {device} ", mount.id, mount.parent).into_bytes();
         let fields = [mount.root.as_os_str(), mount.mount_point.as_os_str(), OsStr::new("rw"), OsStr::new("-")];
         for field in fields.into_iter().chain([mount.filesystem.as_os_str(), mount.source.as_os_str()]) {
             line.extend(escaped(field).as_bytes());

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use growd::driver::DriverError;
-use growd::driver::filesystem::{Content, observe};
+use growd::driver::filesystem::observe;
 use growd::model::{Bytes, Reason};
 use growd::sys::freeze;
 use support::hanging_disk::HangingDisk;
@@ -162,7 +162,7 @@ fn a_device_is_found_by_number_under_any_name() {
         let link = Path::new("/tmp").join(format!("share-{kind}"));
         std::os::unix::fs::symlink(volume.node(), &link).unwrap();
         volume.resize(400 * MIB);
-        let Content::Filesystem(mounted) = observe_node(&link).unwrap() else { panic!("{kind} was not found") };
+        let Some(mounted) = observe_node(&link).unwrap() else { panic!("{kind} was not found") };
         assert_eq!((mounted.name(), mounted.grow().unwrap()), (kind, Bytes::mib(400)));
     }
 }
@@ -170,7 +170,7 @@ fn a_device_is_found_by_number_under_any_name() {
 #[test]
 fn what_cannot_be_grown_is_refused() {
     let mut volume = Volume::new("ubda", "vg0-refused", 400 * MIB);
-    assert!(matches!(volume.observe(), Ok(Content::Block)), "a blank device");
+    assert!(matches!(volume.observe(), Ok(None)), "a blank device");
     for (kind, mkfs) in KINDS {
         volume.format(mkfs);
         let refusal = volume.refusal();

@@ -169,6 +169,8 @@ mod tests {
 
     fn mount(source: &str, point: &str) -> Mount {
         Mount {
+            id: 1,
+            parent: 1,
             device: 1,
             root: "/".into(),
             mount_point: point.into(),

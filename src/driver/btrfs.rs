@@ -12,7 +12,6 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::unistd::syncfs;
-use uuid::Uuid;
 
 use super::lowering::{Lowering, lowering, not_put_back};
 use super::path_template::PathTemplate;
@@ -37,8 +36,10 @@ const GROUND: Ground = Ground {
         let fd = pool.fd.as_fd();
         Ok(btrfs::is_btrfs(fd)? && btrfs::quota_state(fd)?.on)
     },
-    // A subvolume has a device number of its own, so those of two directories tell nothing.
-    holds: |pool, directory| Ok(identity(pool.fd.as_fd())?.is_some_and(|id| identity(directory) == Ok(Some(id)))),
+    holds: |pool, directory| {
+        let id = btrfs::filesystem_id(pool.fd.as_fd())?;
+        Ok(id.is_some() && btrfs::filesystem_id(directory) == Ok(id))
+    },
 };
 
 /// A pool of subvolumes on one file system.
@@ -74,17 +75,13 @@ impl Btrfs {
         Self { places: Places::new(GROUND, pool, template, places), promises }
     }
 
-    /// All shares. When the convention finds none, the pool may not be mounted.
-    fn list(&self, pool: &Pool) -> Result<Shares, DriverError> {
-        let shares = self.places.list(pool)?;
-        if !shares.iter().any(|share| !self.places.is_explicit(*share)) {
-            self.places.check_mounted(pool)?;
-        }
-        Ok(shares)
-    }
-
     fn base(&self) -> Result<Base, DriverError> {
-        look_around(self.places.open_pool()?)
+        let pool = self.places.open_pool()?;
+        let fd = pool.fd.as_fd();
+        let mount = btrfs::is_read_only(fd).map_err(system("statfs", &pool.path))?;
+        let quotas = mount.map(|_| btrfs::quota_state(fd)).transpose();
+        let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
+        Ok(Base { pool, quotas, read_only: mount.unwrap_or(false) })
     }
 
     fn space_id(&self, base: &Base) -> Result<SpaceId, DriverError> {
@@ -92,7 +89,7 @@ impl Btrfs {
         base.quotas.ok_or_else(|| self.places.not_mounted())?;
         let pool = &base.pool;
         let info = growfs::btrfs_info(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
-        Ok(SpaceId(format!("btrfs {}", Uuid::from_bytes(info.id))))
+        Ok(SpaceId::of_btrfs(info.id))
     }
 
     fn find(&self, base: &Base, share: ShareId) -> Result<Share, DriverError> {
@@ -159,9 +156,7 @@ impl Btrfs {
             }
         }
     }
-}
 
-impl Btrfs {
     fn write_limit(&self, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
         let (location, fd) = (&found.observed.location, found.directory.as_fd());
         match btrfs::limit_referenced(fd, found.id, to) {
@@ -170,11 +165,7 @@ impl Btrfs {
                 let (location, problem) = (location.clone(), "quotas were just turned off".to_owned());
                 Err(Refusal::QuotaNotEnforced { location, problem }.into())
             }
-            Err(Errno::ENOSPC | Errno::EDQUOT) => {
-                let free = file_system::capacity(fd).map_or(Bytes::ZERO, |capacity| capacity.free);
-                let (pool, asked) = (self.places.pool().clone(), to.saturating_sub(old));
-                Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into())
-            }
+            Err(Errno::ENOSPC | Errno::EDQUOT) => Err(self.places.full(fd, to.saturating_sub(old)).into()),
             Err(Errno::ERANGE) => Err(Refusal::Unsupported { what: format!("a limit of {to} on btrfs") }.into()),
             Err(errno) => Err(system("set the quota of", location)(errno)),
         }
@@ -236,13 +227,11 @@ impl Btrfs {
 
     /// Brings all limits that were set to the disk.
     fn flush(&self) -> Result<Base, DriverError> {
-        let pool = self.places.open_pool()?;
+        let base = self.base()?;
         // On another file system the ioctls of a commit may mean something else.
-        if !btrfs::is_btrfs(pool.fd.as_fd()).map_err(system("statfs", &pool.path))? {
-            return Err(self.places.not_mounted().into());
-        }
-        btrfs::commit(pool.fd.as_fd()).map_err(system("commit the changes to", &pool.path))?;
-        look_around(pool)
+        base.quotas.ok_or_else(|| self.places.not_mounted())?;
+        btrfs::commit(base.pool.fd.as_fd()).map_err(system("commit the changes to", &base.pool.path))?;
+        Ok(base)
     }
 
     fn read_back(&self, base: &Base, share: ShareId) -> Result<Bytes, DriverError> {
@@ -260,7 +249,7 @@ impl Driver for Btrfs {
     }
 
     fn shares(&self) -> Result<Shares, DriverError> {
-        self.list(&self.places.open_pool()?)
+        self.places.list_mounted(&self.places.open_pool()?)
     }
 
     fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
@@ -288,7 +277,7 @@ impl Driver for Btrfs {
         let base = self.base()?;
         let space = self.space_of(&base)?;
         if !base.quotas.is_some_and(|quotas| quotas.on) {
-            self.list(&base.pool)?;
+            self.places.list_mounted(&base.pool)?;
         }
         Ok(space)
     }
@@ -308,19 +297,6 @@ impl Driver for Btrfs {
     fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
         answer_each(self.flush(), shares, |base, share| self.read_back(base, *share))
     }
-}
-
-fn look_around(pool: Pool) -> Result<Base, DriverError> {
-    let fd = pool.fd.as_fd();
-    let mount = btrfs::is_read_only(fd).map_err(system("statfs", &pool.path))?;
-    let quotas = mount.map(|_| btrfs::quota_state(fd)).transpose();
-    let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
-    Ok(Base { pool, quotas, read_only: mount.unwrap_or(false) })
-}
-
-/// Which btrfs a directory is on; `None` for another file system.
-fn identity(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
-    if btrfs::is_btrfs(fd)? { growfs::btrfs_info(fd).map(|info| Some(info.id)) } else { Ok(None) }
 }
 
 /// What all subvolumes may come to hold. Each snapshot begins with the limit of its origin. One that is read-only can

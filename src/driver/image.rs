@@ -6,25 +6,25 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::{S_IFMT, S_IFREG, off_t};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{fsync, ftruncate};
-use parking_lot::Mutex;
 
 use super::filesystem::{self, Device};
+use super::neighbours::{Neighbour, Neighbours};
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, Pool, unsupported};
+use super::places::{Ground, Opened, Places, Pool, free, unsupported};
 use super::shell::Quoted;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, SpaceId, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
 use crate::sys::loop_device::{self, LoopDevice};
-use crate::sys::open_beneath::FILE;
+use crate::sys::open_beneath::{FILE, FILE_TO_READ};
 
 /// Loop devices count whole ones, and `st_blocks` counts these, whatever the file system.
 const SECTOR: u64 = 512;
@@ -37,7 +37,10 @@ const GROUND: Ground = Ground {
     what: "file system",
     // Any will do, so that nothing tells whether the right one is mounted.
     is_there: |_| Ok(true),
-    holds: |pool, file| Ok(fstat(file)?.st_dev == pool.device),
+    holds: |pool, other| match btrfs::filesystem_id(pool.fd.as_fd())? {
+        Some(id) => Ok(btrfs::filesystem_id(other)? == Some(id)),
+        None => Ok(fstat(other)?.st_dev == pool.device),
+    },
 };
 
 /// A pool of images in one directory.
@@ -52,7 +55,13 @@ pub struct Image {
 
 /// Where the images of all pools of the daemon are, since pools may share a file system.
 #[derive(Default)]
-pub struct Images(Mutex<Vec<Weak<Places>>>);
+pub struct Images(Neighbours<Places>);
+
+impl Neighbour for Places {
+    fn places(&self) -> &Places {
+        self
+    }
+}
 
 /// A share's file at one moment.
 struct Share {
@@ -68,6 +77,15 @@ struct Share {
 
 type Attached = Result<(LoopDevice, Device), Problem>;
 
+impl Share {
+    /// Its loop device and what is on it, unless something is wrong that a step must not build on.
+    fn attached(&self) -> Result<&(LoopDevice, Device), Refusal> {
+        self.observed.extendable()?;
+        let problem = || format!("{} is not attached", self.observed.location.display());
+        self.attached.as_ref().ok_or_else(|| Refusal::Internal { problem: problem() })
+    }
+}
+
 impl Image {
     /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
     /// be on its file system. `images` is one for all pools of the daemon.
@@ -79,26 +97,23 @@ impl Image {
         overcommits: bool,
         images: Arc<Images>,
     ) -> Self {
-        let places = Arc::new(Places::new(GROUND, pool, template, places));
-        {
-            // A pool of the same name is this one under an earlier configuration, and must not count twice.
-            let mut all = images.0.lock();
-            all.retain(|other| other.upgrade().is_some_and(|other| other.pool() != places.pool()));
-            all.push(Arc::downgrade(&places));
-        }
+        let places = images.0.join(Places::new(GROUND, pool, template, places));
         Self { places, images, allow_any_growth, overcommits }
     }
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
         let pool = self.places.open_pool()?;
         let Opened { fd: file, path: location, project } = self.places.open_share(&pool, share)?;
-        let status = fstat(&file).map_err(system("stat", &location))?;
-        if status.st_mode & S_IFMT != S_IFREG {
+        let look = || fstat(&file).map_err(system("stat", &location));
+        if look()?.st_mode & S_IFMT != S_IFREG {
             return Err(unsupported(share, &location, "something other than a regular file").into());
         }
-        let (size, allocated) = sizes_of(&status);
+        let attached = self.attached(&file, &location)?;
+        // Read after the size of its device, which follows that of the file when somebody makes both larger at this moment.
+        let (size, allocated) = sizes_of(&look()?);
+        let cut = attached.as_ref().ok().and_then(|attached| cut(attached, size, &location));
         let mut problems = Vec::new();
-        let attached = self.attached(&file, size, &location)?.map_err(|problem| problems.push(problem)).ok();
+        let attached = cut.map_or(attached, Err).map_err(|problem| problems.push(problem)).ok();
         let device = attached.as_ref().map(|(_, device)| device);
         let sizes = device.map(Device::sizes);
         if let (Some(device), Some(sizes)) = (device, sizes) {
@@ -114,11 +129,11 @@ impl Image {
     }
 
     /// The loop device of a file and what is on it, or why it cannot be grown.
-    fn attached(&self, file: &OwnedFd, size: Bytes, location: &Path) -> Result<Attached, DriverError> {
+    fn attached(&self, file: &OwnedFd, location: &Path) -> Result<Attached, DriverError> {
         let mut found = loop_device::of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
         let shown = location.display();
         let path = Quoted(location);
-        let unsupported = |what: String, remedy: String| Problem::blocking(Refusal::Unsupported { what }, remedy);
+        let unsupported = |what, remedy| Problem::blocking(Refusal::Unsupported { what }, remedy);
         let Some(device) = found.pop() else {
             let problem = format!("{shown} is attached to no loop device");
             let refusal = Refusal::NotMounted { pool: self.places.pool().clone(), problem };
@@ -139,11 +154,6 @@ impl Image {
             return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
         }
         match Device::look(self.places.pool(), device.device, &device.node) {
-            // What is written behind the end of the file fails or is lost already.
-            Ok(seen) if size < seen.size => {
-                let what = format!("growing {shown}, which was cut to {size} while {node} has {},", seen.size);
-                Ok(Err(unsupported(what, "bring its last part back from a backup".to_owned())))
-            }
             Ok(seen) => Ok(Ok((device, seen))),
             Err(DriverError::Refused(refusal)) => Ok(Err(filesystem::unusable(refusal, &device.node))),
             Err(error) => Err(error),
@@ -152,12 +162,8 @@ impl Image {
 
     fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
         let found = self.find(share)?;
-        found.observed.extendable()?;
+        let (looped, device) = found.attached()?;
         let location = &found.observed.location;
-        let internal = |problem: String| DriverError::from(Refusal::Internal { problem });
-        let Some((looped, device)) = &found.attached else {
-            return Err(internal(format!("{} is not attached", location.display())));
-        };
         let (before, wanted) = (device.size, device.volume_for(to, round_up));
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
@@ -171,7 +177,8 @@ impl Image {
         looped.follow_file().map_err(system("set the capacity of", &looped.node))?;
         let after = Device::look(self.places.pool(), looped.device, &looped.node)?.size;
         if after < wanted {
-            return Err(internal(format!("{} has {after} where {wanted} was set", looped.node.display())));
+            let problem = format!("{} has {after} where {wanted} was set", looped.node.display());
+            return Err(Refusal::Internal { problem }.into());
         }
         Ok(Outcome::Changed { from: before, to: after })
     }
@@ -190,12 +197,9 @@ impl Image {
     fn grow_file(&self, found: &Share, to: Bytes) -> Result<(), DriverError> {
         let location = &found.observed.location;
         let asked = to.saturating_sub(found.size);
-        let full = |free| {
-            let pool = self.places.pool().clone();
-            DriverError::from(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked })
-        };
+        let pool = found.pool.fd.as_fd();
         let refused = |errno| match errno {
-            Errno::ENOSPC | Errno::EDQUOT => full(free(&found.pool)),
+            Errno::ENOSPC | Errno::EDQUOT => self.places.full(pool, asked).into(),
             Errno::EOPNOTSUPP => {
                 let what = format!("growing {}, which has all its blocks, with all its blocks", location.display());
                 Refusal::Unsupported { what }.into()
@@ -204,12 +208,9 @@ impl Image {
             errno => system("grow", location)(errno),
         };
         let preallocated = self.is_preallocated(found);
-        if preallocated {
-            // Sparse images should not fail because this one took the last blocks for a moment.
-            let free = free(&found.pool);
-            if free < asked {
-                return Err(full(free));
-            }
+        // Sparse images should not fail because this one took the last blocks for a moment.
+        if preallocated && free(pool) < asked {
+            return Err(self.places.full(pool, asked).into());
         }
         // Its blocks come before its size: ext4 would move that with every part that it allocates, and leave it somewhere when
         // the space ends.
@@ -269,26 +270,20 @@ impl Driver for Image {
         let pool = self.places.open_pool()?;
         let fd = pool.fd.as_fd();
         let Capacity { total, free, kind } = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
-        let is_btrfs = btrfs::is_btrfs(fd).map_err(system("find the file system of", &pool.path))?;
-        let mut promised = total.saturating_sub(free);
-        let all = self.images.0.lock().clone();
-        for places in all.iter().filter_map(Weak::upgrade) {
-            // A pool that is not there has nothing on this file system.
-            if let Some(other) = places.open_pool_beside(pool.device) {
-                promised = promised.saturating_add(lack(&places, &other)?);
-            }
+        let btrfs = btrfs::filesystem_id(fd).map_err(system("find the file system of", &pool.path))?;
+        let mut promised = total.saturating_sub(free).saturating_add(lack(&self.places, &pool)?);
+        for (places, other) in self.images.0.beside(&self.places, &pool)? {
+            promised = promised.saturating_add(lack(&places, &other)?);
         }
-        let filesystem = kind.map_or(if is_btrfs { "btrfs" } else { "" }, |kind| kind.name());
-        Ok(Space { id: pool.space_id(), filesystem, total, free, promised, thin: None, problems: Vec::new() })
+        let filesystem = kind.map_or(if btrfs.is_some() { "btrfs" } else { "" }, |kind| kind.name());
+        let id = btrfs.map_or_else(|| pool.space_id(), SpaceId::of_btrfs);
+        Ok(Space { id, filesystem, total, free, promised, thin: None, problems: Vec::new() })
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
-            Step::GrowFilesystem { to } => match &self.find(share)?.attached {
-                Some((_, device)) => device.grow_filesystem(to),
-                None => Err(self.places.not_mounted().into()),
-            },
+            Step::GrowFilesystem { to } => self.find(share)?.attached()?.1.grow_filesystem(to),
             Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
@@ -306,11 +301,21 @@ fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
     let mut lack = Bytes::ZERO;
     for share in places.list(pool)?.iter().copied() {
         // What is no image promises nothing; its own share says what is wrong.
-        let Some(Ok(status)) = places.try_open(pool, share).map(|opened| fstat(opened.fd)) else { continue };
+        let opened = places.try_open(pool, share, FILE_TO_READ);
+        let Some(Ok(status)) = opened.map(|opened| fstat(opened.fd)) else { continue };
         let (size, allocated) = sizes_of(&status);
         lack = lack.saturating_add(size.saturating_sub(allocated));
     }
     Ok(lack)
+}
+
+/// What is written behind the end of the file fails or is lost already.
+fn cut((LoopDevice { node, .. }, device): &(LoopDevice, Device), size: Bytes, location: &Path) -> Option<Problem> {
+    (size < device.size).then(|| {
+        let (location, node, has) = (location.display(), node.display(), device.size);
+        let what = format!("growing {location}, which was cut to {size} while {node} has {has},");
+        Problem::blocking(Refusal::Unsupported { what }, "bring its last part back from a backup".to_owned())
+    })
 }
 
 /// Somebody made the file larger, or a crash came before its device followed.
@@ -327,10 +332,6 @@ fn short_device(share: ShareId, location: &Path, size: Bytes, device: &Device) -
 fn sizes_of(status: &FileStat) -> (Bytes, Bytes) {
     let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
     (Bytes::new(bytes(status.st_size)), Bytes::new(bytes(status.st_blocks).saturating_mul(SECTOR)))
-}
-
-fn free(pool: &Pool) -> Bytes {
-    file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free)
 }
 
 /// Allocates what a part of a file lacks of its blocks. It becomes as large as that unless told to keep its size, and never

@@ -11,6 +11,7 @@ pub mod flight_recorder;
 pub mod image;
 mod lowering;
 pub mod lvm;
+mod neighbours;
 pub mod path_template;
 mod places;
 pub mod project_quota;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use uuid::Uuid;
 
 use crate::model::{Bytes, DriverKind, ProjectLabel, Reason, Refusal, ShareId, ThinUse};
 
@@ -227,6 +229,13 @@ impl Problem {
 /// Identity of a space that shares grow into: a file system, a volume group, a thin pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpaceId(pub String);
+
+impl SpaceId {
+    /// Of a btrfs, by its id: each of its subvolumes has a device number of its own.
+    fn of_btrfs(id: [u8; 16]) -> Self {
+        Self(format!("btrfs {}", Uuid::from_bytes(id)))
+    }
+}
 
 /// A space that shares grow into.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::SpaceId;
-use super::project_quota::census::Censuses;
+use super::neighbours::Neighbours;
+use super::project_quota::census::Census;
 use crate::model::Bytes;
 
 /// The most that a sum may be old.
@@ -19,7 +20,7 @@ const TRUSTED: Duration = Duration::from_secs(60);
 /// Sums of limits by file system, for all pools of the daemon, and who has which project.
 #[derive(Default)]
 pub struct Promises {
-    pub(super) censuses: Censuses,
+    pub(super) censuses: Neighbours<Census>,
     /// Each has a lock of its own, because a scan waits while an ext4 is frozen.
     by_space: Mutex<HashMap<SpaceId, Arc<Mutex<Option<Sum>>>>>,
 }

@@ -117,10 +117,8 @@ pub struct Mapper {
 /// `ENOENT` when there is no such device, or it is not device-mapper's.
 pub fn mapper(device: dev_t) -> Result<Mapper, Errno> {
     let directory = format!("/sys/dev/block/{}:{}/dm", major(device), minor(device));
-    let read = |file: &str| match fs::read_to_string(format!("{directory}/{file}")) {
-        Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(error) => Err(errno(error)),
-    };
+    let text = |file: &str| fs::read_to_string(format!("{directory}/{file}")).map_err(errno);
+    let read = |file: &str| text(file).map(|text| text.trim_end().to_owned());
     Ok(Mapper { uuid: read("uuid")?, is_suspended: read("suspended")? != "0" })
 }
 

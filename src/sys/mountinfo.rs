@@ -19,6 +19,9 @@ use super::errno;
 /// One mount, as this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    pub id: u32,
+    /// The mount that it is on; one that is not listed for the topmost.
+    pub parent: u32,
     /// `st_dev` of the files in it.
     pub device: dev_t,
     /// Which directory of the file system is mounted; `/` unless it is a bind mount.
@@ -36,9 +39,40 @@ pub struct Mount {
 /// `ENOENT` when there is none, as for a file on a mount that was detached, and those of reading `/proc`.
 pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
     let device = fstat(fd)?.st_dev;
-    let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(errno)?;
-    let text = fs::read("/proc/self/mountinfo").map_err(errno)?;
-    find(parse(&text), device, &path).ok_or(Errno::ENOENT)
+    let path = path_of(fd)?;
+    find(parse(&read()?), device, &path).ok_or(Errno::ENOENT)
+}
+
+/// Where an open file is now, by a path without symbolic links. The kernel has it in memory.
+///
+/// # Errors
+/// Those of reading `/proc`.
+pub fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(errno)
+}
+
+/// The table, for [`parse`].
+///
+/// # Errors
+/// Those of reading `/proc`.
+pub fn read() -> Result<Vec<u8>, Errno> {
+    fs::read("/proc/self/mountinfo").map_err(errno)
+}
+
+/// The mount that a path without symbolic links leads to; mounts that others cover are passed by. Only the table is asked,
+/// so that no disk can hang. `None` when none that is listed has the path, as where the root directory is no mount.
+pub fn above<'m>(mounts: &'m [Mount], path: &Path) -> Option<&'m Mount> {
+    let on_the_way: Vec<&Mount> = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point)).collect();
+    // Of those on one mount, the path comes first to that whose mount point is the shortest, and leaves for it.
+    let first = |is_next: &dyn Fn(&Mount) -> bool| {
+        let next = on_the_way.iter().copied().filter(|mount| is_next(mount));
+        next.min_by_key(|mount| mount.mount_point.components().count())
+    };
+    let is_listed = |id: u32| on_the_way.iter().any(|mount| mount.id == id);
+    let top = first(&|mount| mount.parent == mount.id || !is_listed(mount.parent));
+    let on = |below: &&Mount| first(&|mount| mount.parent == below.id && mount.id != below.id);
+    // As many steps as there are mounts: a table of nonsense has no end.
+    std::iter::successors(top, on).take(on_the_way.len()).last()
 }
 
 /// The mount of a device that shows the most of it. Of several it is the nearest above the path, and of those at one
@@ -62,8 +96,9 @@ pub fn parse(text: &[u8]) -> impl Iterator<Item = Mount> + '_ {
 /// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/sda rw,errors=continue`
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
-    let (major, minor) = device.split_once(':')?;
+    let mut text = || std::str::from_utf8(fields.next()?).ok();
+    let (id, parent) = (text()?.parse().ok()?, text()?.parse().ok()?);
+    let (major, minor) = text()?.split_once(':')?;
     // makedev() of 32-bit halves cannot lose anything.
     let device = makedev(major.parse::<u32>().ok()?.into(), minor.parse::<u32>().ok()?.into());
     let root = unescape(fields.next()?);
@@ -73,7 +108,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     fields.find(|field| *field == b"-")?;
     let filesystem = unescape(fields.next()?);
     let source = unescape(fields.next()?);
-    Some(Mount { device, root: root.into(), mount_point: mount_point.into(), filesystem, source: source.into() })
+    let (root, mount_point, source) = (root.into(), mount_point.into(), source.into());
+    Some(Mount { id, parent, device, root, mount_point, filesystem, source })
 }
 
 /// Undoes the kernel's escapes: a space is `\040`, a tab `\011`, a line feed `\012`, a backslash `\134`.
@@ -113,6 +149,8 @@ nonsense
         assert_eq!(
             mounts[2],
             Mount {
+                id: 37,
+                parent: 22,
                 device: makedev(98, 0),
                 root: "/in".into(),
                 mount_point: r"/srv/with space\".into(),
@@ -136,6 +174,35 @@ nonsense
     }
 
     #[test]
+    fn a_path_leads_to_what_covers_it() {
+        let deep = b"40 36 8:3 / /srv/a rw - ext4 a rw\n41 40 8:4 / /srv/a/b rw - ext4 b rw\n";
+        let over = b"42 40 8:5 / /srv/a rw - ext4 c rw\n43 42 8:6 / /srv/a rw - ext4 d rw\n";
+        let device = |text: &[&[u8]], path: &str| {
+            let mounts: Vec<_> = text.iter().copied().flat_map(parse).collect();
+            above(&mounts, Path::new(path)).map(|mount| mount.device)
+        };
+        for (path, found) in [
+            ("/", (8, 1)),
+            ("/srvc", (8, 1)),
+            ("/srv", (98, 0)),
+            ("/srv/shares/a", (98, 0)),
+            (r"/srv/with space\/shares", (98, 0)),
+            ("/srv/a/b/c", (8, 4)),
+            ("/dev", (0, 5)),
+        ] {
+            assert_eq!(device(&[TEXT, deep], path), Some(makedev(found.0, found.1)), "{path}");
+        }
+        // They lie on the first, one on the other, and hide what is mounted in it.
+        assert_eq!(device(&[TEXT, deep, over], "/srv/a/b/c"), Some(makedev(8, 6)));
+        // Below a root directory that is no mount.
+        assert_eq!(device(&[deep], "/srv"), None);
+        assert_eq!(device(&[deep], "/srv/a/b"), Some(makedev(8, 4)));
+        // Nonsense has an end.
+        let ring = b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 a rw\n3 3 8:3 / / rw - ext4 a rw\n";
+        assert_eq!(device(&[ring], "/srv"), Some(makedev(8, 3)));
+    }
+
+    #[test]
     fn finds_the_mount_of_an_open_file() {
         let proc = File::open("/proc").unwrap();
         assert_eq!(of_fd(proc.as_fd()).unwrap().mount_point, Path::new("/proc"));
@@ -145,6 +212,18 @@ nonsense
         #[test]
         fn never_panics(bytes: Vec<u8>) {
             parse(&bytes).count();
+        }
+
+        #[test]
+        fn any_mounts_have_one_above_or_none(numbers in prop::collection::vec((0_u32..5, 0_u32..5, 0_usize..4), 0..8)) {
+            let mount = |(id, parent, depth): (u32, u32, usize)| {
+                let mount_point = PathBuf::from(format!("/{}", "a/".repeat(depth)));
+                let (root, filesystem, source) = ("/".into(), "xfs".into(), "/dev/a".into());
+                Mount { id, parent, device: 1, root, mount_point, filesystem, source }
+            };
+            let mounts: Vec<_> = numbers.into_iter().map(mount).collect();
+            let found = above(&mounts, Path::new("/a/a/b"));
+            prop_assert!(found.is_none_or(|mount| Path::new("/a/a/b").starts_with(&mount.mount_point)));
         }
 
         #[test]

@@ -16,6 +16,9 @@ pub const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFl
 /// How a file is opened that may be something else, and shall then not keep anybody waiting.
 pub const FILE: OFlag = OFlag::O_RDWR.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
+/// As [`FILE`], for whoever changes nothing: so also on a mount that is read-only, and where the file may not be changed.
+pub const FILE_TO_READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
+
 /// Opens what is below a directory, on the same mount, in a way such as [`DIRECTORY`] or [`FILE`].
 ///
 /// # Errors

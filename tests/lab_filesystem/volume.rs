@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use growd::driver::DriverError;
-use growd::driver::filesystem::{Content, Mounted, observe};
+use growd::driver::filesystem::{Mounted, observe};
 use growd::model::{PoolName, Refusal};
 
 use crate::support::{Disk, lab};
@@ -84,15 +84,12 @@ impl Volume {
         }
     }
 
-    pub fn observe(&self) -> Result<Content, DriverError> {
+    pub fn observe(&self) -> Result<Option<Mounted>, DriverError> {
         observe_node(&self.node())
     }
 
     pub fn mounted(&self) -> Mounted {
-        match self.observe().unwrap() {
-            Content::Filesystem(mounted) => mounted,
-            Content::Block => panic!("{} has no file system", self.name),
-        }
+        self.observe().unwrap().unwrap_or_else(|| panic!("{} has no file system", self.name))
     }
 
     pub fn refusal(&self) -> Refusal {
@@ -112,7 +109,7 @@ impl Drop for Volume {
     }
 }
 
-pub fn observe_node(node: &Path) -> Result<Content, DriverError> {
+pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {
     let pool: PoolName = "vols".parse().unwrap();
     observe(&pool, fs::metadata(node).unwrap().rdev(), node)
 }

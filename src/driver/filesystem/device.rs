@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nix::libc::dev_t;
 
-use super::{Content, observe};
+use super::{Mounted, observe};
 use crate::driver::{DriverError, Outcome, Problem, Sizes, system};
 use crate::model::{Bytes, PoolName, Reason, Refusal, ShareId};
 use crate::sys::block_device::BlockDevice;
@@ -13,7 +13,8 @@ use crate::sys::block_device::BlockDevice;
 #[derive(Debug)]
 pub struct Device {
     pub size: Bytes,
-    pub content: Content,
+    /// `None` for a block share, whose content is the tenant's own.
+    mounted: Option<Mounted>,
 }
 
 impl Device {
@@ -24,74 +25,55 @@ impl Device {
     pub fn look(pool: &PoolName, device: dev_t, node: &Path) -> Result<Self, DriverError> {
         let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
         let size = opened.size().map_err(system("measure", node))?;
-        Ok(Self { size, content: observe(pool, device, node)? })
+        Ok(Self { size, mounted: observe(pool, device, node)? })
     }
 
     pub fn sizes(&self) -> Sizes {
-        match &self.content {
-            Content::Block => Sizes::Volume { room: self.size, filesystem: None },
-            Content::Filesystem(filesystem) => {
-                Sizes::Volume { room: self.room(self.size), filesystem: Some(filesystem.size()) }
-            }
-        }
+        Sizes::Volume { room: self.room(self.size), filesystem: self.mounted.as_ref().map(Mounted::size) }
     }
 
     /// What users would have of a device of this size.
     pub fn room(&self, size: Bytes) -> Bytes {
-        match &self.content {
-            Content::Block => size,
-            Content::Filesystem(filesystem) => filesystem.size_on(size),
-        }
+        self.mounted.as_ref().map_or(size, |mounted| mounted.size_on(size))
     }
 
     /// Type of the file system, empty where there is none.
     pub fn filesystem(&self) -> &'static str {
-        match &self.content {
-            Content::Block => "",
-            Content::Filesystem(filesystem) => filesystem.name(),
-        }
+        self.mounted.as_ref().map_or("", Mounted::name)
     }
 
     /// `None` where only the tenant knows.
     pub fn used(&self) -> Option<Bytes> {
-        match &self.content {
-            Content::Block => None,
-            Content::Filesystem(filesystem) => Some(filesystem.used()),
-        }
+        self.mounted.as_ref().map(Mounted::used)
     }
 
     /// The size of device that gives users `target`, among those that `round_up` gives.
     pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
-        match &self.content {
-            Content::Block => round_up(target),
-            Content::Filesystem(filesystem) => filesystem.volume_for(target, round_up),
+        match &self.mounted {
+            None => round_up(target),
+            Some(mounted) => mounted.volume_for(target, round_up),
         }
     }
 
     /// Whether what is on it should grow with a device of this size.
     ///
     /// # Errors
-    /// As [`super::Mounted::check_growth`].
+    /// As [`Mounted::check_growth`].
     pub fn check_growth(&self, to: Bytes) -> Result<(), Refusal> {
-        match &self.content {
-            Content::Block => Ok(()),
-            Content::Filesystem(filesystem) => filesystem.check_growth(to),
-        }
+        self.mounted.as_ref().map_or(Ok(()), |mounted| mounted.check_growth(to))
     }
 
     /// Grows the file system to fill the device if it has less than `to`.
     ///
     /// # Errors
-    /// As [`super::Mounted::grow`].
+    /// As [`Mounted::grow`].
     pub fn grow_filesystem(&self, to: Bytes) -> Result<Outcome, DriverError> {
-        let Content::Filesystem(filesystem) = &self.content else {
-            return Ok(Outcome::AlreadyThere { size: self.size });
-        };
-        let before = filesystem.size();
+        let Some(mounted) = &self.mounted else { return Ok(Outcome::AlreadyThere { size: self.size }) };
+        let before = mounted.size();
         if before >= to {
             return Ok(Outcome::AlreadyThere { size: before });
         }
-        Ok(Outcome::Changed { from: before, to: filesystem.grow()? })
+        Ok(Outcome::Changed { from: before, to: mounted.grow()? })
     }
 
     /// Makes the growth of the file system durable.
@@ -99,10 +81,7 @@ impl Device {
     /// # Errors
     /// The failed system call.
     pub fn flush(&self) -> Result<(), DriverError> {
-        match &self.content {
-            Content::Block => Ok(()),
-            Content::Filesystem(filesystem) => filesystem.flush(),
-        }
+        self.mounted.as_ref().map_or(Ok(()), Mounted::flush)
     }
 }
 

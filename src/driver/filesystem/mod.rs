@@ -27,14 +27,6 @@ use crate::model::{Bytes, PoolName, Refusal};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
 use crate::sys::{btrfs, freeze, growfs, journal};
 
-/// What is on a volume.
-#[derive(Debug)]
-pub enum Content {
-    /// Nothing that growd knows: a block share, whose content is the tenant's own.
-    Block,
-    Filesystem(Mounted),
-}
-
 /// A mounted file system that covers one volume. It keeps the mount and the device busy until it is dropped.
 #[derive(Debug)]
 pub struct Mounted {
@@ -46,12 +38,12 @@ pub struct Mounted {
     used: Bytes,
 }
 
-/// Looks at a volume: at the device, with `node` as its name in `/dev`.
+/// Looks at a volume: at the device, with `node` as its name in `/dev`. `None` when nothing is on it that growd knows.
 ///
 /// # Errors
 /// [`Refusal::NotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only read-only;
 /// [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
-pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Content, DriverError> {
+pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Option<Mounted>, DriverError> {
     let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
     let holders = block_device::holders(device).map_err(system("list the holders of", node))?;
     if !holders.is_empty() {
@@ -66,7 +58,7 @@ pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Content, D
             let used = space.blocks().saturating_sub(space.blocks_free());
             let used = Bytes::new(used.saturating_mul(space.fragment_size()));
             let node = node.to_owned();
-            Ok(Content::Filesystem(Mounted { node, device: opened, root, mount_point, geometry, used }))
+            Ok(Some(Mounted { node, device: opened, root, mount_point, geometry, used }))
         }
         mounts::Found::Unusable { filesystem, problem } => {
             Err(not_mounted(format!("{} holds {filesystem} that {problem}", node.display())))
@@ -77,7 +69,7 @@ pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Content, D
         }
         mounts::Found::Nothing => match signature(&opened).map_err(system("read", node))? {
             Some(name) => Err(not_mounted(format!("{} holds {name} that is mounted nowhere here", node.display()))),
-            None => Ok(Content::Block),
+            None => Ok(None),
         },
     }
 }
@@ -144,19 +136,21 @@ impl Mounted {
     /// # Errors
     /// The failed system call. [`Refusal::Unsupported`] when this kernel cannot grow it.
     pub fn grow(&self) -> Result<Bytes, DriverError> {
+        let mut now = self.measure()?;
+        if let Geometry::Xfs(_) = now {
+            // Meanwhile somebody else may grow it as well.
+            self.settle(now.size())?;
+            now = self.measure()?;
+        }
+        // The ioctls of XFS and btrfs would shrink it, too. So the size that they are told is the last thing that is measured.
         let volume = self.device.size().map_err(system("measure", &self.node))?;
-        let now = self.measure()?;
-        // The ioctls of XFS and btrfs would shrink it, too.
         if now.size_on(volume) <= now.size() {
             return Ok(now.size());
         }
         self.check_obstacle(&now)?;
         let root = self.root.as_fd();
         let grown = match &now {
-            Geometry::Xfs(xfs) => {
-                self.settle(now.size())?;
-                growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent)
-            }
+            Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),
             Geometry::Ext4(ext4) => growfs::ext4_grow(root, volume.get() / ext4.block_size),
             Geometry::Btrfs { device_id, .. } => growfs::btrfs_fill_device(root, *device_id),
         };

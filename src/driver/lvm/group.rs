@@ -195,20 +195,20 @@ fn filter(disks: &[String]) -> String {
 }
 
 fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Duration>) -> Result<Output, ShellError> {
-    let kept = match line.shell.take() {
-        Some(mut shell) => (!shell.has_ended()).then_some(shell),
-        None => None,
-    };
-    let mut shell = match kept {
-        Some(shell) => shell,
-        None => start(program)?,
+    let kept = line.shell.take().and_then(|mut shell| (!shell.has_ended()).then_some(shell));
+    let (mut shell, is_new) = match kept {
+        Some(shell) => (shell, false),
+        None => (Shell::start(program)?, true),
     };
     let asked = Instant::now();
-    let answer = shell.run(command, limit);
+    let greeted = if is_new { greet(&mut shell, program, limit) } else { Ok(()) };
+    // Until it was told to change something, it can be killed.
+    let may_change = greeted.is_ok() && limit.is_none();
+    let answer = greeted.and_then(|()| shell.run(command, limit));
     match &answer {
         Ok(_) => line.shell = Some(shell),
         Err(error) => {
-            let dying = if limit.is_some() { shell.kill() } else { shell.leave() };
+            let dying = if may_change { shell.leave() } else { shell.kill() };
             // Whoever looks what the node waits for needs the process.
             warn!(command, %error, pid = dying.pid(), "gave up a shell of lvm");
             line.dying = Some((asked, dying));
@@ -217,20 +217,12 @@ fn converse(line: &mut Line, program: &Path, command: &str, limit: Option<Durati
     answer
 }
 
-/// A shell that has answered. Which lvm it is, is for whoever reads the log.
-fn start(program: &Path) -> Result<Shell, ShellError> {
-    let mut shell = Shell::start(program)?;
-    match shell.run("version", Some(QUESTION_LIMIT)) {
-        Ok(output) => {
-            let version = output.text.lines().next().unwrap_or_default().trim();
-            info!(program = %program.display(), version, "started a shell of lvm");
-            Ok(shell)
-        }
-        Err(error) => {
-            shell.kill();
-            Err(error)
-        }
-    }
+/// Waits until a new shell answers. Which lvm it is, is for whoever reads the log.
+fn greet(shell: &mut Shell, program: &Path, limit: Option<Duration>) -> Result<(), ShellError> {
+    let output = shell.run("version", limit.or(Some(QUESTION_LIMIT)))?;
+    let version = output.text.lines().next().unwrap_or_default().trim();
+    info!(program = %program.display(), version, "started a shell of lvm");
+    Ok(())
 }
 
 /// The absolute path of lvm, from PATH or where administrators' tools are.
@@ -251,12 +243,33 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    #[test]
-    fn who_asks_while_a_shell_is_stuck_does_not_wait() {
+    /// An lvm that never answers.
+    fn silent() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("lvm");
         fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        (folder, program)
+    }
+
+    #[test]
+    fn a_shell_that_does_not_start_is_killed_and_remembered_until_it_is_gone() {
+        let (_folder, program) = silent();
+        let mut line = Line::default();
+        let limit = Some(Duration::from_millis(50));
+        assert!(matches!(converse(&mut line, &program, "vgs", limit), Err(ShellError::TimedOut(_))));
+        let (_, mut dying) = line.dying.expect("it may be stuck");
+        let begin = Instant::now();
+        while dying.is_alive() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it stays");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(line.shell.is_none());
+    }
+
+    #[test]
+    fn who_asks_while_a_shell_is_stuck_does_not_wait() {
+        let (_folder, program) = silent();
         let group = VolumeGroup::new("vg".to_owned(), Some(program.clone()), Arc::default());
         let pool: PoolName = "vols".parse().unwrap();
         // As one that was killed while it waits for a disk.

@@ -226,6 +226,18 @@ impl Lvm {
         };
         Ok(Assessment { observed, growth, space })
     }
+
+    fn space_of(&self, group: Group) -> Space {
+        Space {
+            id: SpaceId(format!("vg {}", self.group.name())),
+            filesystem: "",
+            total: group.size,
+            free: group.free,
+            promised: group.size.saturating_sub(group.free),
+            thin: None,
+            problems: Vec::new(),
+        }
+    }
 }
 
 impl Driver for Lvm {
@@ -318,20 +330,6 @@ impl Driver for Lvm {
         let name = self.name_of(share);
         self.look_at(&name)?.flush()?;
         Ok(self.look_at(&name)?.sizes().usable())
-    }
-}
-
-impl Lvm {
-    fn space_of(&self, group: Group) -> Space {
-        Space {
-            id: SpaceId(format!("vg {}", self.group.name())),
-            filesystem: "",
-            total: group.size,
-            free: group.free,
-            promised: group.size.saturating_sub(group.free),
-            thin: None,
-            problems: Vec::new(),
-        }
     }
 }
 

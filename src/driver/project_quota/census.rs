@@ -8,34 +8,20 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::driver::DriverError;
 use crate::driver::directory_version::Seen;
+use crate::driver::neighbours::Neighbour;
 use crate::driver::places::{Opened, Places, Pool};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
+use crate::sys::open_beneath::DIRECTORY;
 
 /// The shares of each project.
 type Scan = BTreeMap<u32, Vec<ShareId>>;
-
-/// The censuses of all pools of the daemon.
-#[derive(Default)]
-pub(in crate::driver) struct Censuses(Mutex<Vec<Weak<Census>>>);
-
-impl Censuses {
-    /// That of one more pool.
-    pub fn begin(&self, places: Arc<Places>) -> Arc<Census> {
-        let census = Arc::new(Census { places, last: Mutex::default() });
-        let mut all = self.0.lock();
-        // A pool of the same name is this one under an earlier configuration, and has the same shares.
-        all.retain(|other| other.upgrade().is_some_and(|other| other.places.pool() != census.places.pool()));
-        all.push(Arc::downgrade(&census));
-        census
-    }
-}
 
 /// The census of one pool.
 pub(in crate::driver) struct Census {
@@ -43,12 +29,15 @@ pub(in crate::driver) struct Census {
     last: Mutex<Option<Seen<Scan>>>,
 }
 
+impl Neighbour for Census {
+    fn places(&self) -> &Places {
+        &self.places
+    }
+}
+
 impl Census {
-    /// Those of other pools on the file system of this one, with their directories.
-    pub fn others(&self, all: &Censuses, pool: &Pool) -> Vec<(Arc<Self>, Pool)> {
-        let all = all.0.lock().clone();
-        let others = all.iter().filter_map(Weak::upgrade).filter(|other| other.places.pool() != self.places.pool());
-        others.filter_map(|other| other.places.open_pool_beside(pool.device).map(|pool| (other, pool))).collect()
+    pub fn new(places: Arc<Places>) -> Self {
+        Self { places, last: Mutex::default() }
     }
 
     /// The place of another share of the pool with the same project.
@@ -80,7 +69,7 @@ fn scan(places: &Places, pool: &Pool) -> Result<Scan, DriverError> {
 
 /// The project of a share; `None` for what is none, has none or cannot be read, and so cannot be accused.
 fn project_of(places: &Places, pool: &Pool, share: ShareId) -> Option<(Opened, u32)> {
-    let opened = places.try_open(pool, share)?;
+    let opened = places.try_open(pool, share, DIRECTORY)?;
     let attributes = fsxattr::get(opened.fd.as_fd()).ok()?;
     (attributes.project_id != 0).then_some((opened, attributes.project_id))
 }

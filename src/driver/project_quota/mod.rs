@@ -84,7 +84,7 @@ impl ProjectQuota {
         promises: Arc<Promises>,
     ) -> Self {
         let places = Arc::new(Places::new(GROUND, pool, template, places));
-        let census = promises.censuses.begin(Arc::clone(&places));
+        let census = promises.censuses.join(Census::new(Arc::clone(&places)));
         Self { places, census, promises }
     }
 
@@ -97,7 +97,7 @@ impl ProjectQuota {
         let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
         let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd, Route::Best));
         let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
-        let others = self.census.others(&self.promises.censuses, &pool);
+        let others = self.promises.censuses.beside(&self.places, &pool)?;
         Ok(Base { pool, kind, quotas, read_only, others })
     }
 
@@ -115,19 +115,20 @@ impl ProjectQuota {
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
             result => result.map_err(system("read the project of", &location))?,
         };
-        let quota = match attributes.project_id {
-            _ if !state.accounting => None,
-            // Whoever may not write may not read a quota of ext4 either.
-            _ if read_only && kind == Kind::Ext4 => None,
-            0 => None,
-            id => read_quota(fd, kind, id, &location)?,
-        };
+        // Before the quota, which is written from what is read now: a look at all shares leaves others time to change it.
         let twin = match attributes.project_id {
             0 => None,
             id => self.census.twin(pool, share, id)?.or_else(|| {
                 // A pool that cannot be listed says so itself.
                 others.iter().find_map(|(census, pool)| census.twin(pool, share, id).ok()?)
             }),
+        };
+        let quota = match attributes.project_id {
+            _ if !state.accounting => None,
+            // Whoever may not write may not read a quota of ext4 either.
+            _ if read_only && kind == Kind::Ext4 => None,
+            0 => None,
+            id => read_quota(fd, kind, id, &location)?,
         };
         let read_only = read_only.then(|| self.places.read_only());
         let case = Case { location: &location, fd, kind, read_only, state, attributes, twin, quota };
@@ -188,9 +189,7 @@ impl ProjectQuota {
             Ok(()) => Ok(()),
             Err(QuotaError::Off) => Err(found.just_turned_off().into()),
             Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
-                let free = file_system::capacity(pool.fd.as_fd()).map_or(Bytes::ZERO, |capacity| capacity.free);
-                let (pool, asked) = (self.places.pool().clone(), hard.saturating_sub(old.hard));
-                Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into())
+                Err(self.places.full(pool.fd.as_fd(), hard.saturating_sub(old.hard)).into())
             }
             Err(QuotaError::System(Errno::ERANGE)) => {
                 let what = format!("a limit of {hard} on {}", found.observed.filesystem);
@@ -222,12 +221,7 @@ impl Driver for ProjectQuota {
     }
 
     fn shares(&self) -> Result<Shares, DriverError> {
-        let pool = self.places.open_pool()?;
-        let shares = self.places.list(&pool)?;
-        if !shares.iter().any(|share| !self.places.is_explicit(*share)) {
-            self.places.check_mounted(&pool)?;
-        }
-        Ok(shares)
+        self.places.list_mounted(&self.places.open_pool()?)
     }
 
     fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
@@ -253,8 +247,8 @@ impl Driver for ProjectQuota {
 
     fn space(&self) -> Result<Space, DriverError> {
         let Base { pool, quotas, .. } = self.base()?;
-        if !quotas.accounting && !self.places.list(&pool)?.iter().any(|share| !self.places.is_explicit(*share)) {
-            return Err(self.places.not_mounted().into());
+        if !quotas.accounting {
+            self.places.list_mounted(&pool)?;
         }
         self.space_of(&pool)
     }

@@ -18,6 +18,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::FsFlags;
 
 use self::tree_search::{ANY, Key, SMALL, first_of, number, search};
+use super::growfs;
 use crate::model::Bytes;
 
 /// BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top directory.
@@ -100,6 +101,14 @@ mod raw {
 /// Those of fstatfs(2).
 pub fn is_btrfs(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(fstatfs(fd)?.filesystem_type() == BTRFS_SUPER_MAGIC)
+}
+
+/// Which btrfs an open file is on; `None` on another file system. A device number tells nothing: each subvolume has its own.
+///
+/// # Errors
+/// Those of fstatfs(2) and of the ioctl.
+pub fn filesystem_id(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
+    if is_btrfs(fd)? { growfs::btrfs_info(fd).map(|info| Some(info.id)) } else { Ok(None) }
 }
 
 /// Whether nothing can be changed through an open file on btrfs: its mount or the whole file system is read-only. `None`

@@ -3,6 +3,9 @@
 //! The pool's directory is opened again at each call, since it may be mounted or unmounted between two. Where places say
 //! the project, a share is looked for in the folders of all projects, and in the one that had it first as long as it does.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,13 +17,15 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc::dev_t;
-use nix::sys::stat::{Mode, fstat, major, minor};
+use nix::sys::stat::{FileStat, Mode, fstat, major, minor};
 use parking_lot::Mutex;
 
 use super::directory_version::{Seen, Version};
 use super::path_template::PathTemplate;
 use super::{DriverError, Shares, SpaceId, system};
-use crate::model::{PoolName, ProjectLabel, Refusal, ShareId};
+use crate::model::{Bytes, PoolName, ProjectLabel, Refusal, ShareId};
+use crate::sys::file_system;
+use crate::sys::mountinfo::path_of;
 use crate::sys::open_beneath::{DIRECTORY, open_beneath, open_without_links};
 
 /// Where the shares of a pool are.
@@ -29,8 +34,8 @@ pub(super) struct Places {
     pool: PoolName,
     template: PathTemplate,
     explicit: BTreeMap<ShareId, PathBuf>,
-    /// What the pool's directory was on when it was last opened.
-    device: Mutex<Option<dev_t>>,
+    /// Where the pool's directory was when it was last looked for, by a path without symbolic links.
+    real: Mutex<Option<PathBuf>>,
     /// In which project's folder a share was found. Only tells where to look first; never more than there are shares.
     known: Mutex<HashMap<ShareId, Arc<ProjectLabel>>>,
     /// The shares as they were when the directory of a pool without projects was last read.
@@ -87,7 +92,7 @@ impl Places {
             pool,
             template,
             explicit: explicit.into_iter().collect(),
-            device: Mutex::default(),
+            real: Mutex::default(),
             known: Mutex::default(),
             listed: Mutex::default(),
         }
@@ -118,17 +123,37 @@ impl Places {
             result => result.map_err(system("open", path))?,
         };
         let status = fstat(&fd).map_err(system("stat", path))?;
-        *self.device.lock() = Some(status.st_dev);
-        Ok(Pool { fd, path: path.to_owned(), device: status.st_dev, version: Version::of(&status) })
+        Ok(self.opened(fd, &status))
     }
 
-    /// As [`Self::open_pool`], for another pool on the same device; `None` when this one is not there. It is opened only if
-    /// it was on that device when it was last asked for itself: one on another device may hang.
-    pub fn open_pool_beside(&self, device: dev_t) -> Option<Pool> {
-        if *self.device.lock() != Some(device) {
-            return None;
+    fn opened(&self, fd: OwnedFd, status: &FileStat) -> Pool {
+        Pool { fd, path: self.template.directory().to_owned(), device: status.st_dev, version: Version::of(status) }
+    }
+
+    /// Notes where the pool's directory is, for [`Self::open_beside`].
+    pub fn note_real_path(&self, pool: &Pool) -> Result<(), Errno> {
+        *self.real.lock() = Some(path_of(pool.fd.as_fd())?);
+        Ok(())
+    }
+
+    /// Where the pool's directory is: without symbolic links, as far as that is known.
+    pub fn real_path(&self) -> PathBuf {
+        self.real.lock().as_ref().map_or_else(|| self.template.directory().to_owned(), PathBuf::clone)
+    }
+
+    /// Opens the pool's directory for whoever has looked where [`Self::real_path`] leads, and stays on that way; `None`
+    /// when nothing is there.
+    pub fn open_beside(&self) -> Result<Option<Pool>, Errno> {
+        match open_without_links(&self.real_path(), DIRECTORY) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            Err(errno) => Err(errno),
+            Ok(fd) => fstat(&fd).map(|status| Some(self.opened(fd, &status))),
         }
-        self.open_pool().ok().filter(|pool| pool.device == device)
+    }
+
+    /// Whether another pool is on the file system of this one.
+    pub fn is_shared_with(&self, pool: &Pool, other: &Pool) -> Result<bool, Errno> {
+        (self.ground.holds)(pool, other.fd.as_fd())
     }
 
     /// Opens a share's directory or file.
@@ -138,7 +163,7 @@ impl Places {
     /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount, a directory instead of a
     /// file and the other way round, or a share that two projects have.
     pub fn open_share(&self, pool: &Pool, share: ShareId) -> Result<Opened, DriverError> {
-        let (path, errno) = match self.find(pool, share) {
+        let (path, errno) = match self.find(pool, share, self.ground.way) {
             Ok(opened) => return Ok(opened),
             Err(Closed::Nowhere) => {
                 self.check_mounted(pool)?;
@@ -161,17 +186,17 @@ impl Places {
         }
     }
 
-    /// As [`Self::open_share`], for whoever need not know why not.
-    pub fn try_open(&self, pool: &Pool, share: ShareId) -> Option<Opened> {
-        self.find(pool, share).ok()
+    /// As [`Self::open_share`], in a way of one's own, for whoever need not know why not.
+    pub fn try_open(&self, pool: &Pool, share: ShareId, way: OFlag) -> Option<Opened> {
+        self.find(pool, share, way).ok()
     }
 
-    fn find(&self, pool: &Pool, share: ShareId) -> Result<Opened, Closed> {
+    fn find(&self, pool: &Pool, share: ShareId, way: OFlag) -> Result<Opened, Closed> {
         if let Some(path) = self.explicit.get(&share) {
             let closed = |errno| if errno == Errno::ENOENT { Closed::Nowhere } else { Closed::At(path.clone(), errno) };
             // It may be a mount point. A tenant can mount there as well, a FUSE on a directory of his own, but not what
             // passes for the pool's file system.
-            let fd = open_without_links(path, self.ground.way).map_err(closed)?;
+            let fd = open_without_links(path, way).map_err(closed)?;
             return match (self.ground.holds)(pool, fd.as_fd()) {
                 Ok(true) => Ok(Opened { fd, path: path.clone(), project: ProjectLabel::default() }),
                 Ok(false) => Err(Closed::At(path.clone(), Errno::EXDEV)),
@@ -179,21 +204,21 @@ impl Places {
             };
         }
         if !self.template.has_projects() {
-            return self.open_in(pool.fd.as_fd(), Path::new(""), ProjectLabel::default(), share);
+            return self.open_in(pool.fd.as_fd(), Path::new(""), ProjectLabel::default(), share, way);
         }
         let known = self.known.lock().get(&share).map(|project| ProjectLabel::clone(project));
         if let Some(project) = known {
             let folder = self.template.folder_of(&project);
-            if let Ok(opened) = self.open_in(pool.fd.as_fd(), &folder, project, share) {
+            if let Ok(opened) = self.open_in(pool.fd.as_fd(), &folder, project, share, way) {
                 return Ok(opened);
             }
             self.known.lock().remove(&share);
         }
-        self.search(pool, share)
+        self.search(pool, share, way)
     }
 
     /// Looks into the folders of all projects, since two may have the share: then it is neither's.
-    fn search(&self, pool: &Pool, share: ShareId) -> Result<Opened, Closed> {
+    fn search(&self, pool: &Pool, share: ShareId, way: OFlag) -> Result<Opened, Closed> {
         let mut found: Option<Opened> = None;
         let closed = |errno| Closed::At(pool.path.clone(), errno);
         for project in self.projects(pool).map_err(closed)? {
@@ -201,7 +226,7 @@ impl Places {
             let Some(folder) = self.open_folder(pool, &project).map_err(|errno| Closed::At(path, errno))? else {
                 continue;
             };
-            match (self.open_in(folder.as_fd(), Path::new(""), project, share), found.take()) {
+            match (self.open_in(folder.as_fd(), Path::new(""), project, share, way), found.take()) {
                 (Ok(other), Some(one)) => return Err(Closed::Twice(one.path, other.path)),
                 (Ok(opened), None) => found = Some(opened),
                 (Err(Closed::Nowhere), before) => found = before,
@@ -220,8 +245,9 @@ impl Places {
         folder: &Path,
         project: ProjectLabel,
         share: ShareId,
+        way: OFlag,
     ) -> Result<Opened, Closed> {
-        match open_beneath(from, &folder.join(self.template.relative_of(share)), self.ground.way) {
+        match open_beneath(from, &folder.join(self.template.relative_of(share)), way) {
             Ok(fd) => Ok(Opened { fd, path: self.template.path_of(&project, share), project }),
             Err(Errno::ENOENT) => Err(Closed::Nowhere),
             Err(errno) => Err(Closed::At(self.template.path_of(&project, share), errno)),
@@ -265,6 +291,20 @@ impl Places {
         let problem = "its file system is read-only for growd: it is mounted so, or the unit needs the drop-in that \
             `growd check-config --drop-in` prints";
         Refusal::NotMounted { pool: self.pool.clone(), problem: problem.to_owned() }
+    }
+
+    /// What is said where the file system of an open file has no room for what was asked.
+    pub fn full(&self, fd: BorrowedFd<'_>, asked: Bytes) -> Refusal {
+        Refusal::PoolFull { pool: self.pool.clone(), free: free(fd), reserved: Bytes::ZERO, asked }
+    }
+
+    /// As [`Self::list`]. When the convention finds none, the pool may not be mounted, and is refused then.
+    pub fn list_mounted(&self, pool: &Pool) -> Result<Shares, DriverError> {
+        let shares = self.list(pool)?;
+        if !shares.iter().any(|share| !self.is_explicit(*share)) {
+            self.check_mounted(pool)?;
+        }
+        Ok(shares)
     }
 
     /// All shares that the pool's directory or the folders of its projects have, and those with a place of their own.
@@ -328,109 +368,13 @@ fn in_order(shares: BTreeSet<ShareId>) -> Shares {
     shares.into_iter().collect()
 }
 
+/// What can be written on the file system of an open file; nothing when it cannot be measured.
+pub(super) fn free(fd: BorrowedFd<'_>) -> Bytes {
+    file_system::capacity(fd).map_or(Bytes::ZERO, |capacity| capacity.free)
+}
+
 /// What is said of something else in the place of a share.
 pub(super) fn unsupported(share: ShareId, path: &Path, what: &str) -> Refusal {
     let what = format!("{what} in the place of share {share} ({})", path.display());
     Refusal::Unsupported { what }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Reason;
-    use nix::sys::stat::fstat;
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
-    const GROUND: Ground = Ground {
-        way: DIRECTORY,
-        what: "file system",
-        is_there: |_| Ok(true),
-        holds: |pool, fd| Ok(fstat(fd)?.st_dev == pool.device),
-    };
-
-    fn share(n: u128) -> ShareId {
-        ShareId::from_uuid(uuid::Uuid::from_u128(n))
-    }
-
-    fn label(text: &str) -> ProjectLabel {
-        text.parse().unwrap()
-    }
-
-    /// A pool with projects a and b in a directory of its own, and share 9 in another place.
-    fn projects() -> (tempfile::TempDir, PathBuf, Places) {
-        let temporary = tempfile::tempdir().unwrap();
-        let root = temporary.path().canonicalize().unwrap();
-        for (project, n) in [("a", 1), ("a", 2), ("b", 3)] {
-            fs::create_dir_all(root.join(format!("pool/{project}/{}", share(n)))).unwrap();
-        }
-        fs::create_dir(root.join("legacy")).unwrap();
-        let template = root.join("pool/{project_id}/{share_id}").to_str().unwrap().parse().unwrap();
-        let places = Places::new(GROUND, "home".parse().unwrap(), template, vec![(share(9), root.join("legacy"))]);
-        (temporary, root, places)
-    }
-
-    fn reason(places: &Places, n: u128) -> Result<(String, PathBuf), Reason> {
-        let opened = places.open_share(&places.open_pool().unwrap(), share(n));
-        let opened = opened.map_err(|error| error.into_refusal().reason())?;
-        Ok((opened.project.as_str().to_owned(), opened.path))
-    }
-
-    #[test]
-    fn a_share_is_found_in_the_folder_of_its_project_and_again_when_it_has_moved() {
-        let (_temporary, root, places) = projects();
-        let at = |project: &str, n| (project.to_owned(), root.join(format!("pool/{project}/{}", share(n))));
-        for _ in 0..2 {
-            assert_eq!(reason(&places, 1), Ok(at("a", 1)));
-            assert_eq!(reason(&places, 3), Ok(at("b", 3)));
-            assert_eq!(reason(&places, 9), Ok((String::new(), root.join("legacy"))));
-            assert_eq!(reason(&places, 4), Err(Reason::ShareNotFound));
-        }
-        fs::rename(at("a", 1).1, at("b", 1).1).unwrap();
-        assert_eq!(reason(&places, 1), Ok(at("b", 1)));
-        fs::remove_dir(at("b", 1).1).unwrap();
-        assert_eq!(reason(&places, 1), Err(Reason::ShareNotFound));
-
-        let pool = places.open_pool().unwrap();
-        let listed = |shares: Shares| shares.iter().map(|id| id.as_uuid().as_u128()).collect::<Vec<_>>();
-        assert_eq!(listed(places.list(&pool).unwrap()), [2, 3, 9]);
-        let of = |project| listed(places.list_of(&pool, &label(project)).unwrap());
-        assert_eq!((of("a"), of("b"), of("c"), of("")), (vec![2], vec![3], vec![], vec![9]));
-        assert_eq!((of(".."), of("a/.."), of(".")), (vec![], vec![], vec![]));
-        assert_eq!(places.known.lock().len(), 2, "what is gone is known no more");
-    }
-
-    #[test]
-    fn a_share_that_two_projects_have_is_neithers() {
-        let (_temporary, root, places) = projects();
-        assert!(reason(&places, 1).is_ok());
-        fs::create_dir(root.join(format!("pool/b/{}", share(1)))).unwrap();
-        assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("a".to_owned()), "it had it first");
-        places.list(&places.open_pool().unwrap()).unwrap();
-        assert_eq!(reason(&places, 1), Err(Reason::Unsupported));
-        fs::remove_dir(root.join(format!("pool/a/{}", share(1)))).unwrap();
-        assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("b".to_owned()));
-    }
-
-    #[test]
-    fn no_link_leads_anywhere() {
-        let (_temporary, root, places) = projects();
-        fs::create_dir_all(root.join(format!("outside/{}", share(5)))).unwrap();
-        symlink("../outside", root.join("pool/c")).unwrap();
-        symlink("a", root.join("pool/d")).unwrap();
-        fs::write(root.join("pool/e"), "").unwrap();
-        symlink(share(3).to_string(), root.join(format!("pool/b/{}", share(6)))).unwrap();
-        let pool = places.open_pool().unwrap();
-        assert_eq!(reason(&places, 5), Err(Reason::ShareNotFound));
-        assert_eq!(reason(&places, 6), Err(Reason::Unsupported));
-        assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("a".to_owned()));
-        for project in ["c", "d", "e"] {
-            assert_eq!(places.list_of(&pool, &label(project)).unwrap(), Shares::from([]), "{project}");
-        }
-        assert!(!places.list(&pool).unwrap().contains(&share(5)));
-        // The folder that is known becomes a link.
-        fs::rename(root.join("pool/a"), root.join("aside")).unwrap();
-        symlink("../aside", root.join("pool/a")).unwrap();
-        assert_eq!(reason(&places, 1), Err(Reason::ShareNotFound));
-    }
 }
