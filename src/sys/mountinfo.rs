@@ -5,16 +5,20 @@
 
 use std::cmp::Reverse;
 use std::ffi::OsString;
-use std::fs;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::dev_t;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{fstat, makedev};
 
 use super::errno;
+
+const TABLE: &str = "/proc/self/mountinfo";
 
 /// One mount, as this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +60,33 @@ pub fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
 /// # Errors
 /// Those of reading `/proc`.
 pub fn read() -> Result<Vec<u8>, Errno> {
-    fs::read("/proc/self/mountinfo").map_err(errno)
+    fs::read(TABLE).map_err(errno)
+}
+
+/// The mounts of one moment, and whether they still are what there is.
+pub struct Table {
+    pub mounts: Vec<Mount>,
+    file: File,
+}
+
+impl Table {
+    /// # Errors
+    /// Those of reading `/proc`.
+    pub fn read() -> Result<Self, Errno> {
+        // What changes from here on is told of this file.
+        let mut file = File::open(TABLE).map_err(errno)?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(errno)?;
+        Ok(Self { mounts: parse(&text).collect(), file })
+    }
+
+    /// Whether something was mounted or unmounted since, see proc_pid_mounts(5).
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn has_changed(&self) -> Result<bool, Errno> {
+        Ok(poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLPRI)], PollTimeout::ZERO)? > 0)
+    }
 }
 
 /// The mount that a path without symbolic links leads to; mounts that others cover are passed by. Only the table is asked,
@@ -131,8 +161,6 @@ fn unescape(field: &[u8]) -> OsString {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::fs::File;
-    use std::os::fd::AsFd;
 
     const TEXT: &[u8] = br"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 36 22 98:0 / /srv rw,noatime shared:2 master:1 - xfs /dev/ubda rw,prjquota

@@ -130,10 +130,13 @@ impl Places {
         Pool { fd, path: self.template.directory().to_owned(), device: status.st_dev, version: Version::of(status) }
     }
 
-    /// Notes where the pool's directory is, for [`Self::open_beside`].
-    pub fn note_real_path(&self, pool: &Pool) -> Result<(), Errno> {
-        *self.real.lock() = Some(path_of(pool.fd.as_fd())?);
-        Ok(())
+    /// Notes where the pool's directory is, for [`Self::open_beside`], and tells whether that is new.
+    pub fn note_real_path(&self, pool: &Pool) -> Result<bool, Errno> {
+        let path = Some(path_of(pool.fd.as_fd())?);
+        let mut known = self.real.lock();
+        let is_new = *known != path;
+        *known = path;
+        Ok(is_new)
     }
 
     /// Where the pool's directory is: without symbolic links, as far as that is known.
