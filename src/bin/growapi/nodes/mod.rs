@@ -20,7 +20,6 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use failure::Refused;
 pub use failure::{Failure, RETRY_AFTER, words};
 pub use node::{Node, Taken, watch_health};
 
@@ -187,7 +186,8 @@ impl Nodes {
         Ok(page)
     }
 
-    fn known(&self, id: ShareId) -> Option<Place> {
+    /// Where the share was when it was last asked for, for as long as it is not known to be gone.
+    pub fn known(&self, id: ShareId) -> Option<Place> {
         self.places.lock().get(&id).cloned()
     }
 
@@ -221,7 +221,8 @@ impl Nodes {
     }
 
     /// Asks all nodes, and is content with the first that has the share. When none has it, one that could not be asked
-    /// may be the one: then the share is not unknown, but cannot be reached.
+    /// may be the one: then the share is not unknown, but cannot be reached. Whose it is nobody has said, so what a node
+    /// says of it goes into the log and not to the client.
     async fn search(&self, id: ShareId) -> Result<(Place, Share), Failure> {
         let known = self.known(id);
         let ask = |node: &Arc<Node>| {
@@ -243,14 +244,17 @@ impl Nodes {
                 Ok(share) => return Ok(self.remember(id, &node, share)),
                 Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {}
                 Err(failure) => {
-                    worst.get_or_insert(failure);
+                    if let Failure::Refused(refused) = &failure {
+                        tracing::info!(share = %id, node = node.name, ?refused, "a node cannot tell of a share");
+                    }
+                    worst.get_or_insert(failure.without_words());
                 }
             }
         }
         if let (Some(known), None) = (known, &worst) {
             self.forget(id, &known);
         }
-        Err(worst.unwrap_or_else(|| Failure::Refused(Refused::unknown_share())))
+        Err(worst.unwrap_or_else(Failure::unknown_share))
     }
 }
 
