@@ -290,6 +290,10 @@ impl PoolEntry {
 }
 
 impl Volumes {
+    fn is_of(&self, group: &str) -> bool {
+        self.group.as_ref().is_some_and(|own| own.value == group)
+    }
+
     fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
         Self {
             group: section.required("volume_group", read::lvm_name, report),
