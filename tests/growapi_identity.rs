@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use front::{Answer, Front, JSON, until};
 use identity_service::IdentityService;
-use simulated::{Cluster, GIB, share};
+use simulated::{Cluster, GIB, refusal, share};
+use tonic::Code;
 
 const OWNERS: &str =
     "[[owner]]\nproject = \"p\"\npool = \"home\"\n[[owner]]\nproject = \"q\"\npool = \"work\"\nnode = \"n01\"\n";
@@ -302,6 +303,19 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
     member.extend("p", &share(7), 5).refused(404);
     cluster.nodes[0].with(|state| "p".clone_into(&mut state.shares.get_mut(&share(7)).unwrap().project_id));
     member.extend("p", &share(7), 5).refused(409);
+
+    // growd's words about a share are for whoever is known to own it; of others only the status is told, or nothing at all.
+    let words = "refused with UNSUPPORTED";
+    let refusal = refusal(Code::Unimplemented, "UNSUPPORTED", 501, &[]);
+    cluster.nodes[0].with(|state| state.refusing_looks = Some(refusal));
+    assert_eq!(member.get(&path("p", 7)).refused(501), words);
+    other.get(&path("q", 7)).refused(404);
+    other.extend("q", &share(7), 5).refused(404);
+    for answer in [other.get(&path("q", 9)), other.extend("q", &share(9), 5), admin.get(&path("p", 9))] {
+        assert_eq!(answer.refused(501), "The storage node cannot tell of the share.");
+    }
+    assert!(front.has_logged(words));
+    cluster.nodes[0].with(|state| state.refusing_looks = None);
 
     // A pool that cannot be read is its owner's, and an admin's.
     cluster.nodes[0].with(|state| state.unreadable_pools.push("home".to_owned()));

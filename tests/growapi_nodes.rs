@@ -9,7 +9,7 @@ mod front;
 #[path = "growapi/simulated.rs"]
 mod simulated;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use front::{Front, NOBODY, until};
 use growd::wire::proto::ShareStatus;
@@ -228,9 +228,11 @@ fn a_share_whose_job_cannot_be_told_is_all_that_a_list_lacks() {
         share.set_status(ShareStatus::Extending);
         BROKEN_JOB.clone_into(&mut share.active_job_id);
     });
-    for (list, expected) in
-        [("shares?status=available", &[3][..]), ("shares/detail", &[2, 3]), ("shares/detail?status=extending", &[2])]
-    {
+    let before = cluster.nodes[0].with(|state| state.jobs_asked);
+    let available = front.get("/v2/p/shares?status=available");
+    assert_eq!((&available.json()["shares"][0]["id"], available.header("warning")), (&share(3).into(), None));
+    assert_eq!(cluster.nodes[0].with(|state| state.jobs_asked), before, "no job says that a share is available");
+    for (list, expected) in [("shares/detail", &[2, 3][..]), ("shares/detail?status=extending", &[2])] {
         let before = cluster.nodes[0].with(|state| state.jobs_asked);
         let answer = front.get(&format!("/v2/p/{list}"));
         let body = answer.json();
@@ -239,6 +241,32 @@ fn a_share_whose_job_cannot_be_told_is_all_that_a_list_lacks() {
         assert!(answer.header("warning").is_some_and(|text| text.contains("1 nodes")), "{answer:?}");
         // What the filter has asked for is what is shown.
         assert_eq!(cluster.nodes[0].with(|state| state.jobs_asked) - before, 2, "{list}");
+    }
+}
+
+#[test]
+fn a_node_that_falls_silent_while_a_list_is_made_is_waited_for_once() {
+    let cluster = Cluster::new(2);
+    cluster.nodes[1].hold(&share(0), "home", 2 * GIB);
+    for n in 1..=100 {
+        cluster.nodes[0].hold(&share(n), "home", 2 * GIB);
+        cluster.nodes[0].with(|state| {
+            let share = state.shares.get_mut(&share(n)).unwrap();
+            share.set_status(ShareStatus::Extending);
+            share.active_job_id = n.to_string();
+        });
+    }
+    cluster.nodes[0].with(|state| state.silent_jobs = true);
+    let front = Front::start(cluster.dir.path(), &format!("node_timeout = \"2s\"\n{NOBODY}{}", cluster.config()));
+    // Its health tells that it is there, and so the next list asks it again.
+    for query in ["", "?status=extending"] {
+        until(|| front.get("/v2/p/shares").json()["shares"].as_array().unwrap().len(), |count| *count == 101);
+        let begin = Instant::now();
+        let list = front.get(&format!("/v2/p/shares/detail{query}"));
+        let listed = list.json()["shares"].as_array().unwrap().len();
+        assert_eq!((list.status, listed), (200, usize::from(query.is_empty())));
+        assert!(list.header("warning").is_some_and(|text| text.contains("1 nodes")), "{list:?}");
+        assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
     }
 }
 

@@ -69,6 +69,19 @@ fn extend_passes_on_what_was_typed() {
 }
 
 #[test]
+fn a_dry_run_with_the_id_of_an_earlier_request_shows_its_job() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.extend = VecDeque::from(vec![act(JobState::Failed); 2]));
+    let dry_run = ["extend", SHARE, "3GiB", "--dry-run", "--request-id", REQUEST];
+    let table = fixture.run(&dry_run).exits(8);
+    assert!(table.out.contains("state:          FAILED\n"), "{table:#?}");
+    assert!(table.err.starts_with("the request id stands for a job already"), "{table:#?}");
+    let json = fixture.run(&[&dry_run[..], &["-o", "json"]].concat()).exits(8);
+    assert_eq!(json.json()["job_id"], JOB);
+    json.error();
+}
+
+#[test]
 fn shrink_asks_with_the_same_words_and_tells_what_is_in_use() {
     let fixture = Fixture::new();
     let in_use = [("used_bytes", "2147483648"), ("requested_bytes", "1073741824"), ("share_id", SHARE)];
@@ -303,6 +316,8 @@ fn waiting_outlives_a_restart_of_growd() {
     fixture.restart_server();
     let later: Vec<String> = progress.map(Result::unwrap).collect();
     assert!(later[0].starts_with("connection to growd lost"), "{later:#?}");
+    let words = "growd answers: refused with STORE_UNAVAILABLE; the job goes on, asking again";
+    assert!(later.iter().any(|line| line == words), "{later:#?}");
     assert_eq!(later.last().unwrap(), "SUCCEEDED");
     let ran = Ran::from(waiting.wait_with_output().unwrap()).exits(0);
     assert!(ran.out.contains("state:          SUCCEEDED\n"), "{ran:#?}");

@@ -67,6 +67,7 @@ async fn counts_follow_what_happened() {
     clients.extend(&share(3), MIB).await.unwrap_err();
     clients.extend(&share(9), MIB).await.unwrap_err();
     clients.extend(&share(3), 1 << 60).await.unwrap_err();
+    clients.extend("no share", MIB).await.unwrap_err();
 
     eventually(|| async { samples(9421).contains_key("growd_findings_looked_at_timestamp_seconds") }, |is| *is).await;
     let samples = samples(9421);
@@ -79,6 +80,7 @@ async fn counts_follow_what_happened() {
         ("growd_extends_refused_total{reason=\"SIZE_NOT_GREATER\"}", 1.0),
         ("growd_extends_refused_total{reason=\"SHARE_NOT_FOUND\"}", 1.0),
         ("growd_extends_refused_total{reason=\"POOL_FULL\"}", 1.0),
+        ("growd_extends_refused_total{reason=\"INVALID_SHARE_ID\"}", 1.0),
         ("growd_job_queue_wait_seconds_count", 2.0),
         ("growd_step_duration_seconds_count{driver=\"project-quota\",step=\"set_limit\"}", 2.0),
         ("growd_step_duration_seconds_count{driver=\"project-quota\",step=\"verify\"}", 2.0),

@@ -86,12 +86,24 @@ async fn roles_follow_on_connections_that_are_there_already() {
         ("operators = [\"cn:api\"]", "NOT_MOUNTED"),
         ("readers = [\"cn:api\"]", "FORBIDDEN"),
         ("admins = [\"cn:api\"]", "NOT_MOUNTED"),
-        ("operators = [\"user:no-such-user\"]", "FORBIDDEN"),
     ] {
         growd.configure(&config(access));
         assert!(growd.reload().await);
         assert_eq!(reason(&extend(&channel).await), expected, "{access}");
     }
+    // A slip takes nothing away.
+    growd.configure(&config("operators = [\"group:no-such-group\"]"));
+    assert!(!growd.reload().await);
+    assert_eq!(reason(&extend(&channel).await), "NOT_MOUNTED");
+    let unknown = "configuration: [access]: group:no-such-group is not known on this host, and has no role";
+    assert!(messages(&growd, "ERROR").iter().any(|error| error == unknown), "{:?}", messages(&growd, "ERROR"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_unknown_at_the_start_keeps_growd_from_nothing() {
+    let access = "[access]\noperators = [\"user:no-such-user\"]\n";
+    let (growd, channel) = start(&[access, &pool("a")].concat()).await;
+    assert_eq!(pools(&channel).await, ["a"]);
     let unknown = "[access]: user:no-such-user is not known on this host, and has no role";
     assert!(messages(&growd, "WARN").iter().any(|warning| warning == unknown));
 }

@@ -68,18 +68,13 @@ impl Tcp {
                 None
             }
             _ => {
-                let mut file = |key| section.required(key, read::path, report);
-                let (certificate, key, client_ca) = (file("certificate"), file("key"), file("client_ca"));
-                Some((certificate, key, client_ca))
+                let mut file = |key| section.required(key, read::path, report).map(|at| at.value);
+                let files = (file("certificate"), file("key"), file("client_ca"));
+                let (Some(certificate), Some(key), Some(client_ca)) = files else { return None };
+                Some(TlsFiles { certificate, key, client_ca })
             }
         };
         insecure?;
-        let tls = match tls {
-            Some((certificate, key, client_ca)) => {
-                Some(TlsFiles { certificate: certificate?.value, key: key?.value, client_ca: client_ca?.value })
-            }
-            None => None,
-        };
         Some(Some(Self { address: address?.value, tls }))
     }
 }

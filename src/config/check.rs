@@ -11,6 +11,7 @@ pub fn check(pools: &[PoolEntry], shares: &[ShareEntry], report: &mut Report<'_>
     }
     for (index, share) in shares.iter().enumerate() {
         share_against_pools(share, pools, report);
+        volume_against(share, &shares[..index], pools, report);
         share_against(share, &shares[..index], report);
     }
 }
@@ -41,10 +42,8 @@ fn volumes_against(pool: &PoolEntry, earlier: &[PoolEntry], report: &mut Report<
     {
         report.add(overcommit.offset, Problem::ThickOvercommit);
     }
-    let theirs = earlier.iter().filter_map(|other| other.volumes.as_ref()).find_map(|other| {
-        let same_group = other.group.as_ref().is_some_and(|other| other.value == group.value);
-        other.template.as_ref().filter(|theirs| same_group && theirs.value == mine.value)
-    });
+    let of_group = earlier.iter().filter_map(|other| other.volumes.as_ref()).filter(|other| other.is_of(&group.value));
+    let theirs = of_group.filter_map(|other| other.template.as_ref()).find(|theirs| theirs.value == mine.value);
     if let Some(theirs) = theirs {
         let line = report.line_of(theirs.offset);
         let (group, theirs) = (group.value.clone(), theirs.value.to_string());
@@ -88,13 +87,28 @@ fn share_in_pool(share: &ShareEntry, pool: &PoolEntry, report: &mut Report<'_>) 
     if own_at.is_none() {
         report.add(share.offset, Problem::MissingKey { key: own, place: Place::Share });
     }
-    if let (Some(At { offset, value: name }), Some(volumes)) = (&share.volume, &pool.volumes)
-        && let Some(template) = volumes.template.as_ref().filter(|template| template.value.share_of(name).is_some())
-    {
-        let (line, theirs) = (report.line_of(template.offset), template.value.to_string());
-        let group = volumes.group.as_ref().map(|group| group.value.clone()).unwrap_or_default();
-        report.add(*offset, Problem::VolumesMeet { mine: name.clone(), theirs, group, line });
+}
+
+/// A volume is one share, whatever pools of its group there are.
+fn volume_against(share: &ShareEntry, earlier: &[ShareEntry], pools: &[PoolEntry], report: &mut Report<'_>) {
+    let (Some(At { offset, value: mine }), Some(group)) = (&share.volume, group_of(share, pools)) else { return };
+    let of_group = pools.iter().filter_map(|pool| pool.volumes.as_ref()).filter(|volumes| volumes.is_of(group));
+    let template =
+        of_group.filter_map(|volumes| volumes.template.as_ref()).find(|at| at.value.share_of(mine).is_some());
+    let others = earlier.iter().filter(|other| group_of(other, pools) == Some(group));
+    let other = others.filter_map(|other| other.volume.as_ref()).find(|other| other.value == *mine);
+    let meets = [template.map(|at| (at.offset, at.value.to_string())), other.map(|at| (at.offset, at.value.clone()))];
+    for (at, theirs) in meets.into_iter().flatten() {
+        let (mine, group, line) = (mine.clone(), group.to_owned(), report.line_of(at));
+        report.add(*offset, Problem::VolumesMeet { mine, theirs, group, line });
     }
+}
+
+/// The volume group of the share's pool.
+fn group_of<'p>(share: &ShareEntry, pools: &'p [PoolEntry]) -> Option<&'p str> {
+    let own = share.pool.as_ref()?;
+    let pool = pools.iter().find(|pool| pool.name.as_ref().is_some_and(|name| name.value == own.value))?;
+    Some(&pool.volumes.as_ref()?.group.as_ref()?.value)
 }
 
 fn share_against(share: &ShareEntry, earlier: &[ShareEntry], report: &mut Report<'_>) {
@@ -103,18 +117,6 @@ fn share_against(share: &ShareEntry, earlier: &[ShareEntry], report: &mut Report
     {
         let line = report.line_of(other.offset);
         report.add(id.offset, Problem::ShareRepeated { share: id.value, line });
-    }
-    if let (Some(mine), Some(pool)) = (&share.volume, &share.pool)
-        && let Some(theirs) = earlier.iter().find_map(|other| {
-            let same_pool = other.pool.as_ref().is_some_and(|other| other.value == pool.value);
-            other.volume.as_ref().filter(|theirs| same_pool && theirs.value == mine.value)
-        })
-    {
-        let (line, theirs) = (report.line_of(theirs.offset), theirs.value.clone());
-        report.add(
-            mine.offset,
-            Problem::VolumesMeet { mine: mine.value.clone(), theirs, group: pool.value.to_string(), line },
-        );
     }
     let Some(At { offset, value: mine }) = &share.path else { return };
     for At { offset: at, value: theirs } in earlier.iter().filter_map(|other| other.path.as_ref()) {

@@ -11,7 +11,7 @@ use tracing_subscriber::filter::Targets;
 
 use super::problem::{ConfigError, Hint, Place, Problem};
 use super::read::{self, At, Report, Section};
-use crate::model::PoolName;
+use crate::model::{Credentials, PoolName};
 
 /// What growapi is told at its start, and again by SIGHUP.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,8 @@ pub struct ApiConfig {
     pub log: Option<Targets>,
     /// At least one, in the order of their names.
     pub nodes: Vec<NodeConfig>,
-    pub tls: Option<TlsConfig>,
+    /// What nodes behind https are shown.
+    pub tls: Option<Credentials>,
     pub identity: IdentityConfig,
     pub owners: Vec<OwnerConfig>,
 }
@@ -37,14 +38,6 @@ pub struct NodeConfig {
     pub name: String,
     /// As `wire::client` takes it.
     pub endpoint: String,
-}
-
-/// PEM files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsConfig {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-    pub ca: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,10 +98,12 @@ impl ApiConfig {
         let node_timeout = top.optional("node_timeout", PATIENCE, read::duration, report);
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
         let metrics = top.table("metrics", Place::Metrics, report);
-        let metrics = metrics.map(|section| section.optional("listen", METRICS, read::address, report));
+        let metrics =
+            metrics.map_or(Some(None), |section| section.optional("listen", METRICS, read::address, report).map(Some));
         let log = top.table("log", Place::Log, report);
         let log = log.and_then(|section| section.required("level", read::level, report));
-        let tls = top.table("tls", Place::Tls, report).map(|section| read_tls(&section, report));
+        let tls = top.table("tls", Place::Tls, report);
+        let tls = tls.map_or(Some(None), |section| read_tls(&section, report).map(Some));
         let nodes = top.tables("node", Place::Node, report)?;
         if nodes.is_empty() {
             report.add(0, Problem::NoNode);
@@ -126,27 +121,21 @@ impl ApiConfig {
             public_url,
             node_timeout: node_timeout?,
             request_timeout: request_timeout?,
-            metrics: match metrics {
-                Some(address) => Some(address?),
-                None => None,
-            },
+            metrics: metrics?,
             log: log.map(|at| at.value),
             nodes: nodes.into_values().map(|node| node.value).collect(),
-            tls: match tls {
-                Some(tls) => Some(tls?),
-                None => None,
-            },
+            tls: tls?,
             identity: identity?,
             owners,
         })
     }
 }
 
-fn read_tls(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<TlsConfig> {
+fn read_tls(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<Credentials> {
     let certificate = section.required("certificate", read::path, report);
     let key = section.required("key", read::path, report);
     let ca = section.required("ca", read::path, report);
-    Some(TlsConfig { certificate: certificate?.value, key: key?.value, ca: ca?.value })
+    Some(Credentials { certificate: certificate?.value, key: key?.value, ca: ca?.value })
 }
 
 /// The nodes by their names, as far as they could be read.
@@ -177,7 +166,7 @@ fn read_nodes(all: &[Section<'_, '_>], tls: bool, report: &mut Report<'_>) -> BT
 
 fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<IdentityConfig> {
     let kind = section.required("kind", read::identity_kind, report)?.value;
-    section.only_for(kind, Place::IDENTITY_KEYS, keys_of(kind), report);
+    section.only_for(kind, &["kind"], keys_of(kind), report);
     match kind {
         "token-file" => Some(IdentityConfig::TokenFile(section.required("token_file", read::path, report)?.value)),
         "keystone" => {

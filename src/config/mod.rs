@@ -18,7 +18,7 @@ use toml::de::DeTable;
 use tracing_subscriber::filter::Targets;
 
 pub use access::{Access, Tcp};
-pub use growapi::{ApiConfig, IdentityConfig, KeystoneConfig, NodeConfig, OwnerConfig, TlsConfig};
+pub use growapi::{ApiConfig, IdentityConfig, KeystoneConfig, NodeConfig, OwnerConfig};
 pub use problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use read::{At, Report, Section};
 
@@ -147,7 +147,8 @@ impl Config {
             retention_jobs = retention.optional("jobs", DEFAULT_JOBS, read::count, report);
         }
         let metrics = top.table("metrics", Place::Metrics, report);
-        let metrics = metrics.map(|section| section.optional("listen", DEFAULT_METRICS, read::address, report));
+        let metrics = metrics
+            .map_or(Some(None), |section| section.optional("listen", DEFAULT_METRICS, read::address, report).map(Some));
         let log = top.table("log", Place::Log, report);
         let log = log.and_then(|section| section.required("level", read::level, report));
         let traces = top.table("traces", Place::Traces, report);
@@ -172,10 +173,7 @@ impl Config {
             max_active_jobs: max_active_jobs?,
             retention_age: retention_age?,
             retention_jobs: retention_jobs?,
-            metrics: match metrics {
-                Some(address) => Some(address?),
-                None => None,
-            },
+            metrics: metrics?,
             log: log.map(|at| at.value),
             traces: traces.map(|at| at.value),
             pools: pools.into_iter().map(|pool| pool.into_config(&shares)).collect::<Option<_>>()?,
@@ -241,7 +239,7 @@ impl PoolEntry {
         let driver = section.required("driver", read::driver, report);
         let kind = driver.as_ref().map(|driver| driver.value);
         if let Some(kind) = kind {
-            section.only_for(kind.as_str(), Place::DRIVER_KEYS, &keys_of(kind), report);
+            section.only_for(kind.as_str(), &["name", "driver", "reserve"], keys_of(kind), report);
         }
         let volumes = (kind == Some(DriverKind::Lvm)).then(|| Volumes::read(section, report));
         Self {
@@ -290,6 +288,10 @@ impl PoolEntry {
 }
 
 impl Volumes {
+    fn is_of(&self, group: &str) -> bool {
+        self.group.as_ref().is_some_and(|own| own.value == group)
+    }
+
     fn read(section: &Section<'_, '_>, report: &mut Report<'_>) -> Self {
         Self {
             group: section.required("volume_group", read::lvm_name, report),
@@ -302,11 +304,11 @@ impl Volumes {
 }
 
 /// The keys of `[[pool]]` that a driver has besides those of all.
-fn keys_of(driver: DriverKind) -> Vec<&'static str> {
+const fn keys_of(driver: DriverKind) -> &'static [&'static str] {
     match driver {
-        DriverKind::ProjectQuota | DriverKind::Btrfs => vec!["path", "overcommit"],
-        DriverKind::Image => vec!["path", "overcommit", "allow_any_growth"],
-        DriverKind::Lvm => vec![
+        DriverKind::ProjectQuota | DriverKind::Btrfs => &["path", "overcommit"],
+        DriverKind::Image => &["path", "overcommit", "allow_any_growth"],
+        DriverKind::Lvm => &[
             "volume_group",
             "volume",
             "thin_pool",

@@ -221,31 +221,6 @@ impl Place {
             _ => "driver",
         }
     }
-
-    /// The keys of `[identity]` that not every kind has.
-    pub(super) const IDENTITY_KEYS: &'static [&'static str] = &[
-        "token_file",
-        "auth_url",
-        "username",
-        "password_file",
-        "user_domain",
-        "project",
-        "project_domain",
-        "ca",
-        "cache",
-    ];
-
-    /// The keys of `[[pool]]` that not every driver has.
-    pub(super) const DRIVER_KEYS: &'static [&'static str] = &[
-        "path",
-        "volume_group",
-        "volume",
-        "thin_pool",
-        "max_data_percent",
-        "max_metadata_percent",
-        "overcommit",
-        "allow_any_growth",
-    ];
 }
 
 impl fmt::Display for Place {

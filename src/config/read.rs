@@ -137,11 +137,11 @@ impl<'d, 't> Section<'d, 't> {
         self.table.get(key).map(|value| value.span().start)
     }
 
-    /// Reports those of `keys` that only other kinds of the table have.
-    pub fn only_for(&self, kind: &'static str, keys: &[&str], own: &[&str], report: &mut Report<'_>) {
+    /// Reports the keys that only other kinds of the table have: all but those of every kind and its own.
+    pub fn only_for(&self, kind: &'static str, common: &[&str], own: &[&str], report: &mut Report<'_>) {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
-            if keys.contains(&name) && !own.contains(&name) {
+            if self.place.keys().contains(&name) && !common.contains(&name) && !own.contains(&name) {
                 let of = self.place.kind();
                 report.add(key.span().start, Problem::OtherKindsKey { key: name.to_owned(), of, kind });
             }

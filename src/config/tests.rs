@@ -261,6 +261,39 @@ fn missing_keys_are_all_named() {
 }
 
 #[test]
+fn a_volume_is_one_share_whatever_pools_of_its_group_there_are() {
+    let pool = |name: &str, group: &str, volume: &str| {
+        format!(
+            "[[pool]]\nname = \"{name}\"\ndriver = \"lvm\"\nvolume_group = \"{group}\"\nvolume = \"{volume}{{share_id}}\"\n"
+        )
+    };
+    let share = |n: usize, pool: &str, volume: &str| {
+        let id = format!("7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a{n:02}");
+        format!("[[share]]\nid = \"{id}\"\npool = \"{pool}\"\nvolume = \"{volume}\"\n")
+    };
+    let text = [
+        pool("a", "vg0", "a-"),
+        pool("b", "vg0", "b-"),
+        pool("c", "vg1", "a-"),
+        pool("d", "vg1", "a-"),
+        share(1, "a", &format!("b-{ID}")),
+        share(2, "a", "legacy"),
+        share(3, "b", "legacy"),
+        share(4, "c", "legacy"),
+        share(5, "c", &format!("b-{ID}")),
+    ]
+    .concat();
+    assert_eq!(
+        refused(&text),
+        [
+            "20:10: volume: a-{share_id} and a-{share_id} of line 15 can be the same volume of vg1".to_owned(),
+            format!("24:10: volume: b-{ID} and b-{{share_id}} of line 10 can be the same volume of vg0"),
+            "32:10: volume: legacy and legacy of line 28 can be the same volume of vg0".to_owned(),
+        ]
+    );
+}
+
+#[test]
 fn entries_are_checked_against_each_other_and_all_is_said() {
     let pool = |name: &str, path: &str| POOL.replace("home", name).replace("/srv/shares/{share_id}", path);
     let share =

@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tracing::{error, info, warn};
 
 use super::access;
@@ -47,6 +47,11 @@ impl Reload {
 
     fn follow(&mut self) -> Result<()> {
         let new = Config::load(&self.path)?;
+        let (rules, problems) = access::rules(&new.access);
+        // At a start they cost only their own roles, or growd would not serve. Here they would take away what is there.
+        if !problems.is_empty() {
+            bail!(problems.join("\n"));
+        }
         for key in need_a_restart(&self.config, &new) {
             warn!("{key} has changed in the configuration, which growd follows at its next start");
         }
@@ -55,8 +60,6 @@ impl Reload {
             tls.replace(files.clone()).context("[tcp] of the configuration")?;
         }
         // From here on nothing fails.
-        let (rules, problems) = access::rules(&new.access);
-        problems.iter().for_each(|problem| warn!("{problem}"));
         super::warn_of_missing_directories(&new);
         self.log.set_level(new.log.clone());
         self.control.set_rules(rules);

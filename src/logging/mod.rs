@@ -43,6 +43,9 @@ pub struct LevelError {
     text: String,
 }
 
+/// Who changed what is logged at every level, unless a level of its own is given to it: `warn,audit=off`.
+const AUDIT: (&str, LevelFilter) = ("audit", LevelFilter::INFO);
+
 /// A level, and others for parts of the code behind it: `info,growd::driver=debug`.
 ///
 /// # Errors
@@ -55,7 +58,7 @@ pub fn level(text: &str) -> Result<Targets, LevelError> {
         text => text.parse::<LevelFilter>().map_err(|_| wrong()),
     };
     let mut parts = text.split(',');
-    let mut targets = Targets::new().with_default(level(parts.next().unwrap_or_default())?);
+    let mut targets = Targets::from_iter([AUDIT]).with_default(level(parts.next().unwrap_or_default())?);
     for part in parts {
         let (target, of_target) = part.split_once('=').ok_or_else(wrong)?;
         targets = targets.with_target(target.trim(), level(of_target)?);
@@ -162,6 +165,10 @@ mod tests {
         assert!(!enabled(&told, "growd::store", tracing::Level::DEBUG));
         assert!(!enabled(&told, "growd::wire", tracing::Level::WARN));
         assert!(!enabled(&level("off").unwrap(), "growd", tracing::Level::ERROR));
+        for quiet in ["warn", "off", "error,growd::wire=off"] {
+            assert!(enabled(&level(quiet).unwrap(), "audit", tracing::Level::INFO), "{quiet}");
+        }
+        assert!(!enabled(&level("warn,audit=off").unwrap(), "audit", tracing::Level::ERROR));
         for slip in ["", "inof", "growd=debug", "info,debug", "info,growd=loud", "info,"] {
             assert_eq!(level(slip), Err(LevelError { text: slip.to_owned() }));
         }

@@ -98,6 +98,16 @@ impl fmt::Display for Name {
     }
 }
 
+/// What a client of a TLS listener needs, as PEM files: whom it believes, and who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The authorities of growd's certificate.
+    pub ca: PathBuf,
+    /// The client's own certificate, with those between it and its authority, and its key.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
 /// PEM files of a listener that asks every caller for a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {

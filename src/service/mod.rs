@@ -45,15 +45,6 @@ impl Service {
     /// # Errors
     /// Every refusal of an extend, or of a shrink.
     pub async fn resize(&self, request: SizeRequest) -> Result<Job, Refusal> {
-        let kind = request.kind;
-        let answer = self.admit(request).await;
-        if let Err(refusal) = &answer {
-            self.engine.meters.refused(kind, refusal.reason());
-        }
-        answer
-    }
-
-    async fn admit(&self, request: SizeRequest) -> Result<Job, Refusal> {
         let engine = &self.engine;
         if let Some(problem) = &*engine.store.failure().borrow() {
             return Err(store_refusal(&StoreError::Write { problem: problem.clone() }));

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::{join_all, try_join_all};
+use tokio::time::timeout;
 
 use super::{Service, admission};
 use crate::driver::{Driver, DriverError, Observed, Problem};
@@ -16,6 +17,12 @@ use crate::model::{
 
 /// A step that has been at work for so long is reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// After so long a list of all pools goes without the names, and without the sizes, of a pool's shares: growapi waits 10 s
+/// for the node, and the shares of the other pools shall be there.
+const NAMES_WITHIN: Duration = Duration::from_secs(5);
+const SIZES_WITHIN: Duration = Duration::from_secs(9);
+/// As long as [`Pool::call`] waits.
+const PATIENT: Duration = Duration::MAX;
 const WAITING: &str = "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself";
 
 /// The node at one moment.
@@ -54,7 +61,7 @@ impl Service {
     }
 
     /// Shares in the order of their ids, of one pool or of all, from behind `after` on. With a project those whose places
-    /// say it, or say none when it is empty.
+    /// say it, or say none when it is empty. A list of all pools waits for none of them for long.
     ///
     /// # Errors
     /// INVALID_REQUEST for an unknown pool; NOT_MOUNTED when the only pool asked for is not there; STORE_UNAVAILABLE.
@@ -72,6 +79,9 @@ impl Service {
                 problem: format!("{:?} is not in the configuration", name.as_str()),
             })?],
         };
+        let begun = Instant::now();
+        let (names_within, sizes_within) =
+            if pool.is_none() { (NAMES_WITHIN, SIZES_WITHIN) } else { (PATIENT, PATIENT) };
         let mut places: Vec<(ShareId, usize)> = Vec::new();
         let listed = |pool: &Arc<Pool>| {
             let (pool, project) = (Arc::clone(pool), project.cloned());
@@ -84,7 +94,7 @@ impl Service {
                 // One more than the page has tells whether there is another page.
                 Ok(shares.iter().skip(first).take(size.saturating_add(1)).copied().collect::<Vec<ShareId>>())
             };
-            async move { pool.call(list).await }
+            async move { within(names_within, &pool, pool.call(list)).await }
         };
         let lists = join_all(pools.iter().map(listed)).await;
         let mut unreadable = Vec::new();
@@ -99,9 +109,10 @@ impl Service {
         places.sort_unstable();
         let more = places.len() > size;
         places.truncate(size);
+        let limit = sizes_within.saturating_sub(begun.elapsed());
         let pages = pools.iter().enumerate().map(|(index, pool)| {
             let own = places.iter().filter(|(_, place)| *place == index).map(|(share, _)| *share);
-            self.report_all(pool, own.collect(), project)
+            self.report_all(pool, own.collect(), project, limit)
         });
         let pages = try_join_all(pages).await?;
         let mut shares: Vec<ShareReport> = pages.into_iter().flatten().collect();
@@ -116,10 +127,11 @@ impl Service {
         pool: &Arc<Pool>,
         shares: Vec<ShareId>,
         project: Option<&ProjectLabel>,
+        limit: Duration,
     ) -> Result<Vec<ShareReport>, Refusal> {
         // The jobs are asked first: a size that is read later is never older than the status says.
         let jobs = shares.iter().map(|share| self.jobs_of(*share)).collect::<Result<Vec<Jobs>, Refusal>>()?;
-        let observed = observe_all(pool, &shares, project).await;
+        let observed = observe_all(pool, &shares, project, limit).await;
         let all = shares.into_iter().zip(observed).zip(jobs);
         Ok(all.map(|((share, observed), jobs)| report(pool, share, observed, jobs)).collect())
     }
@@ -210,7 +222,7 @@ impl Service {
             return findings;
         }
         let Ok(shares) = pool.call(|driver| driver.shares()).await else { return findings };
-        let observed = observe_all(pool, &shares, None).await;
+        let observed = observe_all(pool, &shares, None, PATIENT).await;
         for (share, observed) in shares.iter().zip(observed) {
             for problem in observed.problems {
                 // What holds for the whole pool has been said, maybe with a figure of a moment ago.
@@ -266,12 +278,18 @@ impl Service {
 }
 
 /// Shares of one pool as the kernel has them; those that cannot be read have a problem that says why.
-async fn observe_all(pool: &Pool, shares: &[ShareId], project: Option<&ProjectLabel>) -> Vec<Observed> {
+async fn observe_all(
+    pool: &Pool,
+    shares: &[ShareId],
+    project: Option<&ProjectLabel>,
+    limit: Duration,
+) -> Vec<Observed> {
     if shares.is_empty() {
         return Vec::new();
     }
     let asked = shares.to_vec();
-    let observed: Vec<Result<Observed, Refusal>> = match pool.call(move |driver| Ok(driver.observe_all(&asked))).await {
+    let answer = pool.call(move |driver| Ok(driver.observe_all(&asked)));
+    let observed: Vec<Result<Observed, Refusal>> = match within(limit, pool, answer).await {
         Ok(observed) => observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect(),
         Err(refusal) => shares.iter().map(|_| Err(refusal.clone())).collect(),
     };
@@ -284,6 +302,16 @@ async fn observe_all(pool: &Pool, shares: &[ShareId], project: Option<&ProjectLa
         problems: vec![Problem::blocking(refusal, "growctl doctor".to_owned())],
     };
     observed.into_iter().map(|observed| observed.unwrap_or_else(unreadable)).collect()
+}
+
+/// What a pool answers in this time, or STUCK.
+async fn within<T>(
+    limit: Duration,
+    pool: &Pool,
+    answer: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let stuck = || Refusal::Stuck { pool: pool.name.clone(), waited: limit };
+    timeout(limit, answer).await.unwrap_or_else(|_| Err(stuck()))
 }
 
 /// What the jobs say of a share.

@@ -190,6 +190,10 @@ impl Committer {
             return;
         }
         self.mark();
+        // Here, since whoever asks for it shall not wait for the disk.
+        if let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok()) {
+            self.shared.size.store(size, Ordering::Relaxed);
+        }
         let every = SWEEP_EVERY.min(self.retention.age / SWEEPS);
         if self.swept_at.is_none_or(|at| at.elapsed() > every) {
             self.count();

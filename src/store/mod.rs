@@ -61,6 +61,8 @@ struct Shared {
     index: RwLock<Index>,
     /// Up to which commit number all is on disk and in the index.
     durable: AtomicU64,
+    /// What the database took on disk when it was last looked at.
+    size: AtomicU64,
     /// Why the store cannot be written; `None` when it can.
     failure: watch::Sender<Option<String>>,
     /// Since when the committer is at the work that it is at.
@@ -179,9 +181,9 @@ impl Store {
         self.len() == 0
     }
 
-    /// Bytes that the database takes on disk; 0 when that cannot be told.
+    /// Bytes that the database took on disk some seconds ago.
     pub fn size_on_disk(&self) -> u64 {
-        self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok()).unwrap_or(0)
+        self.shared.size.load(Ordering::Relaxed)
     }
 
     /// Why the store cannot be written, as it changes; `None` when it can.

@@ -39,7 +39,7 @@ const TICK: Duration = Duration::from_secs(10);
 /// sled has seven threads that look for work once a second, though they are woken when there is any.
 const SLED_MAY_SLEEP_ON: Duration = Duration::from_secs(60);
 
-const NEXT: &str = "Nothing was changed. `growd store verify` shows what is readable, `growd store export` saves it as \
+const NEXT: &str = "growd has changed nothing. `growd store verify` shows what is readable, `growd store export` saves it as \
     JSON lines, `growd store set-aside` moves the store away so that growd starts with an empty one: sizes are always \
     read from the kernel, only the history and the unfinished jobs go";
 
@@ -104,7 +104,12 @@ fn open_above(
         Ok(opened) => opened,
         Err(error) => {
             // Only one of the two can be answered, and this one says what is to be seen to first.
-            original.put_back().inspect_err(|_| warn!("{error}"))?;
+            let is_as_before = original.put_back().inspect_err(|_| warn!("{error}"))?;
+            if exists && !is_as_before {
+                warn!(
+                    "after a stop in order growd keeps no copy: sled has opened this store and may have written to it"
+                );
+            }
             return Err(error);
         }
     };
@@ -118,10 +123,11 @@ fn open_above(
         sync_dir(created).map_err(|source| OpenError::io("cannot sync", created, source))?;
     }
     files.write_mark(scan.commit).map_err(|source| OpenError::io("cannot write", &files.mark(), source))?;
-    let on_disk = db.size_on_disk().unwrap_or(0);
+    let mut on_disk = db.size_on_disk().unwrap_or(0);
     if on_disk > bloat_floor && on_disk > BLOAT_RATIO * scan.live_bytes {
         db = compact(&files, db).map_err(damaged)?;
-        info!(before = on_disk, after = db.size_on_disk().unwrap_or(0), "compacted the job store");
+        let before = std::mem::replace(&mut on_disk, db.size_on_disk().unwrap_or(0));
+        info!(before, after = on_disk, "compacted the job store");
     }
 
     let (failure, _) = watch::channel(None);
@@ -129,6 +135,7 @@ fn open_above(
         db: RwLock::new(Some(db)),
         index: RwLock::new(Index::from(std::mem::take(&mut scan.jobs).as_slice())),
         durable: AtomicU64::new(scan.commit),
+        size: AtomicU64::new(on_disk),
         failure,
         at_work_since: Mutex::default(),
         meters: OnceLock::new(),

@@ -43,13 +43,13 @@ impl<'a> Original<'a> {
         Ok(original)
     }
 
-    /// Has the store as it was when the copy was made.
+    /// Has the store as it was when the copy was made, or tells that there is no copy.
     ///
     /// # Errors
     /// When the copy cannot be written to the disk or put in place; it stays then.
-    pub fn put_back(self) -> Result<(), OpenError> {
+    pub fn put_back(self) -> Result<bool, OpenError> {
         if !self.copy.exists() {
-            return Ok(());
+            return Ok(false);
         }
         let (jobs, changed) = (self.files.jobs(), self.files.looked_at());
         // On disk before the other goes. Under a name that no start puts back before the exchange, after which it is the
@@ -59,7 +59,7 @@ impl<'a> Original<'a> {
             sync_dir(self.files.dir())
         });
         exchanged.map_err(|source| OpenError::io("cannot put back", &jobs, source))?;
-        remove_tree(&changed)
+        remove_tree(&changed).map(|()| true)
     }
 
     /// Leaves the copy to be removed: what is in the store now is right, and will be written to.
@@ -92,7 +92,7 @@ pub fn settle(files: &Files) -> Result<(), OpenError> {
             remove_tree(&path)?;
         }
     }
-    Original { files, copy }.put_back()
+    Original { files, copy }.put_back().map(drop)
 }
 
 /// Where the copy of this boot is.

@@ -60,7 +60,8 @@ pub fn held_socket() -> io::Result<Option<UnixListener>> {
     let mut passed = sd_notify::listen_fds()?;
     let Some(fd) = passed.next() else { return Ok(None) };
     if passed.next().is_some() {
-        return Err(io::Error::other("there is more than one, and growd serves one"));
+        let problem = "there is more than one, and growd serves one; an empty ListenStream= drops those before it";
+        return Err(io::Error::other(problem));
     }
     // SAFETY: the manager has opened this descriptor for this very process (LISTEN_PID), and nobody else owns it, since
     // this function is called once. What kind of socket it is, its address tells.

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::proto::share_service_client::ShareServiceClient;
 use super::proto::{ExtendShareRequest, Job, ShrinkShareRequest};
+pub use crate::model::Credentials;
 use crate::model::{JobKind, ShareId, TraceParent};
 
 /// Where growd listens unless its configuration says otherwise.
@@ -26,16 +27,6 @@ pub const DEFAULT_ENDPOINT: &str = "unix:/run/growd/growd.sock";
 /// one that has nothing to say.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// What TLS needs, as PEM files: whom the client believes, and who it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// The authorities of growd's certificate.
-    pub ca: PathBuf,
-    /// The client's own certificate, with those between it and its authority, and its key.
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

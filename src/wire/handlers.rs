@@ -14,13 +14,16 @@ use super::proto::job_service_server::JobService;
 use super::proto::node_service_server::NodeService;
 use super::proto::share_service_server::ShareService;
 use super::{audit, convert, proto, status::status};
+use crate::meters::Meters;
 use crate::model::{Job, PoolName, Refusal};
 use crate::service::{Selection, Service};
 
-/// Answers all three services. Empty until growd has read its store and taken up what a restart interrupted.
-#[derive(Clone, Default)]
+/// Answers all three services.
+#[derive(Clone)]
 pub struct Handlers {
+    /// Empty until growd has read its store and taken up what a restart interrupted.
     pub service: Arc<OnceLock<Arc<Service>>>,
+    pub meters: Arc<Meters>,
 }
 
 impl Handlers {
@@ -30,12 +33,15 @@ impl Handlers {
     }
 
     async fn resize<T: Into<convert::Asked>>(&self, request: Request<T>) -> Result<Response<proto::Job>, Status> {
-        let service = self.service().cloned();
+        let (service, meters) = (self.service().cloned(), Arc::clone(&self.meters));
         let (caller, trace) = (caller(&request), request.extensions().get().copied());
-        let request = request.into_inner().into();
+        let request: convert::Asked = request.into_inner().into();
         Self::change(async move {
             let resize = async { service?.resize(convert::size_request(&request, caller.to_string(), trace)?).await };
             let answer = resize.await;
+            if let Err(refusal) = &answer {
+                meters.refused(request.kind, refusal.reason());
+            }
             audit::resize(&caller, &request, &answer);
             answer
         })

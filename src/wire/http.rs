@@ -6,10 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use prometheus::{Encoder, Registry, TEXT_FORMAT, TextEncoder};
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -27,6 +31,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// which may be open run out.
 pub async fn serve_scrapers(listener: TcpListener, router: Router) {
     serve(listener, router, SCRAPERS_MOST, SCRAPE_LIMIT, pending()).await;
+}
+
+/// What the registry has, in Prometheus' text format.
+pub fn exposition(registry: &Registry) -> Response {
+    let mut text = Vec::new();
+    match TextEncoder::new().encode(&registry.gather(), &mut text) {
+        Ok(()) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 /// Serves until `stop`. There are `most` connections at once; more wait in the listener's queue. A client may take

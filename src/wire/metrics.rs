@@ -9,11 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use prometheus::core::Collector;
-use prometheus::{Encoder, Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 
 use super::http;
@@ -64,10 +63,7 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
-    match metrics.render() {
-        Ok(text) => ([(CONTENT_TYPE, TextEncoder::new().format_type().to_owned())], text).into_response(),
-        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    metrics.answer()
 }
 
 impl Metrics {
@@ -120,7 +116,7 @@ impl Metrics {
         })
     }
 
-    fn render(&self) -> Result<String, Error> {
+    fn answer(&self) -> Response {
         let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         let node = self.service.node();
         for (state, count) in [("QUEUED", node.queued), ("RUNNING", node.running)] {
@@ -131,9 +127,7 @@ impl Metrics {
         self.store_bytes.set(i64::try_from(node.store_bytes).unwrap_or(i64::MAX));
         self.store_writable.set(i64::from(!node.store_failed));
         self.draining.set(i64::from(node.draining));
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        String::from_utf8(text).map_err(|error| Error::Msg(error.to_string()))
+        http::exposition(&self.registry)
     }
 
     async fn look_at_pools(self: Arc<Self>) {

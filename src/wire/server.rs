@@ -76,7 +76,7 @@ pub enum ServeError {
     Listen { path: String, source: io::Error },
     #[error(
         "systemd holds the socket {held}, but the configuration has listen = \"unix:{path}\"; make them the same with \
-        `systemctl edit growd.socket`"
+        `systemctl edit growd.socket`: an empty ListenStream= drops the one before, another names the new one"
     )]
     OtherSocket { held: String, path: String },
     #[error("the server failed")]
@@ -152,7 +152,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(Control, impl Future<Output = Result<(), ServeError>>), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let handlers = Handlers::default();
+    let handlers = Handlers { service: Arc::default(), meters: Arc::clone(&meters) };
     let guard = Arc::new(Guard::new(rules, Arc::clone(&meters)));
     let control = Control { service: Arc::clone(&handlers.service), health, guard: Arc::clone(&guard) };
     control.set_serving(false).await;

@@ -48,6 +48,10 @@ pub struct State {
     pub shares: BTreeMap<String, Share>,
     pub jobs: BTreeMap<String, Job>,
     pub unreadable_pools: Vec<String>,
+    /// Answers GetShare.
+    pub refusing_looks: Option<Status>,
+    /// GetJob is not answered.
+    pub silent_jobs: bool,
     /// Requests of both kinds that were received.
     pub extends: Vec<ExtendShareRequest>,
     pub shrinks: Vec<ShrinkShareRequest>,
@@ -194,6 +198,9 @@ impl ShareService for Simulated {
 
     async fn get_share(&self, request: Request<GetShareRequest>) -> Result<Response<Share>, Status> {
         let mood = self.mood().await?;
+        if let Some(status) = self.with(|state| state.refusing_looks.clone()) {
+            return Err(status);
+        }
         let share = self.with(|state| state.shares.get(&request.get_ref().share_id).cloned());
         let mut share = share.ok_or_else(unknown_share)?;
         if matches!(mood, Mood::Wrong) {
@@ -228,10 +235,13 @@ impl JobService for Simulated {
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
         let id = &request.get_ref().job_id;
-        let job = self.with(|state| {
+        let (job, silent) = self.with(|state| {
             state.jobs_asked += 1;
-            state.jobs.get(id).cloned()
+            (state.jobs.get(id).cloned(), state.silent_jobs)
         });
+        if silent {
+            std::future::pending::<()>().await;
+        }
         if id == BROKEN_JOB {
             return Err(refusal(Code::Unavailable, "STORE_UNAVAILABLE", 503, &[]));
         }

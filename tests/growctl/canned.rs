@@ -84,7 +84,8 @@ impl Canned {
         match act {
             Some(Act::Job(mut job)) => {
                 job.request_id = request_id.unwrap_or_default();
-                if validate_only {
+                // One that has ended is an earlier request's.
+                if validate_only && job.state() == JobState::Queued {
                     job.job_id.clear();
                 }
                 Ok(Response::new(*job))

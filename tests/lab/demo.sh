@@ -3,7 +3,7 @@
 # an image bounds it, refusals say why, and a daemon that is killed finishes what it had accepted. Argument: the directory of the binaries. Stops at the first step that fails.
 set -euo pipefail
 bin=$(realpath "$1")
-export PATH="$bin:$PATH" GROWD_ENDPOINT=unix:/run/growd/growd.sock RUST_LOG=warn
+export PATH="$bin:$PATH" GROWD_ENDPOINT=unix:/run/growd/growd.sock RUST_LOG=warn,audit=off
 
 say() { printf '\n== %s\n' "$*"; }
 fail() { printf 'DEMO FAILED: %s\n' "$*" >&2; exit 1; }

@@ -3,7 +3,7 @@
 # Prometheus that scrapes it, and draw_dashboard.py, which asks that Prometheus what Grafana would. Arguments: the directory
 # of the binaries, where the picture goes, and what it says of the growd that it shows. Stops at the first step that fails.
 set -euo pipefail
-export PATH="$(realpath "$1"):$PATH" GROWD_ENDPOINT=unix:/run/growd/growd.sock RUST_LOG=error
+export PATH="$(realpath "$1"):$PATH" GROWD_ENDPOINT=unix:/run/growd/growd.sock RUST_LOG=error,audit=off
 picture=$2 of=$3
 here=$(dirname "$(realpath "$0")")
 readonly SHARES=40 VOLUMES=6 THIN=3

@@ -141,7 +141,7 @@ fn collect(dir: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
 
 fn command(arguments: &[&str], config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_growd"));
-    command.args(arguments).arg("--config").arg(config).env("RUST_LOG", "warn").stdin(Stdio::null());
+    command.args(arguments).arg("--config").arg(config).env("RUST_LOG", "warn,audit=off").stdin(Stdio::null());
     command
 }
 

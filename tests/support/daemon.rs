@@ -93,7 +93,7 @@ impl Daemon {
         Command::new(env!("CARGO_BIN_EXE_growd"))
             .args(["run", "--config"])
             .arg(config)
-            .env("RUST_LOG", "warn")
+            .env("RUST_LOG", "warn,audit=off")
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .spawn()

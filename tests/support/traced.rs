@@ -38,7 +38,11 @@ pub struct Traced {
 pub fn start(program: &Path, arguments: &[&str], calls: &'static [Call], nth: Option<usize>) -> Traced {
     // A shell that waits: it is traced before it becomes the program.
     let mut command = Command::new("sh");
-    command.args(["-c", "read -r go && exec \"$@\"", "sh"]).arg(program).args(arguments).env("RUST_LOG", "warn");
+    command
+        .args(["-c", "read -r go && exec \"$@\"", "sh"])
+        .arg(program)
+        .args(arguments)
+        .env("RUST_LOG", "warn,audit=off");
     let (tell_pid, pid) = mpsc::sync_channel(1);
     let (tell_end, end) = oneshot::channel();
     // Whoever traces a process is one thread, and only that one can wait for it.

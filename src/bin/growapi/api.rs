@@ -25,13 +25,13 @@ impl Api {
     /// # Errors
     /// A file that the configuration names cannot be read or is wrong.
     pub fn new(config: &ApiConfig, before: Option<&Self>) -> Result<Self> {
-        let credentials = nodes::credentials(config)?;
+        nodes::check_credentials(config)?;
         Ok(Self {
             public_url: config.public_url.clone(),
             request_timeout: config.request_timeout,
             identity: Identity::new(&config.identity)?,
             owners: Owners::new(config),
-            nodes: Nodes::new(config, credentials.as_ref(), before.map(|before| &before.nodes)),
+            nodes: Nodes::new(config, before.map(|before| &before.nodes)),
         })
     }
 }

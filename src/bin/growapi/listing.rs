@@ -13,7 +13,7 @@ use growd::wire::proto::Share;
 use crate::nodes::{Failure, Node, Nodes};
 use crate::owners::{Owners, Stretch};
 use crate::refusal::Refusal;
-use crate::view::Details;
+use crate::view::{Details, may_be_shown};
 
 /// Shares in a page, and the most that a node is asked for at once.
 pub const PAGE_MOST: usize = 1000;
@@ -176,6 +176,9 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                 let mut listed = Listed { node: Arc::clone(&node), share, details: None };
                 if let Some(status) = &query.status {
                     // Of most shares it is known without asking for a job.
+                    if !may_be_shown(listed.share.status(), status) {
+                        continue;
+                    }
                     match details(&node, listed.share.clone()).await {
                         Ok(details) if details.status == status => listed.details = Some(details),
                         Ok(_) => continue,
@@ -205,11 +208,15 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
     }
 }
 
-/// The details of a share in a list, which one share does not end.
+/// The details of a share in a list, which one share does not end. A node that has gone down since it was asked for its
+/// shares is not waited for again and again.
 ///
 /// # Errors
 /// The name of the node, which has not told them.
 pub async fn details(node: &Node, share: Share) -> Result<Details, String> {
+    if node.is_down() {
+        return Err(node.name.clone());
+    }
     let id = share.share_id.clone();
     Details::of(node, share).await.map_err(|error| {
         tracing::warn!(node = node.name, share = id, ?error, "a share is missing from a list");

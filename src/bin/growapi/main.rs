@@ -91,7 +91,7 @@ fn main() -> ExitCode {
 
 fn check_config(path: &Path) -> Result<()> {
     let config = ApiConfig::load(path)?;
-    nodes::credentials(&config)?;
+    nodes::check_credentials(&config)?;
     Identity::new(&config.identity)?;
     Ok(())
 }

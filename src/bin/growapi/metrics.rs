@@ -7,14 +7,11 @@ use anyhow::Result;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use growd::wire::http;
 use parking_lot::Mutex;
-use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 
 use crate::api::Current;
@@ -62,7 +59,7 @@ impl Metrics {
         self.seconds.with_label_values(&[method, route]).observe(took.as_secs_f64());
     }
 
-    fn render(&self, current: &Current) -> Result<Vec<u8>> {
+    fn answer(&self, current: &Current) -> Response {
         let api = current.get();
         let _one = self.scrape.lock();
         // Nodes that are gone since the configuration was read again.
@@ -70,10 +67,8 @@ impl Metrics {
         for node in api.nodes.iter() {
             self.node_up.with_label_values(&[&node.name]).set((!node.is_down()).into());
         }
-        self.places.set(i64::try_from(api.nodes.places_known())?);
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(text)
+        self.places.set(i64::try_from(api.nodes.places_known()).unwrap_or(i64::MAX));
+        http::exposition(&self.registry)
     }
 }
 
@@ -83,8 +78,5 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, current: Curren
 }
 
 async fn scrape(State((metrics, current)): State<(Arc<Metrics>, Current)>) -> Response {
-    match metrics.render(&current) {
-        Ok(text) => ([(CONTENT_TYPE, TextEncoder::new().format_type().to_owned())], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    metrics.answer(&current)
 }

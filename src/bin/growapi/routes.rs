@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
 use growd::model::{Bytes as Size, JobKind, RequestId, ShareId};
-use growd::wire::proto::{ExtendShareRequest, JobState};
+use growd::wire::proto::{ExtendShareRequest, JobState, Share};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
@@ -23,7 +23,7 @@ use crate::identity::Role;
 use crate::listing::{self, Listed, Query};
 use crate::metrics::Metrics;
 use crate::microversion::{self, Microversion};
-use crate::nodes::{Failure, RETRY_AFTER, Taken};
+use crate::nodes::{Failure, Place, RETRY_AFTER, Taken};
 use crate::refusal::{Refusal, json_response};
 use crate::view::{Details, GIB_SHIFT, summary};
 
@@ -134,13 +134,23 @@ async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, S
     caller.project(project)?;
     caller.role(Role::Reader)?;
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
-    let failed = |failure: Failure| failure.into_refusal(None);
-    let (place, share) = caller.api.nodes.share(id).await.map_err(failed)?;
-    if !caller.sees(project, &place) {
-        return Err(Refusal::not_found());
-    }
+    let (place, share) = look(caller, project, id, None).await?;
     let owner = caller.api.owners.owner(&place.node.name, &place.pool, &place.project).unwrap_or(project).to_owned();
-    Ok((Details::of(&place.node, share).await.map_err(failed)?, owner))
+    let details = Details::of(&place.node, share).await.map_err(|failure| failure.into_refusal(None))?;
+    Ok((details, owner))
+}
+
+/// The share as its node tells it now, if the caller may see it. `asked` as in [`Failure::into_refusal`].
+async fn look(caller: &Caller, project: &str, id: ShareId, asked: Option<u64>) -> Result<(Place, Share), Refusal> {
+    let nodes = &caller.api.nodes;
+    let is_anothers = nodes.known(id).is_some_and(|place| !caller.sees(project, &place));
+    match nodes.share(id).await {
+        Ok((place, share)) if caller.sees(project, &place) => Ok((place, share)),
+        // What growd says of a share of another project is not for this one.
+        Err(Failure::Refused(_)) if is_anothers => Err(Failure::unknown_share().into_refusal(asked)),
+        Err(failure) => Err(failure.into_refusal(asked)),
+        Ok(_) => Err(Failure::unknown_share().into_refusal(asked)),
+    }
 }
 
 async fn list(caller: Caller, path: Of<String>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
@@ -222,8 +232,7 @@ async fn act(caller: Caller, path: Of<(String, String)>, request: Request) -> Re
     caller.project(&project)?;
     let size = action.new_size()?;
     caller.role(Role::Member)?;
-    let unknown = || Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found.");
-    let id: ShareId = share.parse().map_err(|_| unknown())?;
+    let id: ShareId = share.parse().map_err(|_| Failure::unknown_share().into_refusal(Some(size)))?;
     resize(&caller, &project, id, action.kind, size).await
 }
 
@@ -248,10 +257,7 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         let mut place = nodes.place(id).await.map_err(failed)?;
         if !caller.sees(project, &place) {
             // It may have moved from one project to another.
-            place = nodes.share(id).await.map_err(failed)?.0;
-        }
-        if !caller.sees(project, &place) {
-            return Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."));
+            place = look(caller, project, id, Some(size)).await?.0;
         }
         // An admin may ask for the share of any project; growd goes by what the place says.
         let of_place = if place.project.is_empty() { project } else { &place.project };
@@ -268,7 +274,7 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
             return Ok(StatusCode::ACCEPTED.into_response());
         }
     }
-    Err(Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."))
+    Err(failed(Failure::unknown_share()))
 }
 
 /// Another request id, where the answer is about an earlier request: OpenStack's clients may use one id for a series of

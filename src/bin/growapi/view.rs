@@ -90,6 +90,19 @@ impl Details {
     }
 }
 
+/// Whether a share of growd's status may be shown with this one of the share API; its job tells the rest.
+pub fn may_be_shown(of_growd: ShareStatus, status: &str) -> bool {
+    match of_growd {
+        ShareStatus::Extending => status == "extending",
+        ShareStatus::Shrinking => status == "shrinking",
+        ShareStatus::ExtendingError => status == "extending_error",
+        ShareStatus::ShrinkingError => matches!(status, "shrinking_error" | "shrinking_possible_data_loss_error"),
+        ShareStatus::Available => matches!(status, "available" | "error"),
+        // That is nonsense, which is not passed over.
+        ShareStatus::Unspecified => true,
+    }
+}
+
 /// The entry of a list without details.
 pub fn summary(base_url: &str, project: &str, id: &str) -> Value {
     json!({"id": id, "name": null, "links": links(base_url, project, id)})
@@ -112,7 +125,9 @@ mod tests {
     fn details(status: ShareStatus, size: Option<u64>, job: Option<Job>) -> Details {
         let finding = Finding { message: "no limit".to_owned(), ..Finding::default() };
         let share = Share { size_bytes: size, status: status.into(), findings: vec![finding], ..Share::default() };
-        Details::new(share, job).unwrap()
+        let details = Details::new(share, job).unwrap();
+        assert!(may_be_shown(status, details.status));
+        details
     }
 
     #[test]

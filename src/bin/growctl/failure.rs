@@ -207,16 +207,14 @@ impl From<ConnectError> for Failure {
                 Self::new(Exit::Usage, "INVALID_CREDENTIALS", message, next)
             }
             ConnectError::Unreachable { source, .. } => {
-                let next = match io_error_kind(source) {
-                    Some(io::ErrorKind::PermissionDenied) => {
-                        "run as root, or as somebody whom growd's configuration names"
-                    }
-                    _ => STATUS_STEP,
-                };
-                Self {
-                    code: Some(code_name(Code::Unavailable)),
-                    ..Self::new(Exit::Unavailable, "UNREACHABLE", format!("{error}: {}", cause()), next.to_owned())
+                let message = format!("{error}: {}", cause());
+                if io_error_kind(source) == Some(io::ErrorKind::PermissionDenied) {
+                    let next =
+                        "run as root, or as a member of the socket's group: `ls -l` shows which that is".to_owned();
+                    return Self::new(Exit::Refused, "FORBIDDEN", message, next);
                 }
+                let code = Some(code_name(Code::Unavailable));
+                Self { code, ..Self::new(Exit::Unavailable, "UNREACHABLE", message, STATUS_STEP.to_owned()) }
             }
         }
     }

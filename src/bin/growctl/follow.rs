@@ -28,11 +28,13 @@ async fn watch_until_ended(calls: &Calls, job_id: &str, progress: &mut Progress)
     loop {
         match watch_once(calls, job_id, progress).await {
             Ok(Some(job)) => return Ok(job),
-            Ok(None) => {}
-            Err(error) if error.is_passing() => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if !error.is_passing() => return Err(error.into()),
+            // A store that cannot be read answers like one that is being opened: which of the two it is, the words tell.
+            Err(CallError::Refused(status)) => {
+                progress.show(&format!("growd answers: {}; the job goes on, asking again", status.message()));
+            }
+            Ok(None) | Err(_) => progress.show("connection to growd lost; the job goes on, connecting again"),
         }
-        progress.show("connection to growd lost; the job goes on, connecting again");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
 }

@@ -62,7 +62,7 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
             let answer = calls.all_shares(pool.map(|pool| pool.to_string()).unwrap_or_default()).await?;
             if output == Output::Table && !answer.unreadable_pools.is_empty() {
                 let pools = answer.unreadable_pools.join(", ");
-                note(&format!("warning: the shares of {pools} are missing; `growctl doctor` tells why"))?;
+                note(&format!("warning: the shares of {pools} are missing; `growctl pools` tells why"))?;
             }
             print_list(output, &answer, "growd.v1.ListSharesResponse", "no shares", |all| list::shares(&all.shares))
         }
@@ -98,7 +98,14 @@ async fn resize(calls: &Calls, kind: JobKind, args: ResizeArgs, output: Output) 
         validate_only: args.dry_run,
     };
     if args.dry_run {
-        return print(output, &calls.try_resize(kind, request).await?, "growd.v1.Job", detail::dry_run);
+        let answer = calls.try_resize(kind, request).await?;
+        if answer.job_id.is_empty() {
+            return print(output, &answer, "growd.v1.Job", detail::dry_run);
+        }
+        if output == Output::Table {
+            note("the request id stands for a job already, which is all that the request would answer")?;
+        }
+        return print_ended(output, &answer);
     }
     let job = calls.resize(kind, request, args.request_id).await?;
     if args.wait {

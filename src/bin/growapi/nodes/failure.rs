@@ -22,6 +22,8 @@ pub enum Failure {
     Unreachable { problem: String },
     /// Somebody takes connections there and closes them before a request is sent.
     Closed { problem: String },
+    /// growd does not let growapi make the call.
+    Denied { problem: String },
     /// No answer in time.
     Silent,
     /// An answer that growd does not give.
@@ -61,7 +63,7 @@ impl From<Status> for Failure {
         let problem = || format!("{:?}: {}", status.code(), status.message());
         match (info, http_status) {
             // The right to call a node is growapi's, not the tenant's.
-            (Some(_), Some(401 | 403)) => Self::Nonsense { problem: problem() },
+            (Some(_), Some(401 | 403)) => Self::Denied { problem: problem() },
             (Some(info), Some(http_status)) if (400..600).contains(&http_status) => Self::Refused(Refused {
                 reason: info.reason.clone(),
                 http_status,
@@ -82,8 +84,28 @@ impl Failure {
         Self::Unreachable { problem: "it did not answer when it was last asked".to_owned() }
     }
 
+    /// What every node would say.
+    pub fn unknown_share() -> Self {
+        Self::Refused(Refused {
+            reason: "SHARE_NOT_FOUND".to_owned(),
+            http_status: StatusCode::NOT_FOUND.as_u16(),
+            message: "no node has the share".to_owned(),
+            current_size: None,
+            retry_after: None,
+        })
+    }
+
     pub fn nonsense(problem: impl Into<String>) -> Self {
         Self::Nonsense { problem: problem.into() }
+    }
+
+    /// Without growd's words: where it is not known whose the share is, they may tell of another project's, or of places on
+    /// the node.
+    pub fn without_words(mut self) -> Self {
+        if let Self::Refused(refused) = &mut self {
+            refused.message = "The storage node cannot tell of the share.".to_owned();
+        }
+        self
     }
 
     pub fn has_reason(&self, reason: &str) -> bool {
@@ -100,7 +122,7 @@ impl Failure {
             Self::Silent => {
                 Refusal::new(StatusCode::GATEWAY_TIMEOUT, "The storage node of the share did not answer in time.")
             }
-            Self::Closed { .. } | Self::Nonsense { .. } => {
+            Self::Closed { .. } | Self::Denied { .. } | Self::Nonsense { .. } => {
                 Refusal::new(StatusCode::BAD_GATEWAY, "The storage node of the share gave an invalid answer.")
             }
         }
@@ -117,17 +139,6 @@ pub fn words(reason: &str, message: String) -> String {
 }
 
 impl Refused {
-    /// What every node would say.
-    pub fn unknown_share() -> Self {
-        Self {
-            reason: "SHARE_NOT_FOUND".to_owned(),
-            http_status: StatusCode::NOT_FOUND.as_u16(),
-            message: "no node has the share".to_owned(),
-            current_size: None,
-            retry_after: None,
-        }
-    }
-
     fn into_refusal(self, asked: Option<u64>) -> Refusal {
         match (self.reason.as_str(), asked) {
             ("SHARE_NOT_FOUND", None) => Refusal::not_found(),
@@ -256,10 +267,13 @@ mod tests {
             refused(Code::Internal, "INTERNAL", &[]),
             refused(Code::Internal, "INTERNAL", &[("http_status", "x")]),
             refused(Code::Internal, "INTERNAL", &[("http_status", "200")]),
-            refused(Code::PermissionDenied, "FORBIDDEN", &[("http_status", "403")]),
         ] {
+            assert!(matches!(failure, Failure::Nonsense { .. }), "{failure:?}");
             assert_eq!(heard(failure, None).0, 502);
         }
+        let denied = refused(Code::PermissionDenied, "FORBIDDEN", &[("http_status", "403")]);
+        assert!(matches!(denied, Failure::Denied { .. }), "{denied:?}");
+        assert_eq!(heard(denied, None).0, 502);
         assert_eq!(heard(Status::unavailable("no").into(), None).0, 503);
         assert_eq!(heard(Status::deadline_exceeded("late").into(), None).0, 504);
     }

@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt};
 use growd::config::{ApiConfig, NodeConfig};
 use growd::model::{JobKind, ShareId, TraceParent};
-use growd::wire::client::{self, ConnectError, Credentials};
+use growd::wire::client::{self, ConnectError};
 use growd::wire::proto::{ExtendShareRequest, ListSharesResponse, Share};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use failure::Refused;
 pub use failure::{Failure, RETRY_AFTER, words};
 pub use node::{Node, Taken, watch_health};
 
@@ -62,35 +61,30 @@ pub struct Nodes {
     searching: Semaphore,
 }
 
-/// What growapi shows to nodes behind https.
+/// Looks at what growapi shows to nodes behind https.
 ///
 /// # Errors
 /// The files cannot be read or are not fit for it.
-pub fn credentials(config: &ApiConfig) -> Result<Option<Credentials>, ConnectError> {
-    let Some(tls) = &config.tls else { return Ok(None) };
-    let (ca, certificate, key) = (tls.ca.clone(), tls.certificate.clone(), tls.key.clone());
-    let credentials = Credentials { ca, certificate, key };
-    client::check(&credentials)?;
-    Ok(Some(credentials))
+pub fn check_credentials(config: &ApiConfig) -> Result<(), ConnectError> {
+    config.tls.as_ref().map_or(Ok(()), client::check)
 }
 
 impl Nodes {
     /// Nodes that are the same as before keep their connections, and what is known of their shares stays known. Those
     /// behind https connect anew, since their certificates may be others.
-    pub fn new(config: &ApiConfig, credentials: Option<&Credentials>, before: Option<&Self>) -> Self {
+    pub fn new(config: &ApiConfig, before: Option<&Self>) -> Self {
         let timeout = config.node_timeout;
-        let old = |config: &NodeConfig| {
+        let old = |name: &str, endpoint: &str| {
             let same = |node: &&Arc<Node>| {
-                let plain = !node.endpoint.starts_with("https:");
-                plain && node.name == config.name && node.endpoint == config.endpoint && node.timeout() == timeout
+                let plain = !endpoint.starts_with("https:");
+                plain && node.name == name && node.endpoint == endpoint && node.timeout() == timeout
             };
             before.and_then(|before| before.nodes.iter().find(same))
         };
         let mut nodes = Vec::new();
-        for config in &config.nodes {
-            nodes.push(old(config).cloned().unwrap_or_else(|| {
-                let node =
-                    Arc::new(Node::new(config.name.clone(), config.endpoint.clone(), credentials.cloned(), timeout));
+        for NodeConfig { name, endpoint } in &config.nodes {
+            nodes.push(old(name, endpoint).cloned().unwrap_or_else(|| {
+                let node = Arc::new(Node::new(name.clone(), endpoint.clone(), config.tls.clone(), timeout));
                 tokio::spawn(watch_health(Arc::downgrade(&node)));
                 node
             }));
@@ -187,7 +181,8 @@ impl Nodes {
         Ok(page)
     }
 
-    fn known(&self, id: ShareId) -> Option<Place> {
+    /// Where the share was when it was last asked for, for as long as it is not known to be gone.
+    pub fn known(&self, id: ShareId) -> Option<Place> {
         self.places.lock().get(&id).cloned()
     }
 
@@ -221,7 +216,8 @@ impl Nodes {
     }
 
     /// Asks all nodes, and is content with the first that has the share. When none has it, one that could not be asked
-    /// may be the one: then the share is not unknown, but cannot be reached.
+    /// may be the one: then the share is not unknown, but cannot be reached. Whose it is nobody has said, so what a node
+    /// says of it goes into the log and not to the client.
     async fn search(&self, id: ShareId) -> Result<(Place, Share), Failure> {
         let known = self.known(id);
         let ask = |node: &Arc<Node>| {
@@ -243,14 +239,17 @@ impl Nodes {
                 Ok(share) => return Ok(self.remember(id, &node, share)),
                 Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {}
                 Err(failure) => {
-                    worst.get_or_insert(failure);
+                    if let Failure::Refused(refused) = &failure {
+                        tracing::info!(share = %id, node = node.name, ?refused, "a node cannot tell of a share");
+                    }
+                    worst.get_or_insert(failure.without_words());
                 }
             }
         }
         if let (Some(known), None) = (known, &worst) {
             self.forget(id, &known);
         }
-        Err(worst.unwrap_or_else(|| Failure::Refused(Refused::unknown_share())))
+        Err(worst.unwrap_or_else(Failure::unknown_share))
     }
 }
 

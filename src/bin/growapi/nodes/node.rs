@@ -70,7 +70,12 @@ impl Node {
     /// Every [`Failure`].
     pub async fn job(&self, job_id: &str) -> Result<Job, Failure> {
         let request = GetJobRequest { job_id: job_id.to_owned() };
-        self.call(|channel| get_job(channel, request.clone())).await
+        let answer = self.call(|channel| get_job(channel, request.clone())).await;
+        // No pool holds up this answer, and a list asks for many jobs.
+        if let Err(Failure::Silent) = answer {
+            self.note_down("no answer in time");
+        }
+        answer
     }
 
     /// Must carry a request id, since it may be sent again.
@@ -133,8 +138,15 @@ impl Node {
         let answer = tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(Failure::Silent));
         match &answer {
             Err(Failure::Unreachable { problem }) => self.note_down(problem),
-            Err(Failure::Nonsense { problem } | Failure::Closed { problem }) => {
+            Err(Failure::Nonsense { problem }) => {
                 tracing::error!(node = self.name, problem, "the node answered what growd does not answer");
+            }
+            Err(Failure::Closed { problem }) => {
+                tracing::error!(node = self.name, problem, "the node closes connections before a request is sent");
+            }
+            Err(Failure::Denied { problem }) => {
+                let message = "the node denies growapi the call: [access] in its growd.toml gives it no role for that";
+                tracing::error!(node = self.name, problem, "{message}");
             }
             // A call that waits for a pool which hangs says nothing of the others.
             Err(Failure::Silent) => {}
