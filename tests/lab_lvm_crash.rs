@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use daemon::{Daemon, MIB, eventually, share};
 use growd::wire::proto::{ExtendShareRequest, Job, JobState};
-use volumes::{FakeLvm, Group, Volume, Writer, shell};
+use volumes::{FakeLvm, Group, Volume, shell};
 
 /// A job that was interrupted once ended as if it had not been.
 fn assert_resumed(job: &Job, volume: &Volume, size: u64) {
@@ -37,7 +37,7 @@ async fn a_command_outlives_growd_and_the_job_is_finished() {
     let group = Group::on("vg", &["ubda"]);
     for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q"]) {
         let volume = group.create(n, "-L 320m").formatted(mkfs);
-        let writer = Writer::start(&volume);
+        let writer = volume.writer();
         for (when, script, is_grown) in MOMENTS {
             let fake = FakeLvm::new();
             fake.lvextend(script);

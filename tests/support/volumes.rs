@@ -4,16 +4,15 @@
 #![allow(dead_code)]
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::daemon::{MIB, share};
+use super::support::size_by_tool::size_by_tool;
+use super::support::writer::Writer;
 use super::support::{Disk, fill, lab};
 
 /// Size of the extents of all groups here.
@@ -21,12 +20,6 @@ pub const EXTENT: u64 = 4 * MIB;
 
 pub fn shell(script: &str) -> String {
     lab::run("/bin/sh", &["-ec", script])
-}
-
-fn number(text: &str, key: &str) -> u64 {
-    let at = text.find(key).unwrap_or_else(|| panic!("no {key:?} in {text}")) + key.len();
-    let digits: String = text[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap()
 }
 
 /// A volume group that ends with the test, and all that is mounted from it.
@@ -157,20 +150,13 @@ impl Volume {
 
     /// Bytes of the file system as its own tools tell.
     pub fn filesystem_size(&self) -> u64 {
-        let (node, place) = (self.node().display().to_string(), self.path().display().to_string());
-        match lab::run("findmnt", &["-n", "-o", "FSTYPE", &place]).trim() {
-            "xfs" => {
-                let info = lab::run("xfs_info", &[&place]);
-                let data = info.lines().find(|line| line.starts_with("data")).unwrap();
-                number(data, "bsize=") * number(data, "blocks=")
-            }
-            "ext4" => {
-                let head = lab::run("dumpe2fs", &["-h", &node]);
-                number(&head, "Block size:") * number(&head, "Block count:")
-            }
-            "btrfs" => number(&lab::run("btrfs", &["filesystem", "show", "--raw", &place]), "size "),
-            other => panic!("no size of {other}"),
-        }
+        let kind = lab::run("findmnt", &["-n", "-o", "FSTYPE", self.path().to_str().unwrap()]);
+        size_by_tool(kind.trim(), &self.node(), self.path())
+    }
+
+    /// Something that writes to it all the time.
+    pub fn writer(&self) -> Writer {
+        Writer::start(&self.path().join("log"))
     }
 
     /// What users have of it: of a volume without a file system, the volume.
@@ -200,48 +186,6 @@ impl Volume {
         let file = File::options().write(true).open(self.node()).unwrap();
         let written = file.write_all_at(&vec![7; 1 << 20], at).and_then(|()| file.sync_all());
         written.map_err(|error| error.kind())
-    }
-}
-
-/// Something that writes to a mounted volume all the time, and is never told anything but that there is no space.
-pub struct Writer {
-    done: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
-    file: PathBuf,
-}
-
-const BLOCK: usize = 4096;
-
-impl Writer {
-    pub fn start(volume: &Volume) -> Self {
-        let done = Arc::new(AtomicBool::new(false));
-        let file = volume.path().join("log");
-        let (stop, path) = (Arc::clone(&done), file.clone());
-        let thread = std::thread::spawn(move || {
-            let mut file = File::create(path).unwrap();
-            let mut written = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // Full before the growth, and never anything else.
-                match file.write(&[7; BLOCK]) {
-                    Ok(length) => written += length as u64,
-                    Err(error) => assert_eq!(error.kind(), ErrorKind::StorageFull),
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            file.sync_all().unwrap();
-            written
-        });
-        Self { done, thread, file }
-    }
-
-    /// Bytes that it wrote, all of which are there.
-    pub fn finish(self) -> u64 {
-        self.done.store(true, Ordering::Relaxed);
-        let written = self.thread.join().unwrap();
-        let mut content = Vec::new();
-        File::open(self.file).unwrap().read_to_end(&mut content).unwrap();
-        assert!(content.len() as u64 == written && content.iter().all(|byte| *byte == 7));
-        written
     }
 }
 
