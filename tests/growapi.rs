@@ -361,14 +361,17 @@ fn a_client_that_takes_no_answers_is_given_up() {
 
 #[test]
 fn a_request_at_hand_is_answered_before_growapi_goes() {
-    let (cluster, mut front) = one_node();
+    let cluster = Cluster::new(1);
+    cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
+    // With the usual request_timeout, since this client takes its time.
+    let mut front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
     let path = format!("/v2/p/shares/{}/action", share(1));
     let head =
         format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n");
     let mut waiting = front.connect();
     waiting.write_all(format!("{head}{{\"os-extend\": ").as_bytes()).unwrap();
     // Until growapi has read the head it may still close an idle connection.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(std::time::Duration::from_secs(2));
     let rest = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         waiting.write_all(b"{\"new_size\": 3} }").unwrap();

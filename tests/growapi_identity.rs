@@ -181,7 +181,6 @@ fn keystone_is_asked_and_believed_for_a_while() {
         keystone.give(name, project, role, hour);
     }
     keystone.give("old", "p", "member", Duration::ZERO);
-    keystone.give("brief", "p", "member", Duration::from_secs(2));
     let identity = format!(
         "[identity]\nkind = \"keystone\"\nauth_url = \"http://{}/v3\"\nusername = \"growapi\"\npassword_file = \"{}\"\ncache = \"3s\"\n",
         keystone.address,
@@ -211,6 +210,7 @@ fn keystone_is_asked_and_believed_for_a_while() {
     As(&front, "m").extend("p", &share(1), 3).accepted();
 
     // What is remembered costs no question and outlives a revocation for a while; what expires does not.
+    keystone.give("brief", "p", "member", Duration::from_secs(2));
     assert_eq!(As(&front, "brief").get(&path).status, 200);
     let asked = keystone.with(|state| state.validations);
     (0..10).for_each(|_| assert_eq!(As(&front, "a").get(&path).status, 200));

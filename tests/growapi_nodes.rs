@@ -40,7 +40,7 @@ fn a_known_place_costs_one_call_however_many_nodes_there_are() {
     let settled = || {
         let calls = || {
             let before = cluster.calls();
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(Duration::from_secs(1));
             (before, cluster.calls())
         };
         until(calls, |(before, after)| before == after).1

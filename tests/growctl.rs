@@ -263,9 +263,9 @@ fn without_growd_it_says_where_it_looked_and_what_to_do() {
 fn no_answer_in_time_ends_the_call_and_names_the_request_id() {
     let fixture = Fixture::new();
     fixture.script(|script| script.extend = VecDeque::from([Act::Hang]));
-    let ran = fixture.run(&["extend", SHARE, "3GiB", "--timeout", "300ms"]).exits(7);
+    let ran = fixture.run(&["extend", SHARE, "3GiB", "--timeout", "3s"]).exits(7);
     let id = fixture.script(|script| script.extends[0].request_id.clone()).unwrap();
-    assert!(ran.err.contains("did not answer within 300ms; growd may have accepted"), "{ran:#?}");
+    assert!(ran.err.contains("did not answer within 3s; growd may have accepted"), "{ran:#?}");
     assert!(ran.err.contains(&format!("--request-id {id}")), "{ran:#?}");
 }
 

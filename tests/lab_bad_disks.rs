@@ -57,11 +57,10 @@ impl Load {
                     assert_refused(&refusal, "SHARE_BUSY");
                 }
             }
-            let refusal = clients.extend(&share(2), 2 * MIB).await;
-            if let Err(refusal) = refusal
-                && daemon::reason(&refusal) == "STORE_UNAVAILABLE"
-            {
-                return;
+            match clients.extend(&share(2), 2 * MIB).await {
+                Ok(job) => self.acknowledged.push(job.job_id),
+                Err(refusal) if daemon::reason(&refusal) == "STORE_UNAVAILABLE" => return,
+                Err(_) => {}
             }
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }

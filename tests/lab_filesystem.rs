@@ -20,8 +20,9 @@ use growd::driver::filesystem::observe;
 use growd::model::{Bytes, Reason};
 use growd::sys::freeze;
 use support::hanging_disk::HangingDisk;
+use support::size_by_tool::size_by_tool;
 use support::{Disk, Filesystem, fill, lab};
-use volume::{MIB, SECTOR, Volume, check, observe_node, size_by_tool};
+use volume::{MIB, SECTOR, Volume, check, observe_node};
 
 const KINDS: [(&str, &str); 3] =
     [("xfs", "mkfs.xfs -q -f"), ("ext4", "mkfs.ext4 -q -F"), ("btrfs", "mkfs.btrfs -q -f")];

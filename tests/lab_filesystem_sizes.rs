@@ -16,7 +16,8 @@ use std::path::Path;
 
 use growd::model::Bytes;
 use growd::sys::growfs;
-use volume::{MIB, SECTOR, Volume, check, size_by_tool};
+use support::size_by_tool::size_by_tool;
+use volume::{MIB, SECTOR, Volume, check};
 
 /// splitmix64: the same sizes in every run.
 struct Random(u64);

@@ -9,18 +9,15 @@ mod support;
 mod daemon;
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
 use growd::wire::proto::{DiagnoseRequest, Finding, Job, JobState, ListPoolsRequest, Pool};
 use support::btrfs::Btrfs;
 use support::hanging_disk::HangingDisk;
 use support::image::{Image, KINDS, pool};
+use support::writer::Writer;
 use support::{Filesystem, fill, lab};
 
 async fn succeeds(clients: &Clients, n: u32, size: u64) -> Job {
@@ -48,37 +45,6 @@ async fn the_pool(clients: &Clients) -> Pool {
 
 fn steps(job: &Job) -> Vec<&str> {
     job.steps.iter().map(|step| step.name.as_str()).collect()
-}
-
-/// Writes without a pause until it is told to stop. A full file system is all that may stand in its way.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
-}
-
-impl Writer {
-    fn start(path: &Path) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (mut file, stopped) = (File::create(path).unwrap(), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            let mut written = 0;
-            while !stopped.load(Ordering::Relaxed) && written < 64 * MIB {
-                match file.write(&[7; 4096]) {
-                    Ok(length) => written += length as u64,
-                    Err(error) => assert_eq!(error.kind(), ErrorKind::StorageFull),
-                }
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            file.sync_all().unwrap();
-            written
-        });
-        Self { stop, thread }
-    }
-
-    fn stop(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
 }
 
 /// Every file system in images of both kinds, on a file system of its own kind or another.
@@ -117,7 +83,7 @@ async fn grows(ground: &Path, kind: &str, mkfs: &str, preallocated: bool) {
     assert_eq!(fill(&data, 100 * MIB).unwrap(), 100 * MIB, "{kind} has room");
     assert_refused(&clients.extend(&share(1), 700 * MIB).await.unwrap_err(), "SIZE_NOT_GREATER");
     succeeds(&clients, 1, 800 * MIB).await;
-    assert!(writer.stop() > 0);
+    assert!(writer.finish() > 0);
 
     // What was there before is at the start of the file still.
     File::options().write(true).open(&data).unwrap().set_len(written).unwrap();

@@ -248,13 +248,15 @@ async fn killed_at_each_moment_of_a_life_nothing_is_lost() {
         node.reset();
         let (end, _, told) = node.live(Some(nth)).await;
         let when = format!("moment {nth}: {end:?}");
-        if let End::Killed(call) = end {
-            *killed.entry(call).or_insert(0) += 1;
+        match end {
+            End::Killed(call) => *killed.entry(call).or_insert(0) += 1,
+            // A life that came to its end before that many calls.
+            End::Exited(code) => assert_eq!(code, 0, "{when}"),
         }
         resumed += node.check(&told, &when).await;
         println!("round {round}, {when}: nothing lost");
     }
     let kills: usize = killed.values().sum();
     println!("{kills} kills, {resumed} times an accepted job was unfinished; nothing was lost: {killed:?}");
-    assert!(kills > 0 && resumed > 0);
+    assert!(2 * kills >= rounds && resumed > 0, "too few to show anything");
 }

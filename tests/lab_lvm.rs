@@ -14,7 +14,7 @@ use std::fs;
 use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
 use growd::wire::proto::{Job, JobState};
 use support::lab;
-use volumes::{EXTENT, Group, Volume, Writer, shell};
+use volumes::{EXTENT, Group, Volume, shell};
 
 /// Extends a share to its end, which must be a good one.
 async fn grown(clients: &Clients, share: &str, size: u64) -> Job {
@@ -34,7 +34,7 @@ async fn grows_under_its_writers(clients: &Clients, n: u32, volume: &Volume, has
     let seed: Vec<u8> = (0..MIB).map(|n| (n % 251) as u8).collect();
     let writer = has_filesystem.then(|| {
         fs::write(volume.path().join("before"), &seed).unwrap();
-        Writer::start(volume)
+        volume.writer()
     });
     if !has_filesystem {
         shell(&format!("dd if=/dev/urandom of={} bs=1M count=8 conv=fsync status=none", volume.node().display()));

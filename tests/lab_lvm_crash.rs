@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use daemon::{Daemon, MIB, eventually, share};
 use growd::wire::proto::{ExtendShareRequest, Job, JobState};
-use volumes::{FakeLvm, Group, Volume, Writer, shell};
+use volumes::{FakeLvm, Group, Volume, shell};
 
 /// A job that was interrupted once ended as if it had not been.
 fn assert_resumed(job: &Job, volume: &Volume, size: u64) {
@@ -24,18 +24,20 @@ fn assert_resumed(job: &Job, volume: &Volume, size: u64) {
 
 /// What the fake makes of an lvextend during which growd is killed; and whether the volume has grown at that moment.
 const MOMENTS: [(&str, &str, bool); 3] = [
-    ("before it begins", "touch $dir/begun; sleep 2; real; exec 3>&-; wait $lvm; touch $dir/done", false),
-    ("when it is done", "real; exec 3>&-; wait $lvm; touch $dir/begun; sleep 2; touch $dir/done", true),
-    // The new growd asks for the same while the old command still waits.
-    ("long before it begins", "touch $dir/begun; sleep 8; real; exec 3>&-; wait $lvm; touch $dir/done", false),
+    ("before it begins", BEFORE_IT_BEGINS, false),
+    ("when it is done", "real; exec 3>&-; wait $lvm; touch $dir/begun; gate; touch $dir/done", true),
+    (LONG_BEFORE, BEFORE_IT_BEGINS, false),
 ];
+const BEFORE_IT_BEGINS: &str = "touch $dir/begun; gate; real; exec 3>&-; wait $lvm; touch $dir/done";
+/// The new growd asks for the same while the old command still waits.
+const LONG_BEFORE: &str = "long before it begins";
 
 #[tokio::test]
 async fn a_command_outlives_growd_and_the_job_is_finished() {
     let group = Group::on("vg", &["ubda"]);
     for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q"]) {
         let volume = group.create(n, "-L 320m").formatted(mkfs);
-        let writer = Writer::start(&volume);
+        let writer = volume.writer();
         for (when, script, is_grown) in MOMENTS {
             let fake = FakeLvm::new();
             fake.lvextend(script);
@@ -50,9 +52,16 @@ async fn a_command_outlives_growd_and_the_job_is_finished() {
             assert_eq!(volume.usable(), before, "{when}");
             assert!(!exists("done"), "{when}");
             fake.lvextend("real");
+            if when != LONG_BEFORE {
+                fake.go();
+            }
             daemon.start_again().await;
             let job = daemon.clients().await.end_of(&job.job_id).await;
             assert_resumed(&job, &volume, before + 40 * MIB);
+            if when == LONG_BEFORE {
+                assert_eq!(fake.asked(), 2);
+                fake.go();
+            }
             // It came to its end although nobody read what it printed.
             eventually(|| async { exists("done") }, |exists| *exists).await;
             assert_eq!((volume.size(), volume.usable()), (before + 40 * MIB, before + 40 * MIB), "{when}");
@@ -69,7 +78,7 @@ async fn a_job_that_waits_for_its_volume_to_be_mounted_holds_up_no_other_of_the_
     let mut late = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
     let there = group.create(2, "-L 320m").formatted("mkfs.ext4 -q");
     let fake = FakeLvm::new();
-    fake.lvextend("touch $dir/begun; sleep 2; real; exec 3>&-; wait $lvm; touch $dir/done");
+    fake.lvextend(BEFORE_IT_BEGINS);
     let path = fake.path();
     let mut daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &path)]).await;
     let clients = daemon.clients().await;
@@ -79,6 +88,7 @@ async fn a_job_that_waits_for_its_volume_to_be_mounted_holds_up_no_other_of_the_
     eventually(|| async { exists("begun") }, |exists| *exists).await;
     let second = clients.extend(&share(2), size).await.unwrap();
     daemon.kill();
+    fake.go();
     eventually(|| async { exists("done") }, |exists| *exists).await;
     fake.lvextend("real");
     late.unmount();

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use daemon::*;
 use growd::wire::limits::STREAMS_MOST;
-use growd::wire::proto::{GetJobRequest, Job, JobState, ListJobsRequest, WatchJobRequest};
+use growd::wire::proto::{GetJobRequest, Job, JobState, WatchJobRequest};
 use http2::{HEADERS, Raw, call};
 use process::Usage;
 use prost::Message;
@@ -171,16 +171,7 @@ async fn a_full_queue_refuses_and_loses_nothing() {
     assert!(accepted.len() > QUEUE as usize, "nothing was accepted after the queue was full");
     assert!(after.peak <= before.peak + COST_MOST, "from {before} to {after}");
 
-    let mut all = HashMap::new();
-    let mut page = ListJobsRequest { page_size: 1000, ..Default::default() };
-    loop {
-        let answer = clients.list_jobs(page.clone()).await;
-        all.extend(answer.jobs.into_iter().map(|job| (job.job_id.clone(), job)));
-        page.page_token = answer.next_page_token;
-        if page.page_token.is_empty() {
-            break;
-        }
-    }
+    let all = clients.all_jobs().await;
     assert_eq!(all.len(), accepted.len() + 1, "a refused request has a job, or an accepted one has none");
     let mut largest: HashMap<&str, u64> = HashMap::new();
     for job in &accepted {
@@ -316,5 +307,6 @@ async fn watchers_that_do_not_read_hold_up_nobody() {
     last.say(&call(1, "/growd.v1.JobService/WatchJob", &WatchJobRequest { job_id: ids[0].clone() }.encode_to_vec()))
         .await
         .unwrap();
+    last.until(|frame| frame.kind == HEADERS).await.expect("growd begins to tell");
     assert!(daemon.terminate());
 }

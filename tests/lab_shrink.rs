@@ -270,7 +270,11 @@ async fn races(fs: Filesystem) {
                 let job = clients.extend(&share(1), 16 * MIB).await.unwrap();
                 clients.end_of(&job.job_id).await;
             }
-            _ => assert!(limit == 16 * MIB && written == 12 * MIB, "{nth}: {limit}, {written}, {ended:?}\n{calls}"),
+            // A writer that is at work when the limit is set is stopped before it is put back.
+            _ => assert!(
+                limit == 16 * MIB && (written == 12 * MIB || set == 2),
+                "{nth}: {limit}, {written}, {ended:?}\n{calls}"
+            ),
         }
         if let Some(job) = ended.filter(|job| job.state() == JobState::Failed) {
             let error = job.error.unwrap();

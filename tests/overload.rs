@@ -139,8 +139,9 @@ async fn a_connection_that_does_not_begin_is_closed() {
         // growd has greeted already.
         while raw.hear().await.is_some() {}
     }
-    drop(silent);
     until_files_are_given_back(&growd, before).await;
+    // growd has closed them, and not they themselves.
+    drop(silent);
 }
 
 #[tokio::test(flavor = "multi_thread")]

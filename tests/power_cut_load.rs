@@ -32,6 +32,7 @@ use futures_util::future::join_all;
 use growd::wire::proto::JobState;
 use power_cut::{Disks, cut, tell};
 use seed::{Random, rounds};
+use support::size_by_tool::size_by_tool;
 use support::{Filesystem, Kind, PRJQUOTA, lab};
 use without_fdatasync::without_fdatasync;
 
@@ -259,20 +260,10 @@ fn volumes(first: bool) {
 
 /// What the users of a volume have, in bytes: the device or its file system, whichever is less.
 fn size_of_volume(n: u32) -> u64 {
-    let device = lab::run("blockdev", &["--getsize64", &format!("/dev/vg0/{}", volume(n))]);
-    let place = mount_point(n);
-    let script = match n {
-        THICK_XFS => {
-            format!("xfs_info {place} | sed -n 's/^data .*bsize=\\([0-9]*\\) *blocks=\\([0-9]*\\).*/\\1 \\2/p'")
-        }
-        _ => format!(
-            "dumpe2fs -h /dev/vg0/{} 2>/dev/null | sed -n 's/^Block \\(size\\|count\\): *//p' | xargs",
-            volume(n)
-        ),
-    };
-    let blocks = lab::run("/bin/sh", &["-ec", &script]);
-    let filesystem: u64 = blocks.split_whitespace().map(|number| number.parse::<u64>().unwrap()).product();
-    filesystem.min(device.trim().parse().unwrap())
+    let (node, place) = (format!("/dev/vg0/{}", volume(n)), mount_point(n));
+    let device: u64 = lab::run("blockdev", &["--getsize64", &node]).trim().parse().unwrap();
+    let kind = if n == THICK_XFS { "xfs" } else { "ext4" };
+    device.min(size_by_tool(kind, Path::new(&node), Path::new(&place)))
 }
 
 fn config(xfs: &Filesystem, ext4: &Filesystem) -> String {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use growd::model::{Job, JobId, JobState};
 use growd::store::{Store, offline};
 use seed::{Random, rounds};
-use store::{Home, KEEP_ALL, job};
+use store::{Home, KEEP_ALL, job, write_newer};
 use tokio::runtime::Runtime;
 
 const THREADS: u64 = 4;
@@ -117,19 +117,6 @@ fn files(state: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Writes a record into the database behind growd's back, as a newer growd might.
-fn write_newer(state: &Path, of: JobId) {
-    let db = sled::open(state.join("jobs")).unwrap();
-    let key = [b"j", of.as_uuid().as_bytes().as_slice()].concat();
-    let mut value = vec![9, 0, 0, 0, 0, 0, 0, 0, 9];
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&key);
-    hasher.update(&value);
-    value.extend_from_slice(&hasher.finalize().to_be_bytes());
-    db.insert(key, value).unwrap();
-    db.flush().unwrap();
-}
-
 /// Does one harm to a store. Returns what, and whether it must be noticed.
 fn harm(state: &Path, original: &Original, random: &mut Random) -> (String, bool) {
     let files = files(state);
@@ -183,7 +170,7 @@ fn harm(state: &Path, original: &Original, random: &mut Random) -> (String, bool
             return (format!("{name} removed"), false);
         }
         96..98 => {
-            write_newer(state, *original.versions.keys().next().unwrap());
+            write_newer(&sled::open(state.join("jobs")).unwrap(), *original.versions.keys().next().unwrap());
             return ("a record of a newer growd".to_owned(), true);
         }
         _ => {

@@ -164,15 +164,7 @@ fn snapshot(state: &Path) -> std::path::PathBuf {
 async fn a_store_of_a_newer_growd_is_refused_as_such() {
     let home = Home::new();
     let jobs = settled(&home).await;
-    with_database(&home, |db| {
-        let key = key_of(&jobs[0]);
-        let mut value = vec![9, 0, 0, 0, 0, 0, 0, 0, 9];
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&key);
-        hasher.update(&value);
-        value.extend_from_slice(&hasher.finalize().to_be_bytes());
-        db.insert(key, value).unwrap();
-    });
+    with_database(&home, |db| write_newer(db, jobs[0].id));
     assert_refused(&home, "was written by a newer growd");
 }
 

@@ -34,10 +34,12 @@ pub fn run(results: &mut Results) {
     let fs = Filesystem::xfs("ubda", PRJQUOTA);
     let shares: Vec<(String, u32)> = (0..EXTENDS).map(|n| (share_id(n), 100 + u32::try_from(n).unwrap())).collect();
     fs.create_shares(&shares, GIB);
+    // On a disk and not on a tmpfs, where a flush would cost nothing.
+    let state = Filesystem::ext4_without_quota_feature("ubdd");
     let dir = tempfile::tempdir().unwrap();
     // Limits may promise more than the small disks of the lab have.
     let pool = quota_pool("home", fs.path(), "overcommit = 1000");
-    let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &pool));
+    let growd = runtime.block_on(Growd::start(dir.path(), &state.path().join("growd"), &pool));
     let growapi = Growapi::start(dir.path(), growd.endpoint());
 
     results.heading("The share API");

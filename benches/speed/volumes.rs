@@ -12,6 +12,7 @@ use growd::wire::proto::{DiagnoseRequest, ListSharesRequest};
 use tokio::runtime::Runtime;
 
 use crate::growd::{Growd, extend, share_id};
+use crate::lab_node::size_by_tool::size_by_tool;
 use crate::lab_node::{Disk, Filesystem, Kind, lab};
 use crate::results::{Results, Row, Series, Spread, Target, milliseconds, rounds};
 use crate::venv;
@@ -233,31 +234,17 @@ impl Contender {
 
     /// Whoever has not grown the volume, and the file system with it, has not been measured.
     fn check(&self) {
-        let device = self.filesystem.device().to_str().unwrap();
-        let volume: u64 = lab::run("blockdev", &["--getsize64", device]).trim().parse().unwrap();
-        assert_eq!(volume, self.size, "{device}");
-        let filesystem = match self.filesystem.kind() {
-            Kind::Xfs => {
-                let text = lab::run("xfs_info", &[device]);
-                let blocks = text.lines().find(|line| line.starts_with("data ")).unwrap();
-                field(blocks, "bsize=") * field(blocks, "blocks=")
-            }
-            Kind::Ext4 => {
-                let text = lab::run("dumpe2fs", &["-h", device]);
-                field(&text, "Block size:") * field(&text, "Block count:")
-            }
+        let device = self.filesystem.device();
+        let volume: u64 = lab::run("blockdev", &["--getsize64", device.to_str().unwrap()]).trim().parse().unwrap();
+        assert_eq!(volume, self.size, "{}", device.display());
+        let kind = match self.filesystem.kind() {
+            Kind::Xfs => "xfs",
+            Kind::Ext4 => "ext4",
         };
         let expected = if self.way == Way::Plain { self.first_size } else { self.size };
-        assert_eq!(filesystem, expected, "file system on {device}");
+        let filesystem = size_by_tool(kind, device, self.filesystem.path());
+        assert_eq!(filesystem, expected, "file system on {}", device.display());
     }
-}
-
-/// The number behind a name.
-fn field(text: &str, name: &str) -> u64 {
-    let (_, rest) = text.split_once(name).unwrap_or_else(|| panic!("{name} is not in {text}"));
-    let rest = rest.trim_start();
-    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    rest[..end].parse().unwrap_or_else(|_| panic!("{name} has no number in {text}"))
 }
 
 /// lvextend by an extent.

@@ -118,7 +118,7 @@ fn open_above(
     // Another number than the last start's: sled writes nothing for a value that is there already.
     scan.commit += 1;
     let calendar = scan.calendar.take().unwrap_or_default();
-    check_flush(&dir, &db, scan.commit, &calendar)?;
+    check_flush(&dir, &db, scan.commit, &calendar, sync_file_range::redirected_calls)?;
     for created in [&files.jobs(), &dir] {
         sync_dir(created).map_err(|source| OpenError::io("cannot sync", created, source))?;
     }
@@ -206,15 +206,21 @@ pub fn database(path: &Path) -> Result<sled::Db, String> {
 }
 
 /// Writes the commit number, flushes, and sees whether that reached fdatasync; see `sys::sync_file_range`.
-fn check_flush(dir: &Path, db: &sled::Db, commit: u64, calendar: &Calendar) -> Result<(), OpenError> {
-    let before = sync_file_range::redirected_calls();
+fn check_flush(
+    dir: &Path,
+    db: &sled::Db,
+    commit: u64,
+    calendar: &Calendar,
+    redirected_calls: impl Fn() -> u64,
+) -> Result<(), OpenError> {
+    let before = redirected_calls();
     let write = || -> sled::Result<()> {
         db.insert(record::MARK_KEY, record::encode_mark(commit, calendar))?;
         db.flush()?;
         Ok(())
     };
     write().map_err(|error| OpenError::NotWritable { dir: dir.to_owned(), problem: error.to_string() })?;
-    if sync_file_range::redirected_calls() == before {
+    if redirected_calls() == before {
         return Err(OpenError::NotDurable);
     }
     Ok(())
@@ -285,6 +291,16 @@ mod tests {
         assert_eq!(unfinished, []);
         let size = store.size_on_disk();
         (store, size)
+    }
+
+    #[test]
+    fn a_store_whose_flush_does_not_end_in_growd_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = database(&Files::new(dir.path()).jobs()).unwrap();
+        // sled writes nothing for a value that is there already.
+        let check = |commit, calls: fn() -> u64| check_flush(dir.path(), &db, commit, &Calendar::default(), calls);
+        assert!(matches!(check(1, || 7), Err(OpenError::NotDurable)));
+        assert!(check(2, sync_file_range::redirected_calls).is_ok());
     }
 
     #[tokio::test]

@@ -10,6 +10,8 @@ fail() { printf 'DEMO FAILED: %s\n' "$*" >&2; exit 1; }
 share() { printf '00000000-0000-4000-8000-%012d' "$1"; }
 # Root may write past an ext4 limit; a tenant may not.
 fill() { setpriv --bounding-set=-sys_resource dd if=/dev/zero of="$1" bs=1M count="$2" conv=fsync status=none; }
+# Counts the jobs that have not ended; fails when there are none.
+unfinished() { growctl jobs --limit 1000 -o json | grep -cE '"state": *"(QUEUED|RUNNING)"'; }
 # A command that must be refused, with this reason.
 refused() {
     local reason=$1 out
@@ -133,13 +135,14 @@ done
 for call in "${calls[@]}"; do wait "$call" || fail "an extend was refused"; done
 refused SHARE_BUSY growctl extend "$(share 30)" 32MiB
 growctl jobs --limit 40 | awk '{ print $3 }' | sort | uniq -c
+left=$(unfinished) || fail "all jobs had ended before the kill"
 kill -KILL "$pid"
 wait "$pid" "$strace" 2>/dev/null || true
-echo "growd was killed"
+echo "growd was killed with $left jobs unfinished"
 start
 growctl doctor || fail "the doctor found something"
 deadline=$((SECONDS + 60))
-while growctl jobs --limit 1000 -o json | grep -qE '"state": *"(QUEUED|RUNNING)"'; do
+while unfinished >/dev/null; do
     ((SECONDS < deadline)) || fail "jobs do not end"
     sleep 0.1
 done

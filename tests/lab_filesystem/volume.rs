@@ -114,27 +114,6 @@ pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {
     observe(&pool, fs::metadata(node).unwrap().rdev(), node)
 }
 
-/// The size that the superblock tells a tool of.
-pub fn size_by_tool(kind: &str, node: &Path, mount_point: &Path) -> u64 {
-    let (node, mount_point) = (node.to_str().unwrap(), mount_point.to_str().unwrap());
-    let number = |text: &str, key: &str| -> u64 {
-        let at = text.find(key).unwrap_or_else(|| panic!("no {key} in {text}")) + key.len();
-        let digits: String = text[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().unwrap()
-    };
-    match kind {
-        "xfs" => {
-            let text = lab::run("xfs_io", &["-r", "-c", "statfs", mount_point]);
-            number(&text, "geom.bsize =") * number(&text, "geom.datablocks =")
-        }
-        "ext4" => {
-            let text = lab::run("dumpe2fs", &["-h", node]);
-            number(&text, "Block size:") * number(&text, "Block count:")
-        }
-        _ => number(&lab::run("btrfs", &["filesystem", "show", "--raw", mount_point]), "size "),
-    }
-}
-
 /// The file system's own checker, on the unmounted device.
 pub fn check(kind: &str, node: &Path) {
     let node = node.to_str().unwrap();

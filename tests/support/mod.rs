@@ -22,6 +22,8 @@ pub use growd::sys::file_system::Kind;
 pub mod btrfs;
 pub mod hanging_disk;
 pub mod image;
+pub mod size_by_tool;
+pub mod writer;
 
 pub mod lab {
     use super::*;

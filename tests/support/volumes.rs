@@ -4,16 +4,15 @@
 #![allow(dead_code)]
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::daemon::{MIB, share};
+use super::support::size_by_tool::size_by_tool;
+use super::support::writer::Writer;
 use super::support::{Disk, fill, lab};
 
 /// Size of the extents of all groups here.
@@ -21,12 +20,6 @@ pub const EXTENT: u64 = 4 * MIB;
 
 pub fn shell(script: &str) -> String {
     lab::run("/bin/sh", &["-ec", script])
-}
-
-fn number(text: &str, key: &str) -> u64 {
-    let at = text.find(key).unwrap_or_else(|| panic!("no {key:?} in {text}")) + key.len();
-    let digits: String = text[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap()
 }
 
 /// A volume group that ends with the test, and all that is mounted from it.
@@ -98,17 +91,18 @@ impl Drop for Group {
             self.name,
             self.disks.iter().map(|disk| disk.path().display().to_string()).collect::<Vec<_>>().join(" ")
         );
+        let mut problem = String::new();
         // A command of a killed daemon may hold the group a moment longer.
         for _ in 0..20 {
             let output = Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
             if output.status.success() {
                 return;
             }
+            problem = String::from_utf8_lossy(&output.stderr).into_owned();
             std::thread::sleep(Duration::from_millis(250));
-            if !std::thread::panicking() {
-                eprintln!("{}", String::from_utf8_lossy(&output.stderr));
-            }
         }
+        // A second panic would abort and hide the first; the next test on these disks fails at vgcreate.
+        assert!(std::thread::panicking(), "cannot remove {}: {problem}", self.name);
     }
 }
 
@@ -156,20 +150,13 @@ impl Volume {
 
     /// Bytes of the file system as its own tools tell.
     pub fn filesystem_size(&self) -> u64 {
-        let (node, place) = (self.node().display().to_string(), self.path().display().to_string());
-        match lab::run("findmnt", &["-n", "-o", "FSTYPE", &place]).trim() {
-            "xfs" => {
-                let info = lab::run("xfs_info", &[&place]);
-                let data = info.lines().find(|line| line.starts_with("data")).unwrap();
-                number(data, "bsize=") * number(data, "blocks=")
-            }
-            "ext4" => {
-                let head = lab::run("dumpe2fs", &["-h", &node]);
-                number(&head, "Block size:") * number(&head, "Block count:")
-            }
-            "btrfs" => number(&lab::run("btrfs", &["filesystem", "show", "--raw", &place]), "size "),
-            other => panic!("no size of {other}"),
-        }
+        let kind = lab::run("findmnt", &["-n", "-o", "FSTYPE", self.path().to_str().unwrap()]);
+        size_by_tool(kind.trim(), &self.node(), self.path())
+    }
+
+    /// Something that writes to it all the time.
+    pub fn writer(&self) -> Writer {
+        Writer::start(&self.path().join("log"))
     }
 
     /// What users have of it: of a volume without a file system, the volume.
@@ -202,51 +189,9 @@ impl Volume {
     }
 }
 
-/// Something that writes to a mounted volume all the time, and is never told anything but that there is no space.
-pub struct Writer {
-    done: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
-    file: PathBuf,
-}
-
-const BLOCK: usize = 4096;
-
-impl Writer {
-    pub fn start(volume: &Volume) -> Self {
-        let done = Arc::new(AtomicBool::new(false));
-        let file = volume.path().join("log");
-        let (stop, path) = (Arc::clone(&done), file.clone());
-        let thread = std::thread::spawn(move || {
-            let mut file = File::create(path).unwrap();
-            let mut written = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // Full before the growth, and never anything else.
-                match file.write(&[7; BLOCK]) {
-                    Ok(length) => written += length as u64,
-                    Err(error) => assert_eq!(error.kind(), ErrorKind::StorageFull),
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            file.sync_all().unwrap();
-            written
-        });
-        Self { done, thread, file }
-    }
-
-    /// Bytes that it wrote, all of which are there.
-    pub fn finish(self) -> u64 {
-        self.done.store(true, Ordering::Relaxed);
-        let written = self.thread.join().unwrap();
-        let mut content = Vec::new();
-        File::open(self.file).unwrap().read_to_end(&mut content).unwrap();
-        assert!(content.len() as u64 == written && content.iter().all(|byte| *byte == 7));
-        written
-    }
-}
-
 /// An `lvm` that stands first in the daemon's PATH. It gives everything to the real one, except `lvextend`, for which
-/// it runs what the test has told it: shell commands that may call `real` to have the work done. `lvs` hangs while the
-/// file `questions-hang` is beside it.
+/// it runs what the test has told it: shell commands that may call `real` to have the work done and `gate` to wait for
+/// [`FakeLvm::go`]. `lvs` hangs while the file `questions-hang` is beside it.
 pub struct FakeLvm(tempfile::TempDir);
 
 impl FakeLvm {
@@ -258,6 +203,7 @@ impl FakeLvm {
              exec 3> >(exec /usr/sbin/lvm)
              lvm=$!
              real() {{ echo \"$line\" >&3; }}
+             gate() {{ while [ ! -e $dir/go ]; do sleep 0.1; done; }}
              while read -r line; do
                  case $line in
                      lvextend*) echo \"$line\" >>$dir/asked; . $dir/lvextend ;;
@@ -279,6 +225,11 @@ impl FakeLvm {
         let next = self.0.path().join("next");
         fs::write(&next, script).unwrap();
         fs::rename(next, self.0.path().join("lvextend")).unwrap();
+    }
+
+    /// Lets what waits at the gate go on, for good.
+    pub fn go(&self) {
+        fs::write(self.dir().join("go"), "").unwrap();
     }
 
     pub fn dir(&self) -> &Path {
