@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures_util::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -24,7 +23,6 @@ use crate::engine::looks;
 use crate::engine::pools::{Pools, TURNS};
 use crate::logging::Log;
 use crate::meters::Meters;
-use crate::model::DriverKind;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
 use crate::sys::{open_files, systemd};
@@ -41,21 +39,10 @@ pub fn blocking_threads(config: &Config) -> usize {
     (config.pools.len() + POOLS_ADDED) * (TURNS + looks::THREADS) + looks::THREADS
 }
 
-/// How long a start waits for the first look at the pools.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
-
 /// On a thread of its own, since the disk of one of them may hang.
 fn warn_of_missing_directories(config: &Config) {
     let config = config.clone();
     tokio::task::spawn_blocking(move || config.missing_directories().iter().for_each(|problem| warn!("{problem}")));
-}
-
-/// Asks each pool once: where symbolic links in its path lead, others on its file system know only then. Waits for the
-/// answers for a moment.
-async fn look_at(pools: &Pools) {
-    let pools = pools.all().into_iter().filter(|pool| pool.driver.kind() != DriverKind::Lvm);
-    let looks = pools.map(|pool| tokio::spawn(async move { pool.call(|driver| driver.space()).await }));
-    let _ = timeout(FIRST_LOOK, join_all(looks)).await;
 }
 
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`, the level of the log with
@@ -113,8 +100,8 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     store.measure(Arc::clone(&meters));
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
-    let (recovered, ()) = tokio::join!(engine.recover(unfinished), look_at(&engine.pools));
-    recovered.context("cannot note the restart in the job store")?;
+    engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
+    engine.look_at_pools().await;
     let host = nix::sys::utsname::uname()?;
     let host = Host {
         name: host.nodename().to_string_lossy().into_owned(),

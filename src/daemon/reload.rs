@@ -70,7 +70,7 @@ impl Reload {
         }
         self.engine.pools.replace(self.maker.make(&new.pools));
         let engine = Arc::clone(&self.engine);
-        tokio::spawn(async move { super::look_at(&engine.pools).await });
+        tokio::spawn(async move { engine.look_at_pools().await });
         // What needs a restart stays as it is, so that the next reload tells of it again.
         self.config.pools = new.pools;
         self.config.access = new.access;

@@ -11,7 +11,7 @@ pub mod pools;
 mod runner;
 mod state;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::logging::spans;
 use crate::meters::Meters;
-use crate::model::{Bytes, Job, JobId, JobState, Reason, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, Job, JobId, JobState, Reason, Refusal, ShareId};
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
@@ -33,8 +33,8 @@ use state::Event;
 
 pub use claims::{Claim, Denied};
 
-/// How long a start waits for the pools of unfinished jobs to say what they grow into.
-const SPACES_SOON: Duration = Duration::from_secs(5);
+/// How long a look at all pools waits for their answers.
+const LOOK_MOST: Duration = Duration::from_secs(5);
 
 pub struct Engine {
     pub pools: Pools,
@@ -133,7 +133,6 @@ impl Engine {
         info!(jobs = jobs.len(), "going on with the jobs of before the restart");
         // Durable first: the revision must not fall when growd is killed again before they end.
         self.store.commit(jobs.clone()).await?;
-        let mut pools = BTreeSet::new();
         for job in &jobs {
             if !self.claims.activate(job.share, job.id) {
                 warn!(job = %job.id, share = %job.share, "the share has another unfinished job; this one runs beside it");
@@ -141,20 +140,26 @@ impl Engine {
             // As it was promised: where a part has been given by now, that counts twice until the job ends.
             self.ledger.add(&job.pool, promised(job));
             self.enliven(job.clone(), self.pools.get(&job.pool).map_or_else(Place::default, |pool| pool.place()));
-            pools.insert(&job.pool);
         }
         jobs.iter().for_each(|job| self.begin(job));
-        // New jobs of other pools may want the same space. One that does not answer holds up its own jobs alone.
-        let pools = pools.into_iter().filter_map(|name| self.pools.get(name));
-        let learned = pools.map(|pool| tokio::spawn(Arc::clone(self).learn_space(pool)));
-        let _ = timeout(SPACES_SOON, join_all(learned)).await;
         Ok(())
     }
 
-    async fn learn_space(self: Arc<Self>, pool: Arc<Pool>) {
-        if let Ok(space) = pool.call(|driver| driver.space()).await {
-            self.ledger.learn(&pool.name, space.id);
-        }
+    /// Asks each pool what its shares grow into: new jobs of another may want the space that its jobs were promised, and
+    /// pools on one file system know only then where symbolic links in each other's paths lead. Waits for the answers for
+    /// a moment, so that one that does not answer holds up its own jobs alone.
+    pub async fn look_at_pools(self: &Arc<Self>) {
+        // lvm takes a while, and what no job was promised nobody else can want.
+        let asked = |pool: &Arc<Pool>| pool.driver.kind() != DriverKind::Lvm || pool.places_taken() > 0;
+        let looks = self.pools.all().into_iter().filter(asked).map(|pool| {
+            let engine = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Ok(space) = pool.call(|driver| driver.space()).await {
+                    engine.ledger.learn(&pool.name, space.id);
+                }
+            })
+        });
+        let _ = timeout(LOOK_MOST, join_all(looks)).await;
     }
 
     /// A job as it is now.
@@ -325,7 +330,7 @@ fn job_error(refusal: &Refusal) -> crate::model::JobError {
 #[cfg(test)]
 pub mod fixture {
     use super::*;
-    use crate::model::{DriverKind, JobKind};
+    use crate::model::JobKind;
 
     pub fn job() -> Job {
         Job {
