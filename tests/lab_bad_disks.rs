@@ -374,7 +374,7 @@ fn start_as_nobody(config: &Path) -> (Option<i32>, String) {
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", env!("CARGO_BIN_EXE_growd"), "run", "--config"])
         .arg(config)
-        .env("RUST_LOG", "warn")
+        .env("RUST_LOG", "warn,audit=off")
         .stdin(Stdio::null())
         .output()
         .unwrap();

@@ -31,6 +31,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use daemon::{Clients, MIB, create_shares, pool, request, share};
 use growd::model::JobId;
@@ -38,6 +39,7 @@ use growd::store::Store;
 use growd::wire::job_message;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState};
 use log_writes::{Entry, Log, Marker, RecordedDisk, ReplayedDisk};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use seed::{Random, rounds};
 use store::{KEEP_ALL, Running};
@@ -76,7 +78,7 @@ fn start(state: &Path, pools: &str, preload: Option<&Path>) -> Running {
     let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{pools}", state.display());
     std::fs::write(&config, text).unwrap();
     let mut growd = Command::new(env!("CARGO_BIN_EXE_growd"));
-    growd.args(["run", "--config"]).arg(config).env("RUST_LOG", "warn").stdin(Stdio::null());
+    growd.args(["run", "--config"]).arg(config).env("RUST_LOG", "warn,audit=off").stdin(Stdio::null());
     growd.env("LD_PRELOAD", preload.map_or(OsStr::new(""), Path::as_os_str));
     Running(growd.spawn().unwrap())
 }
@@ -193,7 +195,12 @@ fn look(device: &Path, kind: Kind, told: &[Job]) -> Result<(), String> {
     mount(Some(device), mount_point, Some(kind), MsFlags::empty(), None::<&str>)
         .map_err(|error| format!("the file system cannot be mounted: {error}"))?;
     let found = find(&mount_point.join("state"), told);
-    umount2(mount_point, MntFlags::empty()).unwrap();
+    // A thread of sled's may let go of its files a moment after the store is closed.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while let Err(errno) = umount2(mount_point, MntFlags::empty()) {
+        assert!(errno == Errno::EBUSY && Instant::now() < deadline, "cannot unmount: {errno}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     found
 }
 
