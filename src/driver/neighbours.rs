@@ -43,25 +43,24 @@ impl<T: Neighbour> Neighbours<T> {
     /// That of one more pool.
     pub fn join(&self, one: T) -> Arc<T> {
         let one = Arc::new(one);
-        let mut all = self.all.lock();
-        // A pool of the same name is this one under an earlier configuration, and must not count twice.
-        all.retain(|other| other.upgrade().is_some_and(|other| other.places().pool() != one.places().pool()));
-        all.push(Arc::downgrade(&one));
+        {
+            let mut all = self.all.lock();
+            // A pool of the same name is this one under an earlier configuration, and must not count twice.
+            all.retain(|other| other.upgrade().is_some_and(|other| other.places().pool() != one.places().pool()));
+            all.push(Arc::downgrade(&one));
+        }
+        // Whoever has not seen it is done by now, or comes after.
         *self.found.lock() = None;
         one
     }
 
     /// Those of other pools on the file system of this one, with their directories.
     pub fn beside(&self, own: &Places, pool: &Pool) -> Result<Vec<(Arc<T>, Pool)>, DriverError> {
-        let all = self.all.lock().clone();
-        let others = all.iter().filter_map(Weak::upgrade).filter(|other| other.places().pool() != own.pool());
-        let others: Vec<Arc<T>> = others.collect();
-        if others.is_empty() {
+        if self.others(own).is_empty() {
             return Ok(Vec::new());
         }
-        let others = self.on_the_mount_of(own, pool, others).map_err(system("find the mount of", &pool.path))?;
         let mut beside = Vec::new();
-        for other in others {
+        for other in self.on_the_mount_of(own, pool).map_err(system("find the mount of", &pool.path))? {
             let opened = other.places().open_beside().map_err(system("open", other.places().template().directory()))?;
             let Some(opened) = opened else { continue };
             if own.is_shared_with(pool, &opened).map_err(system("find the file system of", &opened.path))? {
@@ -71,7 +70,12 @@ impl<T: Neighbour> Neighbours<T> {
         Ok(beside)
     }
 
-    fn on_the_mount_of(&self, own: &Places, pool: &Pool, others: Vec<Arc<T>>) -> Result<Vec<Arc<T>>, Errno> {
+    fn others(&self, own: &Places) -> Vec<Arc<T>> {
+        let all = self.all.lock();
+        all.iter().filter_map(Weak::upgrade).filter(|other| other.places().pool() != own.pool()).collect()
+    }
+
+    fn on_the_mount_of(&self, own: &Places, pool: &Pool) -> Result<Vec<Arc<T>>, Errno> {
         let moved = own.note_real_path(pool)?;
         let mut found = self.found.lock();
         let known = match found.take() {
@@ -84,9 +88,10 @@ impl<T: Neighbour> Neighbours<T> {
         }
         let device = |places: &Places| above(&table.mounts, &places.real_path()).map(|mount| mount.device);
         let here = device(own);
-        let near: Vec<Arc<T>> = others.into_iter().filter(|other| device(other.places()) == here).collect();
-        beside.insert(own.pool().clone(), near.iter().map(Arc::downgrade).collect());
-        Ok(near)
+        let mut others = self.others(own);
+        others.retain(|other| device(other.places()) == here);
+        beside.insert(own.pool().clone(), others.iter().map(Arc::downgrade).collect());
+        Ok(others)
     }
 }
 
