@@ -30,6 +30,7 @@ use prost::Message;
 use seed::rounds;
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, lab};
+use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
@@ -188,19 +189,24 @@ async fn a_full_queue_refuses_and_loses_nothing() {
     assert!(daemon.terminate());
 }
 
+/// A pool on the disk with twice as many shares as the queue has places, another with share 100, and a configuration.
+fn two_pools(disk: &HangingDisk, queue: u32) -> (Filesystem, Filesystem, TempDir, String) {
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
+    create_shares(&fs, 2 * queue, MIB);
+    let other = Filesystem::xfs("ubda", "prjquota");
+    other.create_shares(&[(share(100), project(100))], MIB);
+    let pools = [pool(&fs, ""), pool(&other, "").replace("\"home\"", "\"other\"")].concat();
+    (fs, other, tempfile::tempdir().unwrap(), format!("max_active_jobs = {queue}\n{pools}"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_hangs_leaves_the_others_their_places() {
     const QUEUE: u32 = 20;
     lab::require();
     let _alone = ALONE.lock().await;
     let disk = HangingDisk::over("ubdb");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
-    create_shares(&fs, 2 * QUEUE, MIB);
-    let other = Filesystem::xfs("ubda", "prjquota");
-    other.create_shares(&[(share(100), project(100))], MIB);
-    let dir = tempfile::tempdir().unwrap();
-    let pools = [pool(&fs, ""), pool(&other, "").replace("\"home\"", "\"other\"")].concat();
-    let mut daemon = Daemon::start(dir.path(), &format!("max_active_jobs = {QUEUE}\n{pools}")).await;
+    let (_fs, _other, dir, pools) = two_pools(&disk, QUEUE);
+    let mut daemon = Daemon::start(dir.path(), &pools).await;
     let clients = daemon.clients().await;
     let hang = clients.hang(&disk).await;
     let mut accepted = clients.fill_turns(2 * MIB).await;
@@ -228,13 +234,8 @@ async fn a_pool_that_cannot_be_looked_at_leaves_the_others_their_places() {
     lab::require();
     let _alone = ALONE.lock().await;
     let disk = HangingDisk::over("ubdb");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
-    create_shares(&fs, 2 * QUEUE, MIB);
-    let other = Filesystem::xfs("ubda", "prjquota");
-    other.create_shares(&[(share(100), project(100))], MIB);
-    let dir = tempfile::tempdir().unwrap();
-    let pools = [pool(&fs, ""), pool(&other, "").replace("\"home\"", "\"other\"")].concat();
-    let mut daemon = Daemon::start(dir.path(), &format!("max_active_jobs = {QUEUE}\n{pools}")).await;
+    let (fs, _other, dir, pools) = two_pools(&disk, QUEUE);
+    let mut daemon = Daemon::start(dir.path(), &pools).await;
     let clients = daemon.clients().await;
     // What the kernel has in memory it would answer without the disk.
     fs.mount_again("prjquota");

@@ -16,7 +16,7 @@ use crate::config::{Backend, Config, LvmConfig};
 use crate::driver::lvm::doubled;
 use crate::driver::path_template::PathTemplate;
 use crate::model::ShareId;
-use crate::sys::mountinfo::{self, Mount};
+use crate::sys::mountinfo::{Mount, Table};
 
 /// Folders that the unit hides with `ProtectHome=yes`.
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
@@ -29,8 +29,7 @@ const STATE: &str = "/var/lib/growd";
 /// # Errors
 /// Those of reading `/proc/self/mountinfo`.
 pub fn drop_in(config: &Config) -> std::io::Result<String> {
-    let mounts: Vec<Mount> = mountinfo::parse(&fs::read("/proc/self/mountinfo")?).collect();
-    Ok(text(config, &mounts, backing_file))
+    Ok(text(config, &Table::read()?.mounts, backing_file))
 }
 
 fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Option<PathBuf>) -> String {

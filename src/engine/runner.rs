@@ -118,15 +118,15 @@ impl Engine {
             }
         };
         let jobs = pool.take_ready(id);
-        if !jobs.is_empty() {
-            let engine = Arc::clone(&self);
-            // It fails only when growd ends.
-            let _ = tokio::task::spawn_blocking(move || engine.carry_out(&pool, jobs)).await;
-        } else {
+        if jobs.is_empty() {
             // Another has taken this one along. It is still one of those who look, see `change`.
             drop(turn);
             let _ = changes.wait_for(|job| job.state.is_ended()).await;
+            return;
         }
+        let engine = Arc::clone(&self);
+        // It fails only when growd ends.
+        let _ = tokio::task::spawn_blocking(move || engine.carry_out(&pool, jobs)).await;
     }
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.

@@ -44,7 +44,7 @@ pub struct Mount {
 pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
     let device = fstat(fd)?.st_dev;
     let path = path_of(fd)?;
-    find(parse(&read()?), device, &path).ok_or(Errno::ENOENT)
+    find(Table::read()?.mounts.into_iter(), device, &path).ok_or(Errno::ENOENT)
 }
 
 /// Where an open file is now, by a path without symbolic links. The kernel has it in memory.
@@ -53,14 +53,6 @@ pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
 /// Those of reading `/proc`.
 pub fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(errno)
-}
-
-/// The table, for [`parse`].
-///
-/// # Errors
-/// Those of reading `/proc`.
-pub fn read() -> Result<Vec<u8>, Errno> {
-    fs::read(TABLE).map_err(errno)
 }
 
 /// The mounts of one moment, and whether they still are what there is.

@@ -11,7 +11,7 @@ use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::sys::growfs;
-use crate::sys::mountinfo::{self, Mount};
+use crate::sys::mountinfo::{Mount, Table};
 use crate::sys::open_beneath::{DIRECTORY, open_without_links};
 
 /// What mountinfo says of a device.
@@ -59,7 +59,8 @@ impl Wanted {
 /// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do.
 pub(super) fn find(device: dev_t) -> Result<Found, Errno> {
     let wanted = btrfs_id(device)?.map_or(Wanted::Device(device), Wanted::Btrfs);
-    let mut mounts: Vec<Mount> = mountinfo::parse(&mountinfo::read()?).filter(|mount| wanted.may_be(mount)).collect();
+    let mut mounts = Table::read()?.mounts;
+    mounts.retain(|mount| wanted.may_be(mount));
     mounts.sort_by_key(|mount| mount.root.components().count());
     let mut unusable = None;
     for mount in mounts {
