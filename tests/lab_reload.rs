@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
-use growd::wire::proto::{Job, JobState, ListPoolsRequest};
+use growd::wire::proto::{CancelJobRequest, Job, JobState, ListPoolsRequest};
 use nix::mount::{MsFlags, mount};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, lab};
@@ -154,6 +154,11 @@ async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
     mount(Some(below.path()), fs.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_queued(&clients, &jobs).await;
+    // They may have changed their shares before the restart.
+    for job in &jobs {
+        let cancel = CancelJobRequest { job_id: job.job_id.clone() };
+        assert_refused(&clients.jobs.clone().cancel_job(cancel).await.unwrap_err(), "JOB_NOT_QUEUED");
+    }
     fs.unmount();
     fs.mount(PRJQUOTA);
     for (n, job) in (1..).zip(&jobs) {

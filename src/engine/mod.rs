@@ -225,7 +225,7 @@ impl Engine {
         self.active()
     }
 
-    /// Cancels a job that is QUEUED. Goes on to its end even if the caller no longer waits.
+    /// Cancels a job that has not begun. Goes on to its end even if the caller no longer waits.
     ///
     /// # Errors
     /// JOB_NOT_FOUND, JOB_NOT_QUEUED; STORE_UNAVAILABLE when the store turns out not to be writable: the job is cancelled
@@ -246,7 +246,7 @@ impl Engine {
         }
     }
 
-    /// From now on a QUEUED job does not start, and its cancellation is on its way to the disk. Gives the job, to wait for
+    /// From now on a job that has not begun does not start, and its cancellation is on its way to the disk. Gives the job, to wait for
     /// that; `None` when it is not live.
     fn begin_to_cancel(self: &Arc<Self>, id: JobId) -> Result<Option<watch::Receiver<Job>>, Refusal> {
         let mut live = self.live.lock();

@@ -42,13 +42,15 @@ pub const fn next(state: JobState, event: &Event) -> Option<JobState> {
     }
 }
 
-/// The job after an event, or `None` where the drawing has no such arrow, and for a step beside the one at work or the
-/// end of none.
+/// The job after an event, or `None` where the drawing has no such arrow, for a step beside the one at work or the end of
+/// none, and for the cancellation of a job that an earlier run of growd had: RUNNING is not on disk, so the share may have
+/// been changed, and only the job's next run finds out and makes it right.
 pub fn apply(job: &Job, event: Event, now: SystemTime) -> Option<Job> {
     let state = next(job.state, &event)?;
     let fits = match event {
         Event::BeginStep { .. } => step_at_work(job).is_none(),
         Event::EndStep { .. } => step_at_work(job).is_some(),
+        Event::Cancel => job.attempt == 1,
         _ => true,
     };
     if !fits {
@@ -162,6 +164,7 @@ mod tests {
         prop_assert_eq!(job.attempt, past.restarts + 1);
         prop_assert_eq!(job.started_at.is_some(), past.starts > 0);
         prop_assert_eq!(job.state == JobState::Cancelled, past.cancelled);
+        prop_assert!(!past.cancelled || past.starts + past.restarts == 0, "a cancelled job has changed nothing");
         prop_assert_eq!(job.state.is_ended(), job.finished_at.is_some());
         prop_assert_eq!(job.state == JobState::Failed, job.error.is_some());
         prop_assert_eq!(job.state == JobState::Succeeded, job.size_after.is_some());

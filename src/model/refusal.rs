@@ -167,7 +167,10 @@ pub enum Refusal {
     PoolFull { pool: PoolName, free: Bytes, reserved: Bytes, asked: Bytes },
     #[error("{active} jobs wait or are at work, and no more are taken; try again in {} s", retry_after.as_secs())]
     QueueFull { active: usize, retry_after: Duration },
-    #[error("job {job} is {state}; only a QUEUED job can be cancelled")]
+    #[error(
+        "job {job} is {state}; only a job that has not begun can be cancelled, and one that was accepted before growd's \
+         last start may have"
+    )]
     JobNotQueued { job: JobId, state: JobState },
     #[error("growd is shutting down; queued jobs go on when it starts again")]
     Draining,

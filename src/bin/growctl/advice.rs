@@ -75,7 +75,7 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
             None => "try again soon; `growctl jobs --state queued` shows what waits".to_owned(),
         },
         Reason::JobNotQueued => {
-            format!("a job at work ends by itself and is never cut short: `growctl job {job} --watch`")
+            format!("a job that may have begun goes on by itself and is never cut short: `growctl job {job} --watch`")
         }
         Reason::Draining => "try again when growd has started again: `systemctl status growd`".to_owned(),
         Reason::StoreUnavailable => {
