@@ -166,7 +166,7 @@ fn read_record(key: &[u8], value: &[u8]) {
 
 /// A job that was read can be shown.
 fn show(job: Job) {
-    let line = json::to_json(&convert::job(job), "growd.v1.Job").expect("a job is JSON");
+    let line = json::to_json(&convert::job(job)).expect("a job is JSON");
     assert!(!line.contains('\n'));
 }
 
@@ -176,7 +176,7 @@ pub fn proto(data: &[u8]) {
     match method % 4 {
         0 => {
             let Ok(message) = proto::ExtendShareRequest::decode(message) else { return };
-            match convert::size_request(&message.clone().into(), "fuzz".to_owned(), None) {
+            match convert::size_request(JobKind::Extend, &message, "fuzz".to_owned(), None) {
                 Ok(request) => {
                     assert!(request.new_size > Bytes::ZERO && request.new_size <= Bytes::MAX_FILE);
                     assert_eq!(request.share.to_string(), message.share_id.to_lowercase());

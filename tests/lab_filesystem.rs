@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use growd::driver::DriverError;
-use growd::driver::filesystem::observe;
+use growd::driver::filesystem::Device;
 use growd::model::{Bytes, Reason};
 use growd::sys::freeze;
 use support::hanging_disk::HangingDisk;
@@ -63,11 +63,11 @@ fn a_full_file_system_grows_under_its_writers() {
             let size = 1111 * MIB + 3 * SECTOR;
             volume.resize(size);
             let mounted = volume.mounted();
-            assert_eq!((mounted.name(), mounted.size()), (kind, Bytes::mib(300)));
-            assert!(mounted.used().get() > written && mounted.used() <= Bytes::mib(300));
+            assert_eq!((mounted.geometry.name(), mounted.geometry.size()), (kind, Bytes::mib(300)));
+            assert!(mounted.used.get() > written && mounted.used <= Bytes::mib(300));
             mounted.check_growth(Bytes::new(size)).unwrap();
             let grown = mounted.grow().unwrap();
-            assert_eq!(grown, mounted.size_on(Bytes::new(size)));
+            assert_eq!(grown, mounted.geometry.size_on(Bytes::new(size)));
             assert!(grown > Bytes::mib(1110));
             assert_eq!(mounted.grow().unwrap(), grown, "a repeat changes nothing");
             mounted.flush().unwrap();
@@ -78,7 +78,7 @@ fn a_full_file_system_grows_under_its_writers() {
             grown
         });
         assert_eq!(size_by_tool(kind, &volume.node(), &place), grown.get());
-        assert_eq!(volume.mounted().size(), grown);
+        assert_eq!(volume.mounted().geometry.size(), grown);
 
         // What was there before is at the start of the file still.
         File::options().write(true).open(&data).unwrap().set_len(written).unwrap();
@@ -97,7 +97,7 @@ fn a_smaller_device_shrinks_nothing() {
         let place = volume.mount();
         volume.resize(350 * MIB);
         let mounted = volume.mounted();
-        assert_eq!(mounted.size_on(Bytes::mib(350)), Bytes::mib(400));
+        assert_eq!(mounted.geometry.size_on(Bytes::mib(350)), Bytes::mib(400));
         assert_eq!(mounted.grow().unwrap(), Bytes::mib(400));
         volume.resize(400 * MIB);
         assert_eq!(mounted.grow().unwrap(), Bytes::mib(400));
@@ -125,7 +125,7 @@ fn any_writable_mount_will_do() {
             let mounted = volume.mounted();
             assert_eq!(mounted.grow().unwrap(), Bytes::mib(size), "{kind}");
             mounted.flush().unwrap();
-            mounted.mount_point().to_owned()
+            mounted.mount_point.clone()
         };
         let first = volume.mount();
         fs::create_dir(first.join("sub")).unwrap();
@@ -166,7 +166,7 @@ fn a_device_is_found_by_number_under_any_name() {
         std::os::unix::fs::symlink(volume.node(), &link).unwrap();
         volume.resize(400 * MIB);
         let Some(mounted) = observe_node(&link).unwrap() else { panic!("{kind} was not found") };
-        assert_eq!((mounted.name(), mounted.grow().unwrap()), (kind, Bytes::mib(400)));
+        assert_eq!((mounted.geometry.name(), mounted.grow().unwrap()), (kind, Bytes::mib(400)));
     }
 }
 
@@ -196,7 +196,7 @@ fn what_cannot_be_grown_is_refused() {
     assert_eq!(refusal.reason(), Reason::Unsupported);
     assert!(refusal.to_string().contains("tenant-crypt"), "{refusal}");
 
-    let zero = observe(&"vols".parse().unwrap(), fs::metadata("/dev/zero").unwrap().rdev(), &node);
+    let zero = Device::look(&"vols".parse().unwrap(), fs::metadata("/dev/zero").unwrap().rdev(), &node);
     assert!(matches!(zero, Err(DriverError::System { .. })), "the node of another device");
 
     let other = Disk::take("ubdb");
@@ -244,7 +244,7 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
     assert_eq!(refusal.reason(), Reason::Unsupported);
     volume.resize(400 * MIB);
     assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
-    assert_eq!(volume.mounted().size(), Bytes::mib(300));
+    assert_eq!(volume.mounted().geometry.size(), Bytes::mib(300));
     volume.unmount();
 
     volume.format("mkfs.ext4 -q -F -O sparse_super2,^resize_inode");
@@ -270,7 +270,7 @@ fn growth_survives_a_power_cut() {
         volume.unmount();
         volume.resize(500 * MIB);
         volume.mount();
-        assert_eq!(volume.mounted().size(), Bytes::mib(500), "{kind}");
+        assert_eq!(volume.mounted().geometry.size(), Bytes::mib(500), "{kind}");
         volume.unmount();
         check(kind, &volume.node());
     }

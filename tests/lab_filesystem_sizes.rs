@@ -42,10 +42,10 @@ fn compare(mkfs: &str, first: u64, sizes: impl Iterator<Item = u64>) {
     for device in sizes {
         volume.resize(device);
         let mounted = volume.mounted();
-        kind = mounted.name();
-        let before = mounted.size();
-        let predicted = mounted.size_on(Bytes::new(device));
-        let smallest = mounted.volume_for(predicted, |size| size);
+        kind = mounted.geometry.name();
+        let before = mounted.geometry.size();
+        let predicted = mounted.geometry.size_on(Bytes::new(device));
+        let smallest = mounted.geometry.volume_for(predicted, |size| size);
         assert!(smallest <= Bytes::new(device), "{mkfs}: {smallest} for {predicted} on {device}");
         let answer = match kind {
             "xfs" => {
@@ -57,11 +57,11 @@ fn compare(mkfs: &str, first: u64, sizes: impl Iterator<Item = u64>) {
             _ => growfs::btrfs_fill_device(root.as_fd(), 1),
         };
         let after = volume.mounted();
-        assert_eq!(after.size(), predicted, "{mkfs}: from {before} on {device}: {answer:?}");
+        assert_eq!(after.geometry.size(), predicted, "{mkfs}: from {before} on {device}: {answer:?}");
         assert_eq!(after.grow().unwrap(), predicted, "{mkfs}: again on {device}");
-        assert!(answer.is_ok() || after.size() == before, "{mkfs}: {answer:?}");
-        cut_off += u32::from(after.size().get() + 4096 <= device);
-        size = after.size().get();
+        assert!(answer.is_ok() || after.geometry.size() == before, "{mkfs}: {answer:?}");
+        cut_off += u32::from(after.geometry.size().get() + 4096 <= device);
+        size = after.geometry.size().get();
     }
     eprintln!("{mkfs}: {first} -> {size}, {cut_off} times less than the device");
     assert_eq!(size_by_tool(kind, &volume.node(), &place), size, "{mkfs}");

@@ -145,7 +145,7 @@ fn store(config: &Config, command: &StoreCommand) -> Result<ExitCode> {
             let mut out = std::io::BufWriter::new(std::io::stdout().lock());
             let mut failed = None;
             let verdict = offline::verify(&config.state_dir, |job| {
-                let line = wire::json::to_json(&wire::job_message(job.clone()), "growd.v1.Job")
+                let line = wire::json::to_json(&wire::job_message(job.clone()))
                     .map_err(anyhow::Error::from)
                     .and_then(|line| writeln!(out, "{line}").map_err(Into::into));
                 if let Err(error) = line {

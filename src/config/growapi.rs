@@ -166,10 +166,12 @@ fn read_nodes(all: &[Section<'_, '_>], tls: bool, report: &mut Report<'_>) -> BT
 
 fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<IdentityConfig> {
     let kind = section.required("kind", read::identity_kind, report)?.value;
-    section.only_for(kind, &["kind"], keys_of(kind), report);
+    section.only_for(kind.as_str(), &["kind"], kind.keys(), report);
     match kind {
-        "token-file" => Some(IdentityConfig::TokenFile(section.required("token_file", read::path, report)?.value)),
-        "keystone" => {
+        IdentityKind::TokenFile => {
+            Some(IdentityConfig::TokenFile(section.required("token_file", read::path, report)?.value))
+        }
+        IdentityKind::Keystone => {
             let auth_url = section.required("auth_url", read::http_url, report);
             let username = section.required("username", read::words, report);
             let password_file = section.required("password_file", read::path, report);
@@ -192,18 +194,37 @@ fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<I
                 cache: cache.value,
             }))
         }
-        _ => Some(IdentityConfig::Nobody),
+        IdentityKind::Nobody => Some(IdentityConfig::Nobody),
     }
 }
 
-/// The keys of `[identity]` that a kind has besides `kind`.
-fn keys_of(kind: &str) -> &'static [&'static str] {
-    match kind {
-        "token-file" => &["token_file"],
-        "keystone" => {
-            &["auth_url", "username", "password_file", "user_domain", "project", "project_domain", "ca", "cache"]
+#[derive(Clone, Copy)]
+pub enum IdentityKind {
+    Nobody,
+    TokenFile,
+    Keystone,
+}
+
+impl IdentityKind {
+    pub const ALL: [Self; 3] = [Self::Nobody, Self::TokenFile, Self::Keystone];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nobody => "none",
+            Self::TokenFile => "token-file",
+            Self::Keystone => "keystone",
         }
-        _ => &[],
+    }
+
+    /// The keys that it has besides `kind`.
+    const fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Nobody => &[],
+            Self::TokenFile => &["token_file"],
+            Self::Keystone => {
+                &["auth_url", "username", "password_file", "user_domain", "project", "project_domain", "ca", "cache"]
+            }
+        }
     }
 }
 

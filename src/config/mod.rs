@@ -87,6 +87,18 @@ impl Backend {
             Self::Btrfs { .. } => DriverKind::Btrfs,
         }
     }
+
+    /// The directories that have its shares: the pool's own, and those of shares at places of their own. None for volumes.
+    pub fn directories(&self) -> Vec<&Path> {
+        let (path, own): (_, Vec<&Path>) = match self {
+            Self::ProjectQuota { path, shares } | Self::Btrfs { path, shares } => {
+                (path, shares.iter().map(|(_, path)| path.as_path()).collect())
+            }
+            Self::Image { path, shares, .. } => (path, shares.iter().filter_map(|(_, path)| path.parent()).collect()),
+            Self::Lvm(_) => return Vec::new(),
+        };
+        [path.directory()].into_iter().chain(own).collect()
+    }
 }
 
 impl Config {
@@ -105,19 +117,10 @@ impl Config {
 
     /// Directories that should be there and are not, as messages. A pool may be mounted later, so this is no error.
     pub fn missing_directories(&self) -> Vec<String> {
-        let directories = self.pools.iter().flat_map(|pool| {
-            let directories = match &pool.backend {
-                Backend::ProjectQuota { path, shares } | Backend::Btrfs { path, shares } => {
-                    [path.directory()].into_iter().chain(shares.iter().map(|(_, path)| path.as_path())).collect()
-                }
-                Backend::Image { path, shares, .. } => {
-                    let parents = shares.iter().filter_map(|(_, path)| path.parent());
-                    [path.directory()].into_iter().chain(parents).collect()
-                }
-                Backend::Lvm(_) => Vec::new(),
-            };
-            directories.into_iter().map(|path| (&pool.name, path))
-        });
+        let directories = self
+            .pools
+            .iter()
+            .flat_map(|pool| pool.backend.directories().into_iter().map(move |path| (&pool.name, path)));
         directories
             .filter_map(|(pool, path)| {
                 let problem = match fs::metadata(path) {

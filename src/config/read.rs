@@ -12,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
+use super::growapi::IdentityKind;
 use super::problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use crate::driver::path_template::{check_lvm_name, plain_path};
 use crate::logging;
@@ -331,12 +332,11 @@ pub fn words(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     if legal { Ok(text.to_owned()) } else { Err(InvalidName { text: text.to_owned(), expected }.into()) }
 }
 
-pub fn identity_kind(value: &DeValue<'_>) -> Result<&'static str, ValueProblem> {
+pub fn identity_kind(value: &DeValue<'_>) -> Result<IdentityKind, ValueProblem> {
     let text = text(value)?;
-    let kinds = ["none", "token-file", "keystone"];
-    let hint = || Hint::new(text, "kinds", kinds);
+    let hint = || Hint::new(text, "kinds", IdentityKind::ALL.map(IdentityKind::as_str));
     let unknown = || ValueProblem::Identity { text: text.to_owned(), hint: hint() };
-    kinds.into_iter().find(|kind| *kind == text).ok_or_else(unknown)
+    IdentityKind::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(unknown)
 }
 
 /// The name of a volume group or of a logical volume.

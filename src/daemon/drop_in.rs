@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Backend, Config, LvmConfig};
 use crate::driver::lvm::doubled;
-use crate::driver::path_template::PathTemplate;
-use crate::model::ShareId;
 use crate::sys::mountinfo::{Mount, Table};
 
 /// Folders that the unit hides with `ProtectHome=yes`.
@@ -47,20 +45,16 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
         add("state_dir", BTreeSet::from([config.state_dir.clone()]));
     }
     for pool in &config.pools {
-        let places = match &pool.backend {
-            Backend::ProjectQuota { path, shares } | Backend::Btrfs { path, shares } => directories(path, shares),
-            Backend::Image { path, shares, .. } => {
-                let mut places = directories(path, &[]);
-                places.extend(shares.iter().filter_map(|(_, path)| path.parent()).map(Path::to_owned));
-                let on_image = |mount: &Mount| {
-                    backing_file(&mount.source).is_some_and(|file| places.iter().any(|place| file.starts_with(place)))
-                };
-                let mounted = folders(mounts.iter().filter(|mount| on_image(mount)));
-                places.extend(mounted);
-                places
+        let directories = pool.backend.directories();
+        let is_on_share = |mount: &&Mount| match &pool.backend {
+            Backend::ProjectQuota { .. } | Backend::Btrfs { .. } => false,
+            Backend::Image { .. } => {
+                backing_file(&mount.source).is_some_and(|file| directories.iter().any(|place| file.starts_with(place)))
             }
-            Backend::Lvm(lvm) => folders(mounts.iter().filter(|mount| is_volume_of(&mount.source, lvm))),
+            Backend::Lvm(lvm) => is_volume_of(&mount.source, lvm),
         };
+        let mut places = folders(mounts.iter().filter(is_on_share));
+        places.extend(directories.iter().map(|place| (*place).to_owned()));
         add(&format!("pool {}", pool.name), places);
     }
     let ports = [config.metrics, config.tcp.as_ref().map(|tcp| tcp.address)];
@@ -122,11 +116,6 @@ fn mount_unit(mount_point: &Path) -> String {
 /// Whether a URL names this node by its loopback address; a name would have to be looked up elsewhere.
 fn is_local(url: &str) -> bool {
     ["http://127.", "http://[::1]"].iter().any(|local| url.starts_with(local))
-}
-
-fn directories(path: &PathTemplate, shares: &[(ShareId, PathBuf)]) -> BTreeSet<PathBuf> {
-    let own = shares.iter().map(|(_, path)| path.as_path());
-    [path.directory()].into_iter().chain(own).map(Path::to_owned).collect()
 }
 
 /// The folders that these are mounted in; one that is mounted just below the root stands for itself.

@@ -13,7 +13,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::unistd::syncfs;
 
-use super::lowering::{Lowering, lowering, not_put_back};
+use super::lowering::Lowered;
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, Pool, unsupported};
 use super::promises::Promises;
@@ -183,46 +183,16 @@ impl Btrfs {
             Ok((found, bounds))
         };
         let (found, now) = look()?;
-        let Bounds { limit: before, used } = now;
-        let (space, begun) = (self.space_id(&self.base()?)?, Instant::now());
-        let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
-        match lowering(now, to, to) {
-            Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
-            Lowering::PutBack => {
-                self.put_back(&space, &found, from, used)?;
-                return Err(too_small(used));
-            }
-            Lowering::TooMuchInUse => return Err(too_small(used)),
-            Lowering::Lower => self.write_limit(&found, to, before)?,
-        }
-        match look() {
-            Ok((_, Bounds { limit, used })) if limit <= to && used <= limit => {
-                self.promises.take(&space, before.saturating_sub(limit), begun);
-                Ok(Outcome::Changed { from: before, to: limit })
-            }
-            Ok((found, Bounds { limit, .. })) if limit > to => {
-                let location = found.observed.location.display();
-                let problem = format!("the limit of {location} was set to {to}, but reads {limit}");
-                Err(Refusal::Internal { problem }.into())
-            }
-            Ok((_, Bounds { used, .. })) => {
-                self.put_back(&space, &found, before, used)?;
-                Err(too_small(used))
-            }
-            Err(error) => {
-                self.put_back(&space, &found, before, used)?;
-                Err(error)
-            }
-        }
-    }
-
-    /// Sets the limit that was there before, durably: a power cut must not leave the lower one to a job that failed.
-    fn put_back(&self, space: &SpaceId, found: &Share, limit: Bytes, used: Bytes) -> Result<(), DriverError> {
-        let location = &found.observed.location;
-        let commit = || btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", location));
-        let done = self.write_limit(found, limit, limit).and_then(|()| commit());
-        self.promises.forget(space);
-        done.map_err(|error| not_put_back(location, limit, used, error))
+        let (location, promises, space) = (&found.observed.location, &self.promises, &self.space_id(&self.base()?)?);
+        let write = |limit| self.write_limit(&found, limit, now.limit);
+        let put_back = |limit| {
+            self.write_limit(&found, limit, limit)?;
+            btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", location))
+        };
+        let look = || look().map(|(_, bounds)| bounds);
+        let lowered =
+            Lowered { share, location, now, promises, space, write: &write, put_back: &put_back, look: &look };
+        lowered.lower(from, to, to)
     }
 
     /// Brings all limits that were set to the disk.

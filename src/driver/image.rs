@@ -367,5 +367,5 @@ fn offset(size: Bytes) -> off_t {
 }
 
 fn round_up(size: Bytes) -> Bytes {
-    Bytes::new(size.get().div_ceil(UNIT).saturating_mul(UNIT)).min(Bytes::MAX_FILE)
+    size.rounded_up_to(UNIT).min(Bytes::MAX_FILE)
 }

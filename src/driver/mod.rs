@@ -292,6 +292,14 @@ pub enum Outcome {
     AlreadyThere { size: Bytes },
 }
 
+impl Outcome {
+    /// What there is now.
+    pub const fn size(self) -> Bytes {
+        let (Self::Changed { to: size, .. } | Self::AlreadyThere { size }) = self;
+        size
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

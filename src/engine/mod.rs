@@ -162,6 +162,14 @@ impl Engine {
         let _ = timeout(LOOK_MOST, join_all(looks)).await;
     }
 
+    /// Whether what is accepted now can be made durable.
+    ///
+    /// # Errors
+    /// STORE_UNAVAILABLE.
+    pub fn check_writable(&self) -> Result<(), Refusal> {
+        self.store.failure().borrow().as_deref().map_or(Ok(()), |problem| Err(unwritable(problem)))
+    }
+
     /// A job as it is now.
     ///
     /// # Errors
@@ -241,7 +249,7 @@ impl Engine {
         tokio::select! {
             biased;
             Ok(ended) = job.wait_for(|job| job.state.is_ended()) => Ok(ended.clone()),
-            Ok(problem) = failure.wait_for(Option::is_some) => Err(unwritable(&problem)),
+            Ok(problem) = failure.wait_for(Option::is_some) => Err(unwritable(problem.as_deref().unwrap_or_default())),
             else => self.job(id),
         }
     }
@@ -254,10 +262,7 @@ impl Engine {
         let job = live.job.borrow().clone();
         let cancelled = state::apply(&job, Event::Cancel, SystemTime::now());
         let cancelled = cancelled.ok_or(Refusal::JobNotQueued { job: id, state: job.state })?;
-        let failure = self.store.failure();
-        if failure.borrow().is_some() {
-            return Err(unwritable(&failure.borrow()));
-        }
+        self.check_writable()?;
         if !std::mem::replace(&mut live.cancelling, true) {
             let engine = Arc::clone(self);
             tokio::spawn(async move { engine.end(vec![cancelled]).await });
@@ -309,12 +314,12 @@ fn promised(job: &Job) -> Bytes {
     job.promised.unwrap_or_else(difference)
 }
 
-pub fn store_refusal(error: &StoreError) -> Refusal {
+fn store_refusal(error: &StoreError) -> Refusal {
     Refusal::StoreUnavailable { problem: error.to_string() }
 }
 
-fn unwritable(problem: &Option<String>) -> Refusal {
-    store_refusal(&StoreError::Write { problem: problem.clone().unwrap_or_default() })
+fn unwritable(problem: &str) -> Refusal {
+    store_refusal(&StoreError::Write { problem: problem.to_owned() })
 }
 
 /// What a job is told that ends by a refusal.

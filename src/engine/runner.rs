@@ -34,33 +34,22 @@ struct Member {
     id: JobId,
     share: ShareId,
     span: Span,
+    _at_work: AtWork,
 }
 
-/// Counts jobs that are at work until it is dropped, by a panic at the latest: a drain waits for them.
-struct AtWork<'a> {
-    engine: &'a Engine,
-    count: usize,
-}
+/// Counts a job as at work until it is dropped, by a panic at the latest: a drain waits for it.
+struct AtWork(Arc<Engine>);
 
-impl<'a> AtWork<'a> {
-    const fn none(engine: &'a Engine) -> Self {
-        Self { engine, count: 0 }
-    }
-
-    fn add(&mut self) {
-        self.engine.running.send_modify(|running| *running += 1);
-        self.count += 1;
-    }
-
-    fn take(&mut self, count: usize) {
-        self.engine.running.send_modify(|running| *running -= count);
-        self.count -= count;
+impl AtWork {
+    fn begin(engine: &Arc<Engine>) -> Self {
+        engine.running.send_modify(|running| *running += 1);
+        Self(Arc::clone(engine))
     }
 }
 
-impl Drop for AtWork<'_> {
+impl Drop for AtWork {
     fn drop(&mut self) {
-        self.take(self.count);
+        self.0.running.send_modify(|running| *running -= 1);
     }
 }
 
@@ -84,8 +73,7 @@ impl Engine {
         let (pool, turn) = loop {
             let Some(pool) = self.pools.get(&job.pool) else {
                 let problem = "it is not in the configuration any more".to_owned();
-                let mut at_work = AtWork::none(&self);
-                if let Some(member) = self.start(id, Span::current(), &mut at_work) {
+                if let Some(member) = self.start(id, Span::current()) {
                     self.finish(vec![(member, Err(Refusal::NotMounted { pool: job.pool, problem }))]).await;
                 }
                 return;
@@ -130,14 +118,11 @@ impl Engine {
     }
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
-    fn start(self: &Arc<Self>, id: JobId, span: Span, at_work: &mut AtWork<'_>) -> Option<Member> {
+    fn start(self: &Arc<Self>, id: JobId, span: Span) -> Option<Member> {
         // Counted first: a drain that begins now either is seen below or waits for it.
-        at_work.add();
-        let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) };
-        if share.is_none() {
-            at_work.take(1);
-        }
-        Some(Member { id, share: share?, span })
+        let _at_work = AtWork::begin(self);
+        let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) }?;
+        Some(Member { id, share, span, _at_work })
     }
 
     /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Watchers are told of it
@@ -179,7 +164,6 @@ impl Engine {
     /// Does the work of jobs, makes it durable at once for all, and then their ends: on one blocking thread, since what the
     /// kernel does in microseconds should not wait for threads to take turns.
     fn carry_out(self: &Arc<Self>, pool: &Arc<Pool>, jobs: Vec<(JobId, Span)>) {
-        let mut at_work = AtWork::none(self);
         let (mut changed, mut ends) = (Vec::new(), Vec::new());
         for (id, span) in jobs {
             if !self.pools.has(pool) {
@@ -187,7 +171,7 @@ impl Engine {
                 continue;
             }
             // Each when it is at work: until then it can be cancelled, and may be carried out with another pool.
-            let Some(member) = self.start(id, span, &mut at_work) else { continue };
+            let Some(member) = self.start(id, span) else { continue };
             let bring = || catch(|| self.bring_about(&*pool.driver, id)).map_err(|what| pool.crashed(&what));
             match member.span.in_scope(bring).flatten() {
                 Ok(Some(bound)) => changed.push((member, bound)),
@@ -229,9 +213,7 @@ impl Engine {
     /// blocks, so what the step has read back is what can be had.
     fn lower(self: &Arc<Self>, driver: &dyn Driver, job: &Job) -> Result<Bound, Refusal> {
         let step = Step::LowerLimit { from: job.size_before, to: job.requested_size };
-        let (Outcome::Changed { to: reached, .. } | Outcome::AlreadyThere { size: reached }) =
-            self.take(driver, job, step)?;
-        Ok(Bound::AtMost(reached))
+        self.take(driver, job, step).map(|outcome| Bound::AtMost(outcome.size()))
     }
 
     /// Takes steps until none is left; `None` when growd drains between two.
@@ -258,11 +240,9 @@ impl Engine {
                 }
             }
             let outcome = self.take(driver, job, step)?;
-            sizes = match (step, outcome) {
+            sizes = match step {
                 // A limit has been read back.
-                (Step::SetLimit { .. }, Outcome::Changed { to: limit, .. } | Outcome::AlreadyThere { size: limit }) => {
-                    Sizes::Limit(limit)
-                }
+                Step::SetLimit { .. } => Sizes::Limit(outcome.size()),
                 _ => driver.measure(share).map_err(DriverError::into_refusal)?,
             };
         }
@@ -307,12 +287,12 @@ impl Engine {
     /// Ends jobs as they went.
     async fn finish(&self, ends: Vec<End>) {
         let now = SystemTime::now();
-        let apply = |(Member { id, span, .. }, result): End| {
-            let event = match &result {
+        let apply = |(Member { id, span, .. }, result): &End| {
+            let event = match result {
                 Ok(size) => Event::Succeed { size: *size },
                 Err(refusal) => Event::Fail(job_error(refusal)),
             };
-            let job = state::apply(&self.job(id).ok()?, event, now)?;
+            let job = state::apply(&self.job(*id).ok()?, event, now)?;
             if job.state == JobState::Failed {
                 span.in_scope(|| {
                     warn!(error = ?job.error, "job failed");
@@ -321,7 +301,8 @@ impl Engine {
             }
             Some(job)
         };
-        let jobs: Vec<Job> = ends.into_iter().filter_map(apply).collect();
+        // They are at work until their ends can be seen.
+        let jobs: Vec<Job> = ends.iter().filter_map(apply).collect();
         if !jobs.is_empty() {
             self.end(jobs).await;
         }

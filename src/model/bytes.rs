@@ -43,6 +43,11 @@ impl Bytes {
         Self(self.0.saturating_add(other.0))
     }
 
+    /// The least multiple of `unit` that is not less; saturates at the end of the type.
+    pub const fn rounded_up_to(self, unit: u64) -> Self {
+        Self(self.0.div_ceil(unit).saturating_mul(unit))
+    }
+
     /// This size times a ratio, rounded down; saturates at the ends of the type.
     pub fn scaled(self, ratio: f64) -> Self {
         Self((self.0 as f64 * ratio) as u64)

@@ -8,9 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::engine::pools::Pool;
-use crate::engine::{Denied, Engine, store_refusal};
+use crate::engine::{Denied, Engine};
 use crate::model::{Job, JobId, JobKind, JobState, ProjectLabel, Refusal};
-use crate::store::StoreError;
 use admission::SizeRequest;
 
 pub use crate::store::Selection;
@@ -46,9 +45,7 @@ impl Service {
     /// Every refusal of an extend, or of a shrink.
     pub async fn resize(&self, request: SizeRequest) -> Result<Job, Refusal> {
         let engine = &self.engine;
-        if let Some(problem) = &*engine.store.failure().borrow() {
-            return Err(store_refusal(&StoreError::Write { problem: problem.clone() }));
-        }
+        engine.check_writable()?;
         let known = |id| engine.store.of_request(id);
         let claim = engine.claims.claim(request.share, request.request_id, self.max_active_jobs, known).await;
         let claim = match claim {

@@ -4,20 +4,19 @@
 
 use tracing::info;
 
-use super::convert::Asked;
 use super::peer::Peer;
 use super::proto;
-use crate::model::{Job, Refusal};
+use crate::model::{Job, JobKind, Refusal};
 
 /// A field that a caller chose is cut to this.
 const TEXT_MOST: usize = 255;
 
 /// A check that changes nothing leaves no record.
-pub fn resize(who: &Peer, request: &Asked, answer: &Result<Job, Refusal>) {
+pub fn resize(who: &Peer, kind: JobKind, request: &proto::ExtendShareRequest, answer: &Result<Job, Refusal>) {
     if request.validate_only {
         return;
     }
-    let (change, new_size) = (request.kind.as_str(), request.new_size_bytes);
+    let (change, new_size) = (kind.as_str(), request.new_size_bytes);
     let (share, project) = (cut(&request.share_id), cut(&request.project_id));
     let request_id = cut(request.request_id.as_deref().unwrap_or_default());
     match answer {

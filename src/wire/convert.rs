@@ -14,43 +14,29 @@ use crate::service::admission::SizeRequest;
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MOST: usize = 1000;
 
-/// What ExtendShare and ShrinkShare are asked with: the same fields, and which of the two it is.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    pub kind: JobKind,
-    pub share_id: String,
-    pub new_size_bytes: u64,
-    pub expected_current_size_bytes: Option<u64>,
-    pub request_id: Option<String>,
-    pub project_id: String,
-    pub validate_only: bool,
-}
-
-macro_rules! asked {
-    ($message:ident, $kind:expr) => {
-        impl From<proto::$message> for Asked {
-            fn from(message: proto::$message) -> Self {
-                Self {
-                    kind: $kind,
-                    share_id: message.share_id,
-                    new_size_bytes: message.new_size_bytes,
-                    expected_current_size_bytes: message.expected_current_size_bytes,
-                    request_id: message.request_id,
-                    project_id: message.project_id,
-                    validate_only: message.validate_only,
-                }
-            }
+/// Both requests have the same fields, so one of them stands for either beside the kind.
+impl From<proto::ShrinkShareRequest> for proto::ExtendShareRequest {
+    fn from(message: proto::ShrinkShareRequest) -> Self {
+        Self {
+            share_id: message.share_id,
+            new_size_bytes: message.new_size_bytes,
+            expected_current_size_bytes: message.expected_current_size_bytes,
+            request_id: message.request_id,
+            project_id: message.project_id,
+            validate_only: message.validate_only,
         }
-    };
+    }
 }
 
-asked!(ExtendShareRequest, JobKind::Extend);
-asked!(ShrinkShareRequest, JobKind::Shrink);
-
-pub fn size_request(message: &Asked, requested_by: String, trace: Option<TraceParent>) -> Result<SizeRequest, Refusal> {
+pub fn size_request(
+    kind: JobKind,
+    message: &proto::ExtendShareRequest,
+    requested_by: String,
+    trace: Option<TraceParent>,
+) -> Result<SizeRequest, Refusal> {
     let request_id = message.request_id.as_deref().map(str::parse).transpose();
     Ok(SizeRequest {
-        kind: message.kind,
+        kind,
         share: share_id(&message.share_id)?,
         new_size: size("new_size_bytes", message.new_size_bytes)?,
         expected_size: message.expected_current_size_bytes.map(Bytes::new),
@@ -289,7 +275,7 @@ mod tests {
             ..Default::default()
         };
         let reason = |message: &proto::ExtendShareRequest| {
-            size_request(&message.clone().into(), String::new(), None).map(|_| ()).map_err(|refusal| refusal.reason())
+            size_request(JobKind::Extend, message, String::new(), None).map(|_| ()).map_err(|refusal| refusal.reason())
         };
         assert_eq!(reason(&good), Ok(()));
         for share_id in ["", "../..", "x"] {

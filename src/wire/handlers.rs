@@ -15,7 +15,7 @@ use super::proto::node_service_server::NodeService;
 use super::proto::share_service_server::ShareService;
 use super::{audit, convert, proto, status::status};
 use crate::meters::Meters;
-use crate::model::{Job, PoolName, Refusal};
+use crate::model::{Job, JobKind, PoolName, Refusal};
 use crate::service::{Selection, Service};
 
 /// Answers all three services.
@@ -32,17 +32,21 @@ impl Handlers {
         self.service.get().ok_or_else(starting)
     }
 
-    async fn resize<T: Into<convert::Asked>>(&self, request: Request<T>) -> Result<Response<proto::Job>, Status> {
+    async fn resize(
+        &self,
+        kind: JobKind,
+        request: Request<proto::ExtendShareRequest>,
+    ) -> Result<Response<proto::Job>, Status> {
         let (service, meters) = (self.service().cloned(), Arc::clone(&self.meters));
         let (caller, trace) = (caller(&request), request.extensions().get().copied());
-        let request: convert::Asked = request.into_inner().into();
+        let request = request.into_inner();
         Self::change(async move {
-            let resize = async { service?.resize(convert::size_request(&request, caller.to_string(), trace)?).await };
-            let answer = resize.await;
+            let asked = convert::size_request(kind, &request, caller.to_string(), trace);
+            let answer = async { service?.resize(asked?).await }.await;
             if let Err(refusal) = &answer {
-                meters.refused(request.kind, refusal.reason());
+                meters.refused(kind, refusal.reason());
             }
-            audit::resize(&caller, &request, &answer);
+            audit::resize(&caller, kind, &request, &answer);
             answer
         })
         .await
@@ -82,11 +86,11 @@ fn caller<T>(request: &Request<T>) -> Arc<Peer> {
 #[tonic::async_trait]
 impl ShareService for Handlers {
     async fn extend_share(&self, request: Request<proto::ExtendShareRequest>) -> Result<Response<proto::Job>, Status> {
-        self.resize(request).await
+        self.resize(JobKind::Extend, request).await
     }
 
     async fn shrink_share(&self, request: Request<proto::ShrinkShareRequest>) -> Result<Response<proto::Job>, Status> {
-        self.resize(request).await
+        self.resize(JobKind::Shrink, request.map(Into::into)).await
     }
 
     async fn get_share(&self, request: Request<proto::GetShareRequest>) -> Result<Response<proto::Share>, Status> {

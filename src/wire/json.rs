@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use prost::Message;
+use prost::Name;
 use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, SerializeOptions};
 
 use super::proto::DESCRIPTOR;
@@ -25,36 +25,33 @@ pub enum JsonError {
 
 static POOL: LazyLock<Result<DescriptorPool, DescriptorError>> = LazyLock::new(|| DescriptorPool::decode(DESCRIPTOR));
 
-/// One line of JSON. `full_name` is the message's name in the contract: `growd.v1.Job`.
-pub fn to_json(message: &impl Message, full_name: &str) -> Result<String, JsonError> {
+/// One line of JSON.
+pub fn to_json(message: &impl Name) -> Result<String, JsonError> {
     let mut line = Vec::new();
-    write(message, full_name, &mut serde_json::Serializer::new(&mut line))?;
+    write(message, &mut serde_json::Serializer::new(&mut line))?;
     Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
 /// The same on several lines, indented, for people.
-pub fn to_json_pretty(message: &impl Message, full_name: &str) -> Result<String, JsonError> {
+pub fn to_json_pretty(message: &impl Name) -> Result<String, JsonError> {
     let mut text = Vec::new();
-    write(message, full_name, &mut serde_json::Serializer::pretty(&mut text))?;
+    write(message, &mut serde_json::Serializer::pretty(&mut text))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn write<'a, S>(message: &impl Message, full_name: &str, to: &'a mut S) -> Result<(), JsonError>
+fn write<'a, M: Name, S>(message: &M, to: &'a mut S) -> Result<(), JsonError>
 where
     &'a mut S: serde::Serializer<Ok = (), Error = serde_json::Error>,
 {
     let pool = POOL.as_ref().map_err(JsonError::Descriptor)?;
-    let descriptor =
-        pool.get_message_by_name(full_name).ok_or_else(|| JsonError::UnknownMessage(full_name.to_owned()))?;
+    let full_name = M::full_name();
+    let descriptor = pool.get_message_by_name(&full_name);
+    let descriptor = descriptor.ok_or_else(|| JsonError::UnknownMessage(full_name.clone()))?;
     let mut dynamic = DynamicMessage::new(descriptor);
-    dynamic
-        .transcode_from(message)
-        .map_err(|source| JsonError::Mismatch { full_name: full_name.to_owned(), source })?;
+    dynamic.transcode_from(message).map_err(|source| JsonError::Mismatch { full_name: full_name.clone(), source })?;
     let options =
         SerializeOptions::new().stringify_64_bit_integers(false).use_proto_field_name(true).skip_default_fields(false);
-    dynamic
-        .serialize_with_options(to, &options)
-        .map_err(|source| JsonError::Write { full_name: full_name.to_owned(), source })
+    dynamic.serialize_with_options(to, &options).map_err(|source| JsonError::Write { full_name, source })
 }
 
 #[cfg(test)]
@@ -71,7 +68,7 @@ mod tests {
             created_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 5_000_000 }),
             ..Job::default()
         };
-        let line = to_json(&job, "growd.v1.Job").unwrap();
+        let line = to_json(&job).unwrap();
         assert!(!line.contains('\n'));
         assert!(line.contains(r#""requested_size_bytes":9223372036854775807"#), "{line}");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -81,24 +78,17 @@ mod tests {
         assert_eq!(value["created_at"], "2023-11-14T22:13:20.005Z");
         assert_eq!(value.get("size_after_bytes"), None);
         assert_eq!(value.get("error"), None);
-        let pretty = to_json_pretty(&job, "growd.v1.Job").unwrap();
+        let pretty = to_json_pretty(&job).unwrap();
         assert_eq!(serde_json::from_str::<serde_json::Value>(&pretty).unwrap(), value);
     }
 
     #[test]
     fn lists_and_ratios_are_written() {
         let list = ListJobsResponse { jobs: vec![Job::default(), Job::default()], next_page_token: String::new() };
-        let value: serde_json::Value =
-            serde_json::from_str(&to_json(&list, "growd.v1.ListJobsResponse").unwrap()).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&to_json(&list).unwrap()).unwrap();
         assert_eq!(value["jobs"].as_array().unwrap().len(), 2);
         let pool = Pool { overcommit: 1.5, ..Pool::default() };
-        let line = to_json(&pool, "growd.v1.Pool").unwrap();
+        let line = to_json(&pool).unwrap();
         assert!(line.contains(r#""overcommit":1.5"#), "{line}");
-    }
-
-    #[test]
-    fn an_unknown_message_is_an_error() {
-        let error = to_json(&Job::default(), "growd.v1.Nothing").unwrap_err();
-        assert_eq!(error.to_string(), "growd.v1.Nothing is no message of the contract");
     }
 }

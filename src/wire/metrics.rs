@@ -4,13 +4,14 @@
 //! makes its own figures old and holds up no scrape.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
@@ -117,7 +118,7 @@ impl Metrics {
     }
 
     fn answer(&self) -> Response {
-        let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.scrape.lock();
         let node = self.service.node();
         for (state, count) in [("QUEUED", node.queued), ("RUNNING", node.running)] {
             self.jobs.with_label_values(&[state]).set(number(count));
@@ -145,7 +146,7 @@ impl Metrics {
                 }
             }
             {
-                let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+                let _one = self.scrape.lock();
                 self.pools.set(&pools, &answered);
             }
             tokio::time::sleep(POOLS_EVERY).await;
@@ -159,7 +160,7 @@ impl Metrics {
                 *counts.entry((finding.pool.to_string(), finding.kind)).or_default() += 1;
             }
             {
-                let _one = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+                let _one = self.scrape.lock();
                 // What was healed is gone.
                 self.findings.reset();
                 for ((pool, kind), count) in counts {

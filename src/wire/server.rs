@@ -16,9 +16,9 @@ use tonic_health::server::HealthReporter;
 use super::gate::{GateLayer, Guard, Rules};
 use super::handlers::Handlers;
 use super::limits::*;
-use super::proto::job_service_server::JobServiceServer;
-use super::proto::node_service_server::NodeServiceServer;
-use super::proto::share_service_server::ShareServiceServer;
+use super::proto::job_service_server::{self, JobServiceServer};
+use super::proto::node_service_server::{self, NodeServiceServer};
+use super::proto::share_service_server::{self, ShareServiceServer};
 use super::tls::Tls;
 use super::{listeners, proto};
 use crate::meters::Meters;
@@ -58,7 +58,12 @@ impl Control {
     /// What the health service says of growd as a whole and of each of its services.
     pub async fn set_serving(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        let services = ["", "growd.v1.ShareService", "growd.v1.JobService", "growd.v1.NodeService"];
+        let services = [
+            "",
+            share_service_server::SERVICE_NAME,
+            job_service_server::SERVICE_NAME,
+            node_service_server::SERVICE_NAME,
+        ];
         for service in services {
             self.health.set_service_status(service, status).await;
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use growd::driver::DriverError;
-use growd::driver::filesystem::{Mounted, observe};
+use growd::driver::filesystem::{Device, Mounted};
 use growd::model::{PoolName, Refusal};
 
 use crate::support::{Disk, lab};
@@ -111,7 +111,7 @@ impl Drop for Volume {
 
 pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {
     let pool: PoolName = "vols".parse().unwrap();
-    observe(&pool, fs::metadata(node).unwrap().rdev(), node)
+    Ok(Device::look(&pool, fs::metadata(node).unwrap().rdev(), node)?.mounted)
 }
 
 /// The file system's own checker, on the unmounted device.

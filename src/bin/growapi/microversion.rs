@@ -71,9 +71,9 @@ fn common(headers: &HeaderMap) -> Option<String> {
 /// `None` for anything but two numbers without superfluous zeros.
 fn parse(text: &str) -> Option<Microversion> {
     let number = |part: &str| {
-        let plain = part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
+        let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         // A number that does not fit is far above what is served.
-        plain.then(|| (!part.is_empty()).then(|| part.parse().unwrap_or(u32::MAX))).flatten()
+        (digits && (part == "0" || !part.starts_with('0'))).then(|| part.parse().unwrap_or(u32::MAX))
     };
     let (major, minor) = text.split_once('.')?;
     Some(Microversion { major: number(major).filter(|major| *major > 0)?, minor: number(minor)? })

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use growd::model::{JobId, JobKind, RequestId, ShareId};
+use growd::model::{JobId, JobKind, ShareId};
 use growd::wire::client::{self, Credentials};
 use growd::wire::proto::{self, job_service_client::JobServiceClient, node_service_client::NodeServiceClient};
 use growd::wire::proto::{CancelJobRequest, GetJobRequest, GetShareRequest, WatchJobRequest};
@@ -123,14 +123,8 @@ impl Calls {
 
     /// Asks for an extend or a shrink and, when the connection fails before the answer, asks again: the request id makes all
     /// attempts one request. The limit holds for all of them together.
-    pub async fn resize(
-        &self,
-        kind: JobKind,
-        mut request: ExtendShareRequest,
-        id: Option<RequestId>,
-    ) -> Result<proto::Job, Failure> {
-        let id = id.unwrap_or_else(|| RequestId::from_uuid(Uuid::new_v4()));
-        request.request_id = Some(id.to_string());
+    pub async fn resize(&self, kind: JobKind, mut request: ExtendShareRequest) -> Result<proto::Job, Failure> {
+        let id = request.request_id.get_or_insert_with(|| Uuid::new_v4().to_string()).clone();
         let mut lost = false;
         let attempts = async {
             let mut attempt = 1;
@@ -150,7 +144,7 @@ impl Calls {
         match answer {
             Ok(job) => Ok(job.into_inner()),
             Err(refused @ CallError::Refused(_)) if !(lost && refused.is_no_answer()) => Err(refused.into()),
-            Err(unanswered) => Err(Failure::unanswered_change(unanswered, id)),
+            Err(unanswered) => Err(Failure::unanswered_change(unanswered, &id)),
         }
     }
 

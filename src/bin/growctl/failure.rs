@@ -7,7 +7,8 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use growd::model::{Bytes, RequestId};
+use anyhow::Chain;
+use growd::model::Bytes;
 use growd::wire::client::ConnectError;
 use growd::wire::proto;
 use tonic::{Code, Status};
@@ -124,11 +125,11 @@ impl Failure {
     }
 
     /// A change of a size without an answer: growd may have the job, and asking with the same id finds out.
-    pub fn unanswered_change(error: CallError, request_id: RequestId) -> Self {
+    pub fn unanswered_change(error: CallError, request_id: &str) -> Self {
         let mut failure = Self::from(error);
         failure.message += "; growd may have accepted the request";
         failure.next = format!("repeat it with --request-id {request_id}: that never makes a second job");
-        failure.metadata.insert("request_id".to_owned(), request_id.to_string());
+        failure.metadata.insert("request_id".to_owned(), request_id.to_owned());
         failure
     }
 
@@ -229,23 +230,12 @@ impl From<anyhow::Error> for Failure {
 
 const STATUS_STEP: &str = "is growd running? `systemctl status growd`";
 
-fn root_cause(error: &dyn Error) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    Chain::new(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
 fn io_error_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return Some(io.kind());
-        }
-        cause = error.source();
-    }
-    None
+    Chain::new(error).find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind)
 }
 
 const fn exit_of(code: Code) -> Exit {

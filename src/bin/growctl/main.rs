@@ -53,10 +53,10 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
 async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     match verb {
-        Verb::Node => print(output, &calls.node().await?, "growd.v1.Node", |node| detail::node(node, now)),
+        Verb::Node => print(output, &calls.node().await?, |node| detail::node(node, now)),
         Verb::Pools => {
             let answer = calls.pools().await?;
-            print_list(output, &answer, "growd.v1.ListPoolsResponse", "no pools", |all| list::pools(&all.pools))
+            print_list(output, &answer, "no pools", |all| list::pools(&all.pools))
         }
         Verb::Shares { pool } => {
             let answer = calls.all_shares(pool.map(|pool| pool.to_string()).unwrap_or_default()).await?;
@@ -64,9 +64,9 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
                 let pools = answer.unreadable_pools.join(", ");
                 note(&format!("warning: the shares of {pools} are missing; `growctl pools` tells why"))?;
             }
-            print_list(output, &answer, "growd.v1.ListSharesResponse", "no shares", |all| list::shares(&all.shares))
+            print_list(output, &answer, "no shares", |all| list::shares(&all.shares))
         }
-        Verb::Share { id } => print(output, &calls.share(id).await?, "growd.v1.Share", detail::share),
+        Verb::Share { id } => print(output, &calls.share(id).await?, detail::share),
         Verb::Extend(args) => resize(calls, JobKind::Extend, args, output).await,
         Verb::Shrink(args) => resize(calls, JobKind::Shrink, args, output).await,
         Verb::Jobs(args) => jobs(calls, args, output, now).await,
@@ -77,7 +77,7 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
         Verb::Cancel { id } => print_job(output, &calls.cancel(id).await?),
         Verb::Doctor => {
             let answer = calls.diagnose().await?;
-            print(output, &answer, "growd.v1.DiagnoseResponse", |all| {
+            print(output, &answer, |all| {
                 let commands = list::commands(&all.commands, now).map(|table| format!("\nlast commands:\n{table}"));
                 list::findings(&all.findings) + &commands.unwrap_or_default()
             })?;
@@ -100,14 +100,14 @@ async fn resize(calls: &Calls, kind: JobKind, args: ResizeArgs, output: Output) 
     if args.dry_run {
         let answer = calls.try_resize(kind, request).await?;
         if answer.job_id.is_empty() {
-            return print(output, &answer, "growd.v1.Job", detail::dry_run);
+            return print(output, &answer, detail::dry_run);
         }
         if output == Output::Table {
             note("the request id stands for a job already, which is all that the request would answer")?;
         }
         return print_ended(output, &answer);
     }
-    let job = calls.resize(kind, request, args.request_id).await?;
+    let job = calls.resize(kind, request).await?;
     if args.wait {
         print_ended(output, &follow::to_the_end(calls, &job.job_id, output).await?)
     } else {
@@ -124,7 +124,7 @@ async fn jobs(calls: &Calls, args: JobsArgs, output: Output, now: SystemTime) ->
         ..ListJobsRequest::default()
     };
     let answer = calls.newest_jobs(filter, args.limit).await?;
-    print_list(output, &answer, "growd.v1.ListJobsResponse", "no jobs", |all| list::jobs(&all.jobs, now))?;
+    print_list(output, &answer, "no jobs", |all| list::jobs(&all.jobs, now))?;
     if output == Output::Table && !answer.next_page_token.is_empty() {
         note(&format!("the newest {} are shown; --limit shows more", answer.jobs.len()))?;
     }
@@ -132,7 +132,7 @@ async fn jobs(calls: &Calls, args: JobsArgs, output: Output, now: SystemTime) ->
 }
 
 fn print_job(output: Output, job: &Job) -> Result<ExitCode, Failure> {
-    print(output, job, "growd.v1.Job", |job| detail::job(job, SystemTime::now()))
+    print(output, job, |job| detail::job(job, SystemTime::now()))
 }
 
 /// Prints the job; one that has ended without success is a failure of the command.
@@ -141,30 +141,24 @@ fn print_ended(output: Output, job: &Job) -> Result<ExitCode, Failure> {
     Failure::of_job(job).map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-fn print<M: prost::Message>(
-    output: Output,
-    message: &M,
-    full_name: &str,
-    table: impl FnOnce(&M) -> String,
-) -> Result<ExitCode, Failure> {
+fn print<M: prost::Name>(output: Output, message: &M, table: impl FnOnce(&M) -> String) -> Result<ExitCode, Failure> {
     let text = match output {
         Output::Table => table(message),
-        Output::Json => to_json_pretty(message, full_name).context("cannot write the answer as JSON")? + "\n",
+        Output::Json => to_json_pretty(message).context("cannot write the answer as JSON")? + "\n",
     };
     write_to(io::stdout().lock(), &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// An empty list is said on stderr: whatever reads the table sees no lines.
-fn print_list<M: prost::Message>(
+fn print_list<M: prost::Name>(
     output: Output,
     message: &M,
-    full_name: &str,
     when_empty: &str,
     table: impl FnOnce(&M) -> Option<String>,
 ) -> Result<ExitCode, Failure> {
     if output == Output::Json {
-        return print(output, message, full_name, |_| String::new());
+        return print(output, message, |_| String::new());
     }
     match table(message) {
         Some(text) => write_to(io::stdout().lock(), &text)?,

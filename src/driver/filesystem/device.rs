@@ -14,7 +14,7 @@ use crate::sys::block_device::BlockDevice;
 pub struct Device {
     pub size: Bytes,
     /// `None` for a block share, whose content is the tenant's own.
-    mounted: Option<Mounted>,
+    pub mounted: Option<Mounted>,
 }
 
 impl Device {
@@ -25,33 +25,36 @@ impl Device {
     pub fn look(pool: &PoolName, device: dev_t, node: &Path) -> Result<Self, DriverError> {
         let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
         let size = opened.size().map_err(system("measure", node))?;
-        Ok(Self { size, mounted: observe(pool, device, node)? })
+        Ok(Self { size, mounted: observe(pool, opened, device, node)? })
     }
 
     pub fn sizes(&self) -> Sizes {
-        Sizes::Volume { room: self.room(self.size), filesystem: self.mounted.as_ref().map(Mounted::size) }
+        Sizes::Volume {
+            room: self.room(self.size),
+            filesystem: self.mounted.as_ref().map(|mounted| mounted.geometry.size()),
+        }
     }
 
     /// What users would have of a device of this size.
     pub fn room(&self, size: Bytes) -> Bytes {
-        self.mounted.as_ref().map_or(size, |mounted| mounted.size_on(size))
+        self.mounted.as_ref().map_or(size, |mounted| mounted.geometry.size_on(size))
     }
 
     /// Type of the file system, empty where there is none.
     pub fn filesystem(&self) -> &'static str {
-        self.mounted.as_ref().map_or("", Mounted::name)
+        self.mounted.as_ref().map_or("", |mounted| mounted.geometry.name())
     }
 
     /// `None` where only the tenant knows.
     pub fn used(&self) -> Option<Bytes> {
-        self.mounted.as_ref().map(Mounted::used)
+        self.mounted.as_ref().map(|mounted| mounted.used)
     }
 
     /// The size of device that gives users `target`, among those that `round_up` gives.
     pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
         match &self.mounted {
             None => round_up(target),
-            Some(mounted) => mounted.volume_for(target, round_up),
+            Some(mounted) => mounted.geometry.volume_for(target, round_up),
         }
     }
 
@@ -69,7 +72,7 @@ impl Device {
     /// As [`Mounted::grow`].
     pub fn grow_filesystem(&self, to: Bytes) -> Result<Outcome, DriverError> {
         let Some(mounted) = &self.mounted else { return Ok(Outcome::AlreadyThere { size: self.size }) };
-        let before = mounted.size();
+        let before = mounted.geometry.size();
         if before >= to {
             return Ok(Outcome::AlreadyThere { size: before });
         }

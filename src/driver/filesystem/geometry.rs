@@ -32,6 +32,8 @@ impl Geometry {
         }
     }
 
+    /// How much of the device it covers. Unlike the size in statfs(2) it includes the file system's own overhead, so that it
+    /// can be compared with the size of the volume.
     pub fn size(&self) -> Bytes {
         match self {
             Self::Xfs(xfs) => in_bytes(xfs.blocks, xfs.block_size.into()),
@@ -40,7 +42,9 @@ impl Geometry {
         }
     }
 
-    /// The size after growing to fill a volume; the present one if that leaves nothing to grow into.
+    /// The size after growing to fill a volume: less than the volume where the tail is too small for an allocation group, a
+    /// block group or a block; the present one if that leaves nothing to grow into. It counts on [`Self::crossed_on`] having
+    /// nothing to say.
     pub fn size_on(&self, volume: Bytes) -> Bytes {
         let volume = volume.get();
         let grown = match self {

@@ -33,18 +33,20 @@ pub struct Mounted {
     node: PathBuf,
     device: BlockDevice,
     root: OwnedFd,
-    mount_point: PathBuf,
-    geometry: Geometry,
-    used: Bytes,
+    /// Where it is mounted; one of several places.
+    pub mount_point: PathBuf,
+    /// As it was when it was observed.
+    pub geometry: Geometry,
+    /// What is in use, as df(1) counts it: without the file system's own overhead.
+    pub used: Bytes,
 }
 
-/// Looks at a volume: at the device, with `node` as its name in `/dev`. `None` when nothing is on it that growd knows.
+/// Looks at a volume: at the device that was opened by `node`, its name in `/dev`. `None` when nothing is on it that growd knows.
 ///
 /// # Errors
 /// [`Refusal::NotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only read-only;
 /// [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
-pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Option<Mounted>, DriverError> {
-    let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
+fn observe(pool: &PoolName, opened: BlockDevice, device: dev_t, node: &Path) -> Result<Option<Mounted>, DriverError> {
     let holders = block_device::holders(device).map_err(system("list the holders of", node))?;
     if !holders.is_empty() {
         let what = format!("growing {} below {}, which is built on it,", node.display(), holders.join(", "));
@@ -75,40 +77,6 @@ pub fn observe(pool: &PoolName, device: dev_t, node: &Path) -> Result<Option<Mou
 }
 
 impl Mounted {
-    /// `xfs`, `ext4` or `btrfs`.
-    pub fn name(&self) -> &'static str {
-        self.geometry.name()
-    }
-
-    /// Where it is mounted; one of several places.
-    pub fn mount_point(&self) -> &Path {
-        &self.mount_point
-    }
-
-    /// How much of the device the file system covered when it was observed. Unlike the size in statfs(2) it includes
-    /// the file system's own overhead, so that it can be compared with the size of the volume.
-    pub fn size(&self) -> Bytes {
-        self.geometry.size()
-    }
-
-    /// What is in use, as df(1) counts it: without the file system's own overhead.
-    pub fn used(&self) -> Bytes {
-        self.used
-    }
-
-    /// The size that it has after being grown to fill a volume of this size: less than the volume where the tail is
-    /// too small for an allocation group, a block group or a block. Never less than it has. It counts on
-    /// [`Self::check_growth`] having no objection.
-    pub fn size_on(&self, volume: Bytes) -> Bytes {
-        self.geometry.size_on(volume)
-    }
-
-    /// The smallest volume, among the sizes that `round_up` gives, on which [`Self::size_on`] is at least the target; not
-    /// less than [`Bytes::MAX_FILE`] when there is none.
-    pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
-        self.geometry.volume_for(target, round_up)
-    }
-
     /// Whether it should be grown to fill a volume of this size. Ask before the volume is grown.
     ///
     /// # Errors
@@ -120,7 +88,7 @@ impl Mounted {
         match self.geometry.crossed_on(to) {
             Some(crossed) => Err(Refusal::GrowthTooLarge {
                 location: self.node.clone(),
-                filesystem: self.name(),
+                filesystem: self.geometry.name(),
                 to,
                 what: crossed.what,
                 needed: crossed.needed,
@@ -157,7 +125,7 @@ impl Mounted {
         match grown {
             Ok(()) => Ok(self.measure()?.size()),
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => {
-                let what = format!("growing {} on {} while it is mounted", self.name(), self.node.display());
+                let what = format!("growing {} on {} while it is mounted", self.geometry.name(), self.node.display());
                 Err(Refusal::Unsupported { what }.into())
             }
             Err(errno) => Err(system("grow the file system on", &self.node)(errno)),

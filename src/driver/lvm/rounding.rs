@@ -32,8 +32,7 @@ impl Rounding {
     /// The least size of at least `wanted` that a volume of size `now` can grow to.
     pub fn round_up(self, now: Bytes, wanted: Bytes) -> Bytes {
         let unit = self.unit.get().max(1);
-        let growth = wanted.saturating_sub(now).get().div_ceil(unit).saturating_mul(unit);
-        now.saturating_add(Bytes::new(growth))
+        now.saturating_add(wanted.saturating_sub(now).rounded_up_to(unit))
     }
 
     /// What a growth by this takes of the volume group.

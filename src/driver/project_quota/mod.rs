@@ -320,7 +320,7 @@ fn raised(old: quotactl::ProjectQuota, to: Bytes) -> Option<Limits> {
 
 /// Limits count blocks; what was asked for is not more than what is set.
 fn round_up(size: Bytes) -> Bytes {
-    Bytes::new(size.get().div_ceil(LIMIT_BLOCK).saturating_mul(LIMIT_BLOCK))
+    size.rounded_up_to(LIMIT_BLOCK)
 }
 
 #[cfg(test)]

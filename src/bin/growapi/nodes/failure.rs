@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use anyhow::Chain;
 use axum::http::StatusCode;
 use growd::wire::client::ConnectError;
 use tonic::{Code, Status};
@@ -180,21 +181,17 @@ fn broken(cause: &(dyn Error + 'static)) -> Broken {
     };
     let unsent =
         |cause: &(dyn Error + 'static)| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
-    if causes(cause).any(protocol) {
+    if Chain::new(cause).any(protocol) {
         Broken::Protocol
-    } else if causes(cause).any(unsent) {
+    } else if Chain::new(cause).any(unsent) {
         Broken::BeforeRequest
     } else {
         Broken::Connection
     }
 }
 
-fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error: &&'e (dyn Error + 'static)| (*error).source())
-}
-
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut texts: Vec<String> = causes(error).map(ToString::to_string).collect();
+    let mut texts: Vec<String> = Chain::new(error).map(ToString::to_string).collect();
     texts.dedup();
     texts.join(": ")
 }
