@@ -114,6 +114,11 @@ async fn ordinary_volumes_are_looked_up_in_the_metadata() {
     let daemon = Daemon::start(group.dir(), &group.pool("")).await;
     let clients = daemon.clients().await;
     let (volume, _raid) = (group.create(1, "-L 40m"), group.create(2, "-L 40m --type raid1 -m 1 --nosync"));
+    for _ in 0..2 {
+        clients.share(&share(1)).await;
+    }
+    let commands = clients.diagnose().await.commands;
+    assert!(commands.iter().any(|command| command.command.starts_with("pvck")), "GetShare: {commands:?}");
     for (n, change) in (1..).zip([
         "true",
         "lvcreate -q -y -n other -L 100m vg",
