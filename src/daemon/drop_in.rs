@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -34,15 +34,40 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
     let mut text = "# Made by `growd check-config --drop-in`: what growd needs of its unit by the configuration.\n\
         [Service]\n"
         .to_owned();
-    let mut all = BTreeSet::new();
-    let mut add = |what: &str, places: BTreeSet<PathBuf>| {
-        for place in places.into_iter().filter(|place| all.insert(place.clone())) {
-            // A pool that is not mounted yet does not keep growd from starting.
-            let _ = writeln!(text, "# {what}\nReadWritePaths={}", escaped(&format!("-{}", place.display())));
-        }
-    };
+    let places = places(config, mounts, backing_file);
+    for (place, what) in &places {
+        // A pool that is not mounted yet does not keep growd from starting.
+        let _ = writeln!(text, "# {what}\nReadWritePaths={}", escaped(&format!("-{}", place.display())));
+    }
+    let addresses: Vec<IpAddr> =
+        [config.metrics, config.tcp.as_ref().map(|tcp| tcp.address)].iter().flatten().map(SocketAddr::ip).collect();
+    let is_local = config.traces.iter().map(|url| is_local(url)).chain(addresses.iter().map(IpAddr::is_loopback));
+    // The unit has no network at all.
+    if let Some(all_local) = is_local.reduce(|one, other| one && other) {
+        let others = if all_local { "localhost" } else { "any" };
+        let _ = writeln!(
+            text,
+            "# [tcp], [metrics], [traces]\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\n\
+             IPAddressAllow={others}"
+        );
+    }
+    if places.iter().any(|(place, _)| HOMES.iter().any(|home| place.starts_with(home))) {
+        text.push_str("ProtectHome=no\n");
+    }
+    // Who exports spans connects once there are some.
+    let must_bind = addresses.iter().any(|address| !address.is_loopback() && !address.is_unspecified());
+    text + &unit_section(places.iter().filter_map(|(place, _)| holder(place, mounts)), must_bind)
+}
+
+/// What growd writes to beyond what the unit allows already, each once and with what it is for.
+fn places(
+    config: &Config,
+    mounts: &[Mount],
+    backing_file: impl Fn(&Path) -> Option<PathBuf>,
+) -> Vec<(PathBuf, String)> {
+    let mut places = Vec::new();
     if !config.state_dir.starts_with(STATE) {
-        add("state_dir", BTreeSet::from([config.state_dir.clone()]));
+        places.push((config.state_dir.clone(), "state_dir".to_owned()));
     }
     for pool in &config.pools {
         let directories = pool.backend.directories();
@@ -53,44 +78,30 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
             }
             Backend::Lvm(lvm) => is_volume_of(&mount.source, lvm),
         };
-        let mut places = folders(mounts.iter().filter(is_on_share));
-        places.extend(directories.iter().map(|place| (*place).to_owned()));
-        add(&format!("pool {}", pool.name), places);
+        let mut of_pool = folders(mounts.iter().filter(is_on_share));
+        of_pool.extend(directories.iter().map(|place| (*place).to_owned()));
+        places.extend(of_pool.into_iter().map(|place| (place, format!("pool {}", pool.name))));
     }
-    let ports = [config.metrics, config.tcp.as_ref().map(|tcp| tcp.address)];
-    let ports: Vec<IpAddr> = ports.into_iter().flatten().map(|port| port.ip()).collect();
-    let mut others: Vec<bool> = ports.iter().map(IpAddr::is_loopback).collect();
-    others.extend(config.traces.as_deref().map(is_local));
-    if !others.is_empty() {
-        // The unit has no network at all.
-        let others = if others.contains(&false) { "any" } else { "localhost" };
-        let _ = writeln!(
-            text,
-            "# [tcp], [metrics], [traces]\nPrivateNetwork=no\nRestrictAddressFamilies=AF_INET AF_INET6\n\
-             IPAddressAllow={others}"
-        );
-    }
-    if all.iter().any(|place| HOMES.iter().any(|home| place.starts_with(home))) {
-        text.push_str("ProtectHome=no\n");
-    }
-    let units: BTreeSet<String> = all.iter().filter_map(|place| holder(place, mounts)).map(mount_unit).collect();
-    let mut unit = String::new();
+    let mut seen = BTreeSet::new();
+    places.retain(|(place, _)| seen.insert(place.clone()));
+    places
+}
+
+/// What growd waits for: the mounts that its places are on, and the network where it has an address of its own.
+fn unit_section<'a>(mount_points: impl Iterator<Item = &'a Path>, must_bind: bool) -> String {
+    let mut section = String::new();
+    let units: BTreeSet<String> = mount_points.map(mount_unit).collect();
     if !units.is_empty() {
         let units = units.into_iter().collect::<Vec<_>>().join(" ");
-        let _ = writeln!(unit, "# One that does not come holds growd up until systemd gives it up.\nAfter={units}");
+        let _ = writeln!(section, "# One that does not come holds growd up until systemd gives it up.\nAfter={units}");
     }
-    // Who exports spans connects once there are some.
-    if ports.iter().any(|address| !address.is_loopback() && !address.is_unspecified()) {
-        unit.push_str(
+    if must_bind {
+        section.push_str(
             "# growd does not start without its address, and after some starts it is not started again.\n\
              Wants=network-online.target\nAfter=network-online.target\n",
         );
     }
-    if !unit.is_empty() {
-        text.push_str("[Unit]\n");
-        text.push_str(&unit);
-    }
-    text
+    if section.is_empty() { section } else { "[Unit]\n".to_owned() + &section }
 }
 
 /// Where the file system is mounted that a path is on, unless that is the root.
