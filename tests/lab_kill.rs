@@ -16,13 +16,12 @@ mod seed;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use daemon::{Clients, Daemon, MIB, create_shares, pool, project, reason, request, share};
+use daemon::{Clients, Daemon, MIB, create_shares, pool, project, reason, request, share, unless_killed};
 use growd::wire::proto::{CancelJobRequest, ExtendShareRequest, Job, JobState};
 use seed::{Random, rounds};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use tokio::task::JoinSet;
-use tonic::Status;
 use uuid::Uuid;
 
 const USUAL_ROUNDS: usize = 40;
@@ -89,15 +88,6 @@ fn load(clients: &Clients, round: u64, beside: &[Beside]) -> JoinSet<Told> {
         load.spawn(async move { beside_it(&caller, beside, asked(round, n)).await.map(|job| (job, None)) });
     }
     load
-}
-
-/// Panics when this was refused for any other reason than these: a connection that breaks gives none.
-fn unless_killed<T: std::fmt::Debug>(answer: Result<T, Status>, reasons: &[&str]) -> Option<T> {
-    if let Err(refusal) = &answer {
-        let reason = reason(refusal);
-        assert!(reason.is_empty() || reasons.contains(&&*reason), "{refusal:?}");
-    }
-    answer.ok()
 }
 
 /// The job of a repetition; everything else is refused with its reason, unless the kill comes first.
