@@ -77,11 +77,6 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     }
     let tcp = access::listen(&config).await?;
     let tls = tcp.as_ref().and_then(|tcp| tcp.tls.clone());
-    let shutdown = async move {
-        let mut stopped = stopped;
-        // The sender lives until the end of this function.
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
     let meters = Arc::new(Meters::new()?);
     let listeners = 1 + u64::from(tcp.is_some());
     let files = open_files::raise(limits::files(listeners)).context("cannot raise the limit of open files")?;
@@ -89,7 +84,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     if connections < limits::CONNECTIONS_MOST {
         info!(files, connections, "the limit of open files allows each listener fewer connections than there may be");
     }
-    let (control, server) = server::serve(listener, tcp, rules, connections, Arc::clone(&meters), shutdown).await?;
+    let (control, server) = server::serve(listener, tcp, rules, connections, Arc::clone(&meters), stopped).await?;
     let server = tokio::spawn(server);
 
     systemd::status("opening the job store");

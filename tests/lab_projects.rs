@@ -15,6 +15,7 @@ use std::os::unix::fs::symlink;
 use daemon::{Clients, Daemon, assert_refused, project, request, share, shrink_request};
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{ExtendShareRequest, JobState, ListSharesRequest, Share, ShrinkShareRequest};
+use support::hanging_disk::HangingDisk;
 use support::{Filesystem, Kind, PRJQUOTA, lab};
 
 const GIB: u64 = 1 << 30;
@@ -113,6 +114,52 @@ async fn places_say_whose_a_share_is(kind: Kind, disk: &str) {
     let refusal = other.clients().await.extend(&share(1), 3 * GIB).await.unwrap_err();
     assert_refused(&refusal, "PROJECT_ID_SHARED");
     assert!(daemon::metadata(&refusal, "other_location").ends_with(&format!("/e/{}", share(3))), "{refusal:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_another_project_a_share_with_a_job_is_not_there_either() {
+    lab::require();
+    let disk = HangingDisk::over("ubda");
+    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    with_projects(&fs);
+    let mut daemon = Daemon::start(dir.path(), &pool(&fs)).await;
+    let clients = daemon.clients().await;
+    let id = Some(uuid::Uuid::from_u128(7).to_string());
+    let extend = |n, label: &str| ExtendShareRequest { project_id: label.to_owned(), ..request(&share(n), 3 * GIB) };
+    // What growd sums once a minute shall not wait for the disk.
+    clients.ask(ExtendShareRequest { validate_only: true, ..extend(1, "a") }).await.unwrap();
+    let hang = disk.hang();
+    // One by the project itself, one by somebody who names none.
+    let with_id = ExtendShareRequest { request_id: id.clone(), ..extend(1, "a") };
+    let own = clients.ask(with_id.clone()).await.unwrap();
+    let others = clients.ask(extend(2, "")).await.unwrap();
+    for (n, job) in [(1, &own), (2, &others)] {
+        let check = ExtendShareRequest { validate_only: true, ..extend(n, "b") };
+        let with_its_id = ExtendShareRequest { request_id: id.clone(), ..extend(n, "b") };
+        for request in [extend(n, "b"), check, with_its_id] {
+            assert_refused(&clients.ask(request).await.unwrap_err(), "SHARE_NOT_FOUND");
+        }
+        let shrink = ShrinkShareRequest { project_id: "b".to_owned(), ..shrink_request(&share(n), GIB) };
+        assert_refused(&clients.ask_to_shrink(shrink).await.unwrap_err(), "SHARE_NOT_FOUND");
+        for label in ["a", ""] {
+            let busy = clients.ask(extend(n, label)).await.unwrap_err();
+            assert_refused(&busy, "SHARE_BUSY");
+            assert_eq!(daemon::metadata(&busy, "job_id"), job.job_id);
+        }
+    }
+    assert_eq!(clients.ask(with_id.clone()).await.unwrap().job_id, own.job_id);
+    for reused in [
+        ExtendShareRequest { project_id: String::new(), ..with_id.clone() },
+        ExtendShareRequest { request_id: id, ..extend(3, "b") },
+    ] {
+        assert_refused(&clients.ask(reused).await.unwrap_err(), "REQUEST_ID_REUSED");
+    }
+    drop(hang);
+    for job in [own, others] {
+        assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    }
+    assert!(daemon.terminate());
 }
 
 #[tokio::test(flavor = "multi_thread")]

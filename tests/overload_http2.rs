@@ -11,13 +11,13 @@ mod http2;
 #[path = "support/process.rs"]
 mod process;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use access::{Growd, PATIENCE, pool, reason};
 use futures_util::future::join_all;
 use growd::model::JobState;
 use growd::wire::client;
-use growd::wire::limits::{ERRORS_MOST, HEADERS_MOST, MESSAGE_MOST, RESETS_MOST, STREAMS_MOST};
+use growd::wire::limits::{ERRORS_MOST, FRAME_MOST, HEADERS_MOST, MESSAGE_MOST, RESETS_MOST, STREAMS_MOST};
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{ExtendShareRequest, GetJobRequest, ListJobsRequest};
@@ -28,9 +28,8 @@ use store::Home;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use tonic::codegen::http::Request;
+use tonic::Code;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 /// Codes of RFC 9113, 7.
 const PROTOCOL_ERROR: u32 = 1;
@@ -255,23 +254,6 @@ async fn headers_without_end_or_too_many_are_not_kept() {
     node.is_well("metadata that is too long").await;
 }
 
-/// The code that ends a call which has promised a message longer than growd reads, and sent nothing of it.
-async fn code_of_a_promise(socket: &Path, path: &str) -> Code {
-    let (client, connection) = h2::client::handshake(UnixStream::connect(socket).await.unwrap()).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::post(format!("http://growd{path}")).header("content-type", "application/grpc").body(());
-    let (answer, mut words) = client.ready().await.unwrap().send_request(request.unwrap(), false).unwrap();
-    let promise = [&[0], &(MESSAGE_MOST as u32 + 1).to_be_bytes()[..]].concat();
-    words.send_data(promise.into(), false).unwrap();
-    let ended = timeout(PATIENCE, async {
-        let (head, mut body) = answer.await.unwrap().into_parts();
-        while body.data().await.is_some() {}
-        let trailers = body.trailers().await.unwrap();
-        Status::from_header_map(&trailers.unwrap_or(head.headers)).unwrap().code()
-    });
-    ended.await.unwrap_or_else(|_| panic!("{path} is not refused"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_are_too_long_are_refused_and_not_kept() {
     let node = Node::start().await;
@@ -291,7 +273,8 @@ async fn messages_that_are_too_long_are_refused_and_not_kept() {
     for path in BESIDES.into_iter().chain([GET_JOB]) {
         // The reflection of tonic ends its answers with success, whatever ends the questions.
         let expected = if path.contains("reflection") { Code::Ok } else { Code::OutOfRange };
-        assert_eq!(code_of_a_promise(&node.socket(), path).await, expected, "{path}");
+        let caller = Caller::greet(UnixStream::connect(node.socket()).await.unwrap()).await;
+        assert_eq!(caller.begin(path, &[], MESSAGE_MOST + 1, 0).await.await, expected, "{path}");
     }
     node.is_well("messages that would be too long").await;
 
@@ -299,7 +282,7 @@ async fn messages_that_are_too_long_are_refused_and_not_kept() {
     let mut raw = node.offender().await;
     for n in 0..STREAMS_MOST {
         let stream = 2 * n + 1;
-        let promise = [0, 0, 0, 0xff, 0xff];
+        let promise = [&[0], &(MESSAGE_MOST as u32).to_be_bytes()[..]].concat();
         let begin = [frame(HEADERS, END_HEADERS, stream, &call_headers(GET_JOB)), frame(DATA, 0, stream, &promise)];
         raw.say(&begin.concat()).await.unwrap();
     }
@@ -310,6 +293,32 @@ async fn messages_that_are_too_long_are_refused_and_not_kept() {
     let answer = raw.until(|frame| frame.kind == RST_STREAM && frame.stream == stream).await.expect("a refusal");
     assert_eq!(answer.code(), REFUSED_STREAM);
     node.is_well("more streams than there may be").await;
+}
+
+/// Each stream asks without end and reads no answer: nothing but the window of the connection stops them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_that_nobody_reads_are_bounded() {
+    let node = Node::start().await;
+    // No room for any answer.
+    let mut raw = Raw::greet(&node.socket(), &[0, 4, 0, 0, 0, 0]).await.unwrap();
+    raw.until(|frame| frame.kind == WINDOW_UPDATE && frame.stream == 0).await.expect("more room than before it");
+    // `list_services: ""`, as often as a frame has room for it.
+    let questions = [0, 0, 0, 0, 2, 0x3a, 0].repeat(FRAME_MOST as usize / 7);
+    // A frame of each is read, the others are not: twice what there is room for.
+    for n in 0..16 {
+        let stream = 2 * n + 1;
+        let flood = [
+            vec![frame(HEADERS, END_HEADERS, stream, &call_headers(BESIDES[1]))],
+            vec![frame(DATA, 0, stream, &questions); 3],
+        ];
+        if raw.say(&flood.concat().concat()).await.is_err() {
+            break;
+        }
+    }
+    let _ = raw.say(&frame(PING, 0, 0, &[7; 8])).await;
+    let end = raw.until(|frame| frame.kind == GOAWAY || frame.kind == PING && frame.flags & ACK != 0).await;
+    assert!(end.is_none_or(|end| end.kind == GOAWAY && end.code() == FLOW_CONTROL_ERROR), "growd takes all of it");
+    node.is_well("questions that nobody reads").await;
 }
 
 /// Each stream asks for the longest answer and never reads it.

@@ -50,8 +50,11 @@ impl Service {
         let claim = engine.claims.claim(request.share, request.request_id, self.max_active_jobs, known).await;
         let claim = match claim {
             Ok(claim) => claim,
-            Err(Denied::Known(id)) => return self.repeated(&request, id),
-            Err(Denied::Busy(job)) => return Err(Refusal::ShareBusy { share: request.share, job }),
+            Err(Denied::Known(id)) => return self.repeated(&request, id).await,
+            Err(Denied::Busy(job)) => {
+                self.may_hear_of(&request, job).await?;
+                return Err(Refusal::ShareBusy { share: request.share, job });
+            }
             Err(Denied::Full(active)) => return Err(Refusal::QueueFull { active, retry_after: QUEUE_RETRY_AFTER }),
             Err(Denied::Held(waited)) => return Err(Refusal::ShareStuck { share: request.share, waited }),
             Err(Denied::Closed) => return Err(Refusal::Draining),
@@ -136,12 +139,24 @@ impl Service {
         engine.accept(claim, job, place).await
     }
 
-    fn repeated(&self, request: &SizeRequest, id: JobId) -> Result<Job, Refusal> {
+    async fn repeated(&self, request: &SizeRequest, id: JobId) -> Result<Job, Refusal> {
         let job = self.engine.job(id)?;
-        if let Some(request_id) = request.request_id {
-            admission::same_request(request, request_id, &job)?;
+        let same = request.request_id.map_or(Ok(()), |id| admission::same_request(request, id, &job));
+        if same.is_err() {
+            self.may_hear_of(request, id).await?;
         }
-        Ok(job)
+        same.map(|()| job)
+    }
+
+    /// Whether a refusal may name a job to whoever asks for a share: not when the share is another project's. A job of the
+    /// project that is asked for tells enough; that of another may be an operator's, so that only the share's place tells.
+    async fn may_hear_of(&self, request: &SizeRequest, job: JobId) -> Result<(), Refusal> {
+        let (share, project) = (request.share, &request.project);
+        if project.as_str().is_empty() || self.engine.job(job).is_ok_and(|job| job.project == *project) {
+            return Ok(());
+        }
+        let (_, observed) = self.engine.pools.find(share, move |pool| async move { pool.observe(share).await }).await?;
+        admission::check_project(request, &observed.project)
     }
 
     /// # Errors

@@ -6,11 +6,13 @@ use std::task::{Context, Poll};
 
 use futures_util::future::Either;
 use parking_lot::RwLock;
+use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{debug, warn};
 
+use super::in_time::InTime;
 use super::peer::Peer;
 use super::status;
 use super::turned_away::TurnedAway;
@@ -69,6 +71,11 @@ impl Guard {
         Self { rules: RwLock::new(rules), turned_away: TurnedAway::default(), meters }
     }
 
+    /// Whether the caller may call anything but the health service.
+    pub fn knows(&self, peer: &Peer) -> bool {
+        self.rules.read().roles.of(&peer.identities).is_some()
+    }
+
     /// The role that the call takes, which the caller has.
     fn check(&self, rpc: &str, peer: &Peer) -> Result<Option<Role>, Refusal> {
         let Some(needed) = role_for(rpc) else { return Ok(None) };
@@ -112,9 +119,9 @@ pub struct Gate<S> {
     guard: Arc<Guard>,
 }
 
-impl<S, B, R> Service<Request<B>> for Gate<S>
+impl<S, R> Service<Request<Body>> for Gate<S>
 where
-    S: Service<Request<B>, Response = Response<R>>,
+    S: Service<Request<Body>, Response = Response<R>>,
     R: Default,
 {
     type Response = Response<R>;
@@ -125,7 +132,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let nobody = Peer::default();
         let peer = request.extensions().get::<Arc<Peer>>().map_or(&nobody, |peer| peer);
         let rpc = request.uri().path();
@@ -139,7 +146,7 @@ where
         if let Some(trace) = trace {
             request.extensions_mut().insert::<TraceParent>(trace);
         }
-        Either::Right(self.inner.call(request).instrument(span))
+        Either::Right(self.inner.call(request.map(InTime::body)).instrument(span))
     }
 }
 

@@ -7,20 +7,31 @@
 
 use std::time::Duration;
 
-/// The largest request that is read: the longest legal one has less than 2 KiB.
-pub const MESSAGE_MOST: usize = 64 << 10;
+/// The largest request that is read: the longest legal one has less than 2 KiB. What has come of one is kept until the
+/// rest has.
+pub const MESSAGE_MOST: usize = 4 << 10;
+/// How long a request may take to come whole: until then it holds its headers, its message and one of the streams of its
+/// connection. Those of a client on a slow line come within a second.
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// All headers of a request, with 32 bytes for each (RFC 9113, 6.5.2). A gRPC client sends less than 1 KiB; tracing adds
 /// some. A request with more is answered with 431.
 pub const HEADERS_MOST: u32 = 16 << 10;
 /// A frame; HTTP/2 allows no less (RFC 9113, 4.2), and no request has any use for more.
 pub const FRAME_MOST: u32 = 16 << 10;
 /// Streams of one connection at once, RFC 9113 recommends at least 100 (6.5.2); a client with more calls lets them wait.
-/// For each stream a request or an answer of up to some hundred KiB may be held.
+/// For each stream a request of up to [`REQUEST_COST`] or an answer of up to some hundred KiB may be held.
 pub const STREAMS_MOST: u32 = 256;
-/// What one stream may send before it is read: a whole request.
+/// The same for a caller that had no role when it connected, who can call nothing but the health service.
+pub const STRANGERS_STREAMS_MOST: u32 = 4;
+/// What a request takes at most while it comes: its message, and its headers with their places in the table of headers,
+/// which are several times their text when there are as many as [`HEADERS_MOST`] allows.
+pub const REQUEST_COST: usize = 128 << 10;
+/// What one stream may send before it is read: about as much as a client may send before it has heard of a limit (RFC
+/// 9113, 6.9.2). It bounds no message, since each is read as it comes.
 pub const STREAM_WINDOW: u32 = 64 << 10;
-/// What all streams of a connection may send before it is read: requests are small and read at once, so this holds up
-/// only whoever sends what nobody asked for.
+/// What all streams of a connection may send before it is read, which bounds only what comes for whoever goes on asking
+/// for reflection without taking the answers. It cannot be much less: h2 takes as many small frames of data at once as half of
+/// it has room for when each counts as 256 bytes, and a client may well begin [`STREAMS_MOST`] calls in a moment.
 pub const CONNECTION_WINDOW: u32 = 256 << 10;
 /// Streams that were reset before growd has come to accept them; above it the connection is closed. Each costs more than
 /// it costs the client ("rapid reset", CVE-2023-44487), and no client gives up so many calls within a moment.
@@ -46,6 +57,9 @@ pub const SCRAPE_LIMIT: Duration = Duration::from_secs(10);
 /// Connections of one listener at once, so that the callers of the TCP port cannot keep those of the socket out. An API
 /// tier has one or a few for each of its processes.
 pub const CONNECTIONS_MOST: u64 = 10_240;
+/// So many of them may be of callers without a role, which is enough for probes of health: with [`STRANGERS_STREAMS_MOST`]
+/// requests each they hold 128 MiB at most, and cannot keep out callers with a role.
+pub const STRANGERS_MOST: usize = 256;
 /// Files for all but connections: the store, pools, tools of the host. What a program has without asking for more.
 const FILES_KEPT: u64 = 1024;
 
@@ -59,6 +73,11 @@ pub fn connections(files: u64, listeners: u64) -> u64 {
     (files.saturating_sub(FILES_KEPT) / listeners).clamp(1, CONNECTIONS_MOST)
 }
 
+/// How many of so many connections of one listener may be of callers without a role.
+pub fn strangers(connections: usize) -> usize {
+    connections.div_ceil(2).min(STRANGERS_MOST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +88,14 @@ mod tests {
         assert_eq!(connections(u64::MAX, 1), CONNECTIONS_MOST);
         assert_eq!(connections(4096, 2), 1536);
         assert_eq!(connections(256, 1), 1);
+        assert_eq!([1, 100, 10_000].map(strangers), [1, 50, STRANGERS_MOST]);
+    }
+
+    /// As the README says.
+    #[test]
+    fn what_requests_hold_before_they_are_whole() {
+        let hold = |connections, streams: u32| connections * streams as usize * REQUEST_COST;
+        assert_eq!(hold(STRANGERS_MOST, STRANGERS_STREAMS_MOST), 128 << 20);
+        assert_eq!(hold(1, STREAMS_MOST), 32 << 20);
     }
 }

@@ -14,11 +14,13 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tracing::warn;
 
-use super::limits::{HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT};
+use super::gate::Guard;
+use super::limits::{HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT, strangers};
 use super::peer::Peer;
 use super::tls::Tls;
 use super::turned_away::TurnedAway;
@@ -37,14 +39,17 @@ pub struct Connection {
     peer: Arc<Peer>,
     /// Until the preface has come: what of it is missing, and the end of the patience.
     preface: Option<(usize, Pin<Box<Sleep>>)>,
-    /// Of the listener; given back with the connection.
-    _place: OwnedSemaphorePermit,
+    /// Given back with the connection.
+    _places: Held,
 }
 
+/// A place among all connections of a listener, and one among those of strangers.
+type Held = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
 impl Connection {
-    fn new(io: impl Io + 'static, peer: Peer, place: OwnedSemaphorePermit) -> Self {
+    fn new(io: impl Io + 'static, peer: Peer, places: Held) -> Self {
         let preface = Some((PREFACE, Box::pin(sleep(PREFACE_LIMIT))));
-        Self { io: Box::pin(io), peer: Arc::new(peer), preface, _place: place }
+        Self { io: Box::pin(io), peer: Arc::new(peer), preface, _places: places }
     }
 }
 
@@ -56,47 +61,93 @@ impl Connected for Connection {
     }
 }
 
-/// All connections, until the stream is dropped; at most so many of each listener. Whoever comes then is turned away: an
-/// end at once is better told from a growd that hangs than a wait.
+/// By what their callers were when they connected.
+pub struct Connections {
+    /// Of those with a role.
+    pub known: ReceiverStream<io::Result<Connection>>,
+    pub strangers: ReceiverStream<io::Result<Connection>>,
+}
+
+/// All connections, until the streams are dropped; at most so many of each listener, of which few are of strangers.
+/// Whoever comes then is turned away: an end at once is better told from a growd that hangs than a wait.
 pub fn connections(
     unix: UnixListener,
     tcp: Option<(TcpListener, Option<Arc<Tls>>)>,
     most: usize,
+    guard: &Arc<Guard>,
     meters: &Arc<Meters>,
-) -> ReceiverStream<io::Result<Connection>> {
+) -> Connections {
     // One is enough: the kernel's own queue holds those that wait.
-    let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(accept_unix(unix, Door::new(&sender, most, meters)));
+    let ((known, of_known), (stranger, of_strangers)) = (mpsc::channel(1), mpsc::channel(1));
+    let door = || Door {
+        known: known.clone(),
+        stranger: stranger.clone(),
+        places: Places::new("anybody", most, meters),
+        places_of_strangers: Places::new("callers without a role", strangers(most), meters),
+        guard: Arc::clone(guard),
+        failures: TurnedAway::default(),
+    };
+    tokio::spawn(accept_unix(unix, door()));
     match tcp {
-        Some((listener, Some(tls))) => drop(tokio::spawn(accept_tls(listener, tls, Door::new(&sender, most, meters)))),
-        Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, Door::new(&sender, most, meters)))),
+        Some((listener, Some(tls))) => {
+            drop(tokio::spawn(accept_tls(listener, tls, Arc::new(door()), Arc::clone(meters))))
+        }
+        Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, door()))),
         None => {}
     }
-    ReceiverStream::new(receiver)
+    Connections { known: ReceiverStream::new(of_known), strangers: ReceiverStream::new(of_strangers) }
+}
+
+/// So many connections may be there at once.
+struct Places {
+    of: &'static str,
+    most: usize,
+    free: Arc<Semaphore>,
+    turned_away: TurnedAway,
+    meters: Arc<Meters>,
+}
+
+impl Places {
+    fn new(of: &'static str, most: usize, meters: &Arc<Meters>) -> Self {
+        let free = Arc::new(Semaphore::new(most));
+        Self { of, most, free, turned_away: TurnedAway::default(), meters: Arc::clone(meters) }
+    }
+
+    /// `None` when the connection is one too many.
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.free).try_acquire_owned().ok();
+        if place.is_none() {
+            self.meters.turned_away("CONNECTIONS");
+            if let Some(count) = self.turned_away.count() {
+                let (of, most) = (self.of, self.most);
+                warn!(of, most, turned_away = %count, "turned away: there are as many connections as may be");
+            }
+        }
+        place
+    }
 }
 
 type Sender = mpsc::Sender<io::Result<Connection>>;
 
 /// What a listener's connections come through.
 struct Door {
-    sender: Sender,
-    places: Arc<Semaphore>,
-    most: usize,
+    known: Sender,
+    stranger: Sender,
+    places: Places,
+    places_of_strangers: Places,
+    guard: Arc<Guard>,
     failures: TurnedAway,
-    above_most: TurnedAway,
-    meters: Arc<Meters>,
 }
 
 impl Door {
-    fn new(sender: &Sender, most: usize, meters: &Arc<Meters>) -> Self {
-        Self {
-            sender: sender.clone(),
-            places: Arc::new(Semaphore::new(most)),
-            most,
-            failures: TurnedAway::default(),
-            above_most: TurnedAway::default(),
-            meters: Arc::clone(meters),
-        }
+    async fn admit(&self, io: impl Io + 'static, peer: Peer, place: OwnedSemaphorePermit) {
+        let (sender, of_strangers) = if self.guard.knows(&peer) {
+            (&self.known, None)
+        } else {
+            let Some(place) = self.places_of_strangers.take() else { return };
+            (&self.stranger, Some(place))
+        };
+        let _ = sender.send(Ok(Connection::new(io, peer, (place, of_strangers)))).await;
     }
 
     /// `None` when nobody takes connections any more.
@@ -106,18 +157,16 @@ impl Door {
     ) -> Option<(T, OwnedSemaphorePermit)> {
         loop {
             let answer = tokio::select! {
-                () = self.sender.closed() => return None,
+                () = self.known.closed() => return None,
                 answer = poll_fn(&mut accept) => answer,
             };
-            match (answer, Arc::clone(&self.places).try_acquire_owned()) {
-                (Ok(stream), Ok(place)) => return Some((stream, place)),
-                (Ok(_), Err(_)) => {
-                    self.meters.turned_away("CONNECTIONS");
-                    if let Some(count) = self.above_most.count() {
-                        warn!(most = self.most, turned_away = %count, "turned away: there are as many connections as may be");
+            match answer {
+                Ok(stream) => {
+                    if let Some(place) = self.places.take() {
+                        return Some((stream, place));
                     }
                 }
-                (Err(error), _) => {
+                Err(error) => {
                     if let Some(count) = self.failures.count() {
                         warn!(%error, %count, "a connection could not be accepted");
                     }
@@ -131,20 +180,20 @@ impl Door {
 async fn accept_unix(listener: UnixListener, door: Door) {
     while let Some(((stream, _), place)) = door.accepted(|cx| listener.poll_accept(cx)).await {
         let peer = Peer::of_unix(&stream);
-        let _ = door.sender.send(Ok(Connection::new(stream, peer, place))).await;
+        door.admit(stream, peer, place).await;
     }
 }
 
 async fn accept_plain(listener: TcpListener, door: Door) {
     while let Some(((stream, address), place)) = door.accepted(|cx| listener.poll_accept(cx)).await {
         let _ = stream.set_nodelay(true);
-        let _ = door.sender.send(Ok(Connection::new(stream, Peer::of_plain_tcp(address), place))).await;
+        door.admit(stream, Peer::of_plain_tcp(address), place).await;
     }
 }
 
-async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, door: Door) {
+async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, door: Arc<Door>, meters: Arc<Meters>) {
     let hands = Arc::new(Semaphore::new(HANDSHAKES_MOST));
-    let (bad_handshakes, meters) = (TurnedAway::default(), Arc::clone(&door.meters));
+    let bad_handshakes = TurnedAway::default();
     let turn_away = Arc::new(move |address: SocketAddr, error: &str| {
         meters.turned_away("HANDSHAKE");
         if let Some(count) = bad_handshakes.count() {
@@ -153,11 +202,12 @@ async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, door: Door) {
     });
     while let Ok(hand) = Arc::clone(&hands).acquire_owned().await {
         let Some(((stream, address), place)) = door.accepted(|cx| listener.poll_accept(cx)).await else { return };
-        let (tls, sender, turn_away) = (Arc::clone(&tls), door.sender.clone(), Arc::clone(&turn_away));
+        let (tls, door, turn_away) = (Arc::clone(&tls), Arc::clone(&door), Arc::clone(&turn_away));
         tokio::spawn(async move {
-            match timeout(HANDSHAKE_LIMIT, shake_hands(&tls, stream, address, place)).await {
-                Ok(Ok(connection)) => {
-                    let _ = sender.send(Ok(connection)).await;
+            match timeout(HANDSHAKE_LIMIT, shake_hands(&tls, stream)).await {
+                Ok(Ok(stream)) => {
+                    let peer = Peer::of_tls(&stream, address);
+                    door.admit(stream, peer, place).await;
                 }
                 Ok(Err(error)) => turn_away(address, &error.to_string()),
                 Err(_) => turn_away(address, "it took too long"),
@@ -167,16 +217,9 @@ async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, door: Door) {
     }
 }
 
-async fn shake_hands(
-    tls: &Tls,
-    stream: TcpStream,
-    address: SocketAddr,
-    place: OwnedSemaphorePermit,
-) -> io::Result<Connection> {
+async fn shake_hands(tls: &Tls, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let _ = stream.set_nodelay(true);
-    let stream = TlsAcceptor::from(tls.current()).accept(stream).await?;
-    let peer = Peer::of_tls(&stream, address);
-    Ok(Connection::new(stream, peer, place))
+    TlsAcceptor::from(tls.current()).accept(stream).await
 }
 
 impl AsyncRead for Connection {

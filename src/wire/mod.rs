@@ -8,6 +8,7 @@ pub(crate) mod convert;
 pub mod gate;
 mod handlers;
 pub mod http;
+mod in_time;
 pub mod json;
 pub mod limits;
 mod listeners;

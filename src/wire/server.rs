@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -16,6 +18,7 @@ use tonic_health::server::HealthReporter;
 use super::gate::{GateLayer, Guard, Rules};
 use super::handlers::Handlers;
 use super::limits::*;
+use super::listeners::Connections;
 use super::proto::job_service_server::{self, JobServiceServer};
 use super::proto::node_service_server::{self, NodeServiceServer};
 use super::proto::share_service_server::{self, ShareServiceServer};
@@ -143,7 +146,7 @@ pub fn open_to_all(socket: &Path, open: bool) -> io::Result<()> {
     fs::set_permissions(socket, Permissions::from_mode(if open { OPEN_SOCKET_MODE } else { SOCKET_MODE }))
 }
 
-/// Serves until `shutdown`, then lets the requests at hand end. NOT_SERVING until the control says otherwise. Each listener
+/// Serves until `stopped`, then lets the requests at hand end. NOT_SERVING until the control says otherwise. Each listener
 /// has so many connections at most.
 ///
 /// # Errors
@@ -154,7 +157,7 @@ pub async fn serve(
     rules: Rules,
     connections: u64,
     meters: Arc<Meters>,
-    shutdown: impl Future<Output = ()>,
+    stopped: watch::Receiver<bool>,
 ) -> Result<(Control, impl Future<Output = Result<(), ServeError>>), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let handlers = Handlers { service: Arc::default(), meters: Arc::clone(&meters) };
@@ -166,10 +169,36 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let services = Routes::new(health_service.max_decoding_message_size(MESSAGE_MOST))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MESSAGE_MOST))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MESSAGE_MOST))
+        .add_service(ShareServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
+        .add_service(JobServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
+        .add_service(NodeServiceServer::new(handlers).max_decoding_message_size(MESSAGE_MOST))
+        .prepare();
     let most = usize::try_from(connections).unwrap_or(usize::MAX);
-    let connections = listeners::connections(listener, tcp.map(|tcp| (tcp.listener, tcp.tls)), most, &meters);
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_MOST)
+    let tcp = tcp.map(|tcp| (tcp.listener, tcp.tls));
+    let Connections { known, strangers } = listeners::connections(listener, tcp, most, &guard, &meters);
+    let serve = |connections, streams| {
+        let server = server(streams).layer(GateLayer(Arc::clone(&guard)));
+        let mut stopped = stopped.clone();
+        let stop = async move {
+            // A sender that is gone says the same.
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        server.serve_with_incoming_shutdown(services.clone(), connections, stop)
+    };
+    let servers = (serve(known, STREAMS_MOST), serve(strangers, STRANGERS_STREAMS_MOST));
+    Ok((control, async {
+        tokio::try_join!(servers.0, servers.1)?;
+        Ok(())
+    }))
+}
+
+/// Connections have so many streams at once.
+fn server(streams: u32) -> Server {
+    Server::builder()
+        .max_concurrent_streams(streams)
         .http2_max_header_list_size(HEADERS_MOST)
         .max_frame_size(FRAME_MOST)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -178,13 +207,4 @@ pub async fn serve(
         .http2_max_local_error_reset_streams(Some(ERRORS_MOST))
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .layer(GateLayer(guard))
-        .add_service(health_service.max_decoding_message_size(MESSAGE_MOST))
-        .add_service(reflection().build_v1()?.max_decoding_message_size(MESSAGE_MOST))
-        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MESSAGE_MOST))
-        .add_service(ShareServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
-        .add_service(JobServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
-        .add_service(NodeServiceServer::new(handlers).max_decoding_message_size(MESSAGE_MOST))
-        .serve_with_incoming_shutdown(connections, shutdown);
-    Ok((control, async { Ok(server.await?) }))
 }

@@ -28,7 +28,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-pub use refusals::{assert_refused, metadata, reason};
+pub use refusals::{assert_refused, metadata, reason, unless_killed};
 
 use super::support::Filesystem;
 use super::support::btrfs::Btrfs;
@@ -325,9 +325,9 @@ impl Clients {
     pub async fn end_or_death(&self, job_id: &str) -> Option<Job> {
         let request = WatchJobRequest { job_id: job_id.to_owned() };
         let follow = async {
-            let mut changes = self.jobs.clone().watch_job(request).await.ok()?.into_inner();
+            let mut changes = unless_killed(self.jobs.clone().watch_job(request).await, &[])?.into_inner();
             let mut last = None;
-            while let Some(job) = changes.message().await.ok()? {
+            while let Some(job) = unless_killed(changes.message().await, &[])? {
                 last = Some(job);
             }
             last

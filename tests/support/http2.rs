@@ -7,9 +7,13 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use h2::client::SendRequest;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use tonic::codegen::Bytes;
+use tonic::codegen::http::Request;
+use tonic::{Code, Status};
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -81,8 +85,51 @@ pub fn call(stream: u32, path: &str, message: &[u8]) -> Vec<u8> {
     [frame(HEADERS, END_HEADERS, stream, &call_headers(path)), frame(DATA, END_STREAM, stream, &body)].concat()
 }
 
+/// A connection that keeps to the rules, so that its calls may last.
+pub struct Caller(SendRequest<Bytes>);
+
+impl Caller {
+    pub async fn greet(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        Self(client)
+    }
+
+    /// Begins a call that promises a message of so many bytes, and sends so many of them and no more; the code that ends
+    /// it.
+    pub async fn begin(
+        &self,
+        path: &str,
+        headers: &[(String, String)],
+        promised: usize,
+        sent: usize,
+    ) -> impl Future<Output = Code> + Send + use<> {
+        let mut request = Request::post(format!("http://growd{path}")).header("content-type", "application/grpc");
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let mut client = self.0.clone().ready().await.unwrap();
+        let (answer, mut words) = client.send_request(request.body(()).unwrap(), false).unwrap();
+        let begun = [&[0], &u32::try_from(promised).unwrap().to_be_bytes()[..], &vec![b'x'; sent]].concat();
+        words.send_data(begun.into(), false).unwrap();
+        let path = path.to_owned();
+        async move {
+            let ended = timeout(SILENCE, async {
+                let (head, mut body) = answer.await.unwrap().into_parts();
+                while body.data().await.is_some() {}
+                let trailers = body.trailers().await.unwrap();
+                Status::from_header_map(&trailers.unwrap_or(head.headers)).unwrap().code()
+            });
+            let code = ended.await.unwrap_or_else(|_| panic!("{path} is not refused"));
+            // Only now: growd would hear of it.
+            drop(words);
+            code
+        }
+    }
+}
+
 /// A connection that says what it is told to, and nothing of its own.
-pub struct Raw(pub UnixStream);
+pub struct Raw<S = UnixStream>(pub S);
 
 #[derive(Debug)]
 pub struct Frame {
@@ -100,7 +147,7 @@ impl Frame {
     }
 }
 
-impl Raw {
+impl Raw<UnixStream> {
     pub async fn connect(socket: &Path) -> io::Result<Self> {
         UnixStream::connect(socket).await.map(Self)
     }
@@ -111,7 +158,9 @@ impl Raw {
         raw.say(&[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat()).await?;
         Ok(raw)
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     pub async fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes).await
     }

@@ -8,6 +8,15 @@ pub fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }
 
+/// Panics when this was refused for any other reason than these: a connection that breaks gives none.
+pub fn unless_killed<T>(answer: Result<T, Status>, reasons: &[&str]) -> Option<T> {
+    if let Err(refusal) = &answer {
+        let reason = reason(refusal);
+        assert!(reason.is_empty() || reasons.contains(&&*reason), "{refusal:?}");
+    }
+    answer.ok()
+}
+
 pub fn metadata(status: &Status, key: &str) -> String {
     let details = status.get_error_details();
     details.error_info().and_then(|info| info.metadata.get(key).cloned()).unwrap_or_default()
