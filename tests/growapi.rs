@@ -72,6 +72,26 @@ fn every_form_of_input_has_its_answer() {
 }
 
 #[test]
+fn what_can_be_no_project_is_refused_before_a_node_is_asked() {
+    let (cluster, front) = one_node();
+    let long = "a".repeat(60_000);
+    for project in [long.as_str(), &"a".repeat(256), "a%0Ab", "%00"] {
+        for path in ["shares", "shares/detail", &format!("shares/{}", share(1))] {
+            assert_eq!(front.get(&format!("/v2/{project}/{path}")).refused(400), "Malformed request url");
+        }
+        let action = format!("/v2/{project}/shares/{}/action", share(1));
+        let answer = front.ask("POST", &action, &[JSON], b"{\"os-extend\": {\"new_size\": 3}}");
+        assert_eq!(answer.refused(400), "Malformed request url");
+        let message = front.get(&format!("/v2/p/shares?all_tenants=1&project_id={project}")).refused(400);
+        assert!(message.starts_with("project_id ") && message.len() < 300, "{message}");
+    }
+    assert_eq!(cluster.calls(), 0);
+    for project in ["a".repeat(255), "%C3%BC".repeat(255)] {
+        assert_eq!(front.get(&format!("/v2/{project}/shares/{}", share(1))).status, 200);
+    }
+}
+
+#[test]
 fn a_shrink_has_the_answers_of_the_api() {
     let (cluster, front) = one_node();
     let id = share(1);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
-use growd::model::{RequestId, TraceParent};
+use growd::model::{ProjectLabel, RequestId, TraceParent};
 use uuid::Uuid;
 
 use crate::api::{Api, Current};
@@ -55,15 +55,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The project of the path, when it is the token's.
+    /// The project of the path, when it is the token's and growd can be asked with it.
     ///
     /// # Errors
     /// 400.
     pub fn project(&self, of_path: &str) -> Result<(), Refusal> {
-        match &self.who.project {
-            Project::Id(id) if id != of_path => Err(Refusal::bad_request("Malformed request url")),
-            _ => Ok(()),
-        }
+        let own = !matches!(&self.who.project, Project::Id(id) if id != of_path);
+        let fit = of_path.parse::<ProjectLabel>().is_ok();
+        if own && fit { Ok(()) } else { Err(Refusal::bad_request("Malformed request url")) }
     }
 
     /// # Errors
