@@ -427,3 +427,18 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let ran = Ran::from(writing.wait_with_output().unwrap()).exits(0);
     assert_eq!(ran.err, "");
 }
+
+#[test]
+fn output_that_cannot_be_written_is_no_fault_of_growctl() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.extend = VecDeque::from([act(JobState::Queued)]));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = Ran::from(fixture.command(&["extend", SHARE, "3GiB"]).stdout(full).output().unwrap()).exits(1);
+    assert!(ran.err.contains("cannot write the output: No space left on device"), "{ran:#?}");
+    assert!(ran.err.contains("free space") && ran.err.contains("a job that was accepted goes on"), "{ran:#?}");
+    let ran = fixture.run(&["pages", "/dev/null/x"]).exits(1);
+    assert!(
+        ran.err.contains("cannot write the pages: Not a directory") && ran.err.contains("check its path"),
+        "{ran:#?}"
+    );
+}
