@@ -31,7 +31,7 @@ pub struct Cli {
     pub endpoint: String,
     #[command(flatten)]
     pub tls: Tls,
-    /// Tables for people or one JSON document for programs; errors too
+    /// Tables for people or one JSON document for programs; errors too, but for arguments that cannot be read
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
     pub output: Output,
     /// How long growd may take to answer a call, connecting included; does not limit --wait and --watch
