@@ -39,12 +39,6 @@ pub fn blocking_threads(config: &Config) -> usize {
     (config.pools.len() + POOLS_ADDED) * (TURNS + looks::THREADS) + looks::THREADS
 }
 
-/// On a thread of its own, since the disk of one of them may hang.
-fn warn_of_missing_directories(config: &Config) {
-    let config = config.clone();
-    tokio::task::spawn_blocking(move || config.missing_directories().iter().for_each(|problem| warn!("{problem}")));
-}
-
 /// Runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration anew, from `path`, the level of the log with
 /// it.
 ///
@@ -56,7 +50,6 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let (rules, problems) = access::rules(&config.access);
     problems.iter().for_each(|problem| warn!("{problem}"));
-    warn_of_missing_directories(&config);
     let claimed = Claimed::of(&config.state_dir)?;
 
     let (stop, stopped) = watch::channel(false);
@@ -97,6 +90,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
     engine.look_at_pools().await;
+    pools::warn_of_problems(&config.pools, &engine.pools.all());
     let host = nix::sys::utsname::uname()?;
     let host = Host {
         name: host.nodename().to_string_lossy().into_owned(),

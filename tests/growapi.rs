@@ -15,7 +15,7 @@ use std::io::{ErrorKind, Read, Write};
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{Job, JobError, JobState, ShareStatus};
 use serde_json::{Value, json};
-use simulated::{Cluster, GIB, Mood, Servers, refusal, share};
+use simulated::{Cluster, GIB, Mood, refusal, share};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -68,6 +68,26 @@ fn every_form_of_input_has_its_answer() {
         front.act(&share(1), &format!("{{\"os-extend\": {{\"new_size\": {size}}}}}")).accepted();
         let asked = cluster.nodes[0].with(|state| state.extends.last().unwrap().clone());
         assert_eq!((asked.new_size_bytes, asked.project_id.as_str()), (bytes, "p"));
+    }
+}
+
+#[test]
+fn what_can_be_no_project_is_refused_before_a_node_is_asked() {
+    let (cluster, front) = one_node();
+    let long = "a".repeat(60_000);
+    for project in [long.as_str(), &"a".repeat(256), "a%0Ab", "%00"] {
+        for path in ["shares", "shares/detail", &format!("shares/{}", share(1))] {
+            assert_eq!(front.get(&format!("/v2/{project}/{path}")).refused(400), "Malformed request url");
+        }
+        let action = format!("/v2/{project}/shares/{}/action", share(1));
+        let answer = front.ask("POST", &action, &[JSON], b"{\"os-extend\": {\"new_size\": 3}}");
+        assert_eq!(answer.refused(400), "Malformed request url");
+        let message = front.get(&format!("/v2/p/shares?all_tenants=1&project_id={project}")).refused(400);
+        assert!(message.starts_with("project_id ") && message.len() < 300, "{message}");
+    }
+    assert_eq!(cluster.calls(), 0);
+    for project in ["a".repeat(255), "%C3%BC".repeat(255)] {
+        assert_eq!(front.get(&format!("/v2/{project}/shares/{}", share(1))).status, 200);
     }
 }
 
@@ -223,102 +243,6 @@ fn status_and_size_change_together_and_a_failure_is_told() {
     front.extend(&id, 3).accepted();
     cluster.nodes[0].with(|state| state.shares.get_mut(&id).unwrap().set_status(ShareStatus::Available));
     assert_eq!(seen(), ("available".to_owned(), 3, Value::Null));
-}
-
-#[test]
-fn a_request_is_one_job_however_often_it_is_sent() {
-    let (mut cluster, front) = one_node();
-    let sent = |id: &str, size: u64| {
-        let body = format!("{{\"os-extend\": {{\"new_size\": {size}}}}}");
-        let path = format!("/v2/p/shares/{}/action", share(1));
-        front.ask("POST", &path, &[JSON, ("X-OpenStack-Request-ID", id)], body.as_bytes())
-    };
-    let id = "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
-    for _ in 0..2 {
-        let answer = sent(id, 3);
-        answer.accepted();
-        assert_eq!(answer.header("x-openstack-request-id"), Some(id));
-    }
-    assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 1);
-    front.extend(&share(1), 3).refused(409);
-
-    // The node dies after it has taken the extend and before it has answered.
-    let finish = |cluster: &Cluster| {
-        cluster.nodes[0].with(|state| state.shares.get_mut(&share(1)).unwrap().set_status(ShareStatus::Available));
-    };
-    finish(&cluster);
-    cluster.nodes[0].with(|state| state.mood = Mood::SilentAfterExtend);
-    let waiting = front.send(
-        "POST",
-        &format!("/v2/p/shares/{}/action", share(1)),
-        &[JSON],
-        b"{\"os-extend\": {\"new_size\": 4}}",
-    );
-    until(|| cluster.nodes[0].with(|state| state.jobs.len()), |jobs| *jobs == 2);
-    cluster.servers = None;
-    let servers = Servers::new();
-    servers.serve(&cluster.socket(0), &cluster.nodes[0]);
-    Answer::read(waiting).accepted();
-    assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 2);
-
-    // One id for a series of requests is what some clients have.
-    finish(&cluster);
-    let reused = refusal(Code::AlreadyExists, "REQUEST_ID_REUSED", 409, &[]);
-    cluster.nodes[0].with(|state| state.mood = Mood::Refusing(reused));
-    sent(id, 5).refused(409);
-    let asked = cluster.nodes[0].with(|state| state.extends.clone());
-    let by_id = asked.iter().rposition(|asked| asked.request_id.as_deref() == id.strip_prefix("req-")).unwrap();
-    assert!(asked[by_id].new_size_bytes == 5 * GIB && by_id + 1 < asked.len(), "not asked with another id: {asked:?}");
-}
-
-/// Clients use one id for a series of requests, and ask again for what has failed.
-#[test]
-fn what_has_ended_without_success_is_asked_for_again_with_the_same_id() {
-    let (cluster, front) = one_node();
-    let path = format!("/v2/p/shares/{}/action", share(1));
-    let id = ("X-OpenStack-Request-ID", "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11");
-    for (n, state) in
-        [(1, JobState::Failed), (2, JobState::Cancelled), (3, JobState::Succeeded), (3, JobState::Succeeded)]
-    {
-        // The second is a repetition whose first answer was lost.
-        for _ in 0..2 {
-            front.ask("POST", &path, &[JSON, id], b"{\"os-extend\": {\"new_size\": 3}}").accepted();
-        }
-        cluster.nodes[0].with(|node| {
-            assert_eq!(node.jobs.len(), n, "before {state:?}");
-            let share = node.shares.get_mut(&share(1)).unwrap();
-            share.set_status(ShareStatus::Available);
-            share.size_bytes = Some(2 * GIB);
-            node.jobs.values_mut().for_each(|job| job.set_state(state));
-        });
-    }
-}
-
-/// Nobody can tell an admin's cancellation of this very request from that of an earlier one.
-#[test]
-fn a_job_that_was_cancelled_before_its_request_was_answered_is_not_begun_again() {
-    let (mut cluster, front) = one_node();
-    cluster.nodes[0].with(|state| state.mood = Mood::SilentAfterExtend);
-    let path = format!("/v2/p/shares/{}/action", share(1));
-    let id = ("X-OpenStack-Request-ID", "req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11");
-    let body = b"{\"os-extend\": {\"new_size\": 3}}";
-    let waiting = front.send("POST", &path, &[JSON, id], body);
-    until(|| cluster.nodes[0].with(|state| state.jobs.len()), |jobs| *jobs == 1);
-    cluster.nodes[0].with(|state| {
-        let share = state.shares.get_mut(&share(1)).unwrap();
-        share.set_status(ShareStatus::Available);
-        share.size_bytes = Some(2 * GIB);
-        state.jobs.values_mut().for_each(|job| job.set_state(JobState::Cancelled));
-    });
-    cluster.servers = None;
-    let servers = Servers::new();
-    servers.serve(&cluster.socket(0), &cluster.nodes[0]);
-    let answer = Answer::read(waiting);
-    answer.refused(503);
-    assert!(answer.header("retry-after").is_some());
-    assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 1);
-    front.ask("POST", &path, &[JSON, id], body).accepted();
-    assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 2);
 }
 
 #[test]

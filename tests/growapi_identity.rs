@@ -312,7 +312,8 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
     other.get(&path("q", 7)).refused(404);
     other.extend("q", &share(7), 5).refused(404);
     for answer in [other.get(&path("q", 9)), other.extend("q", &share(9), 5), admin.get(&path("p", 9))] {
-        assert_eq!(answer.refused(501), "The storage node cannot tell of the share.");
+        assert_eq!(answer.refused(503), "The storage node cannot tell of the share.");
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
     }
     assert!(front.has_logged(words));
     cluster.nodes[0].with(|state| state.refusing_looks = None);

@@ -145,12 +145,13 @@ fn bad_usage_is_told_before_growd_is_called() {
     for (args, hint) in [
         (&["extend", SHARE, "3GB"][..], "write \"3GiB\" instead"),
         (&["extend", SHARE, "3"], "has no unit"),
+        (&["extend", SHARE, "0GiB"], "must be above 0"),
         (&["shrink", SHARE, "1GB"], "write \"1GiB\" instead"),
         (&["extend", SHARE, "3GiB", "--request-id", "7"], "is not a UUID"),
         (&["extend", SHARE, "3GiB", "--expect-current", "2G"], "write \"2GiB\" instead"),
         (&["share", "../etc"], "\"../etc\" is not a UUID"),
         (&["job", "6d0ad3f47c5e4c0e9a3e0c2d2f7c9a11"], "is not the UUID of a job"),
-        (&["jobs", "--state", "done"], "is not a job state"),
+        (&["jobs", "--state", "done"], "possible values: queued, running, succeeded, failed, cancelled"),
         (&["jobs", "--limit", "0"], "0 is not in"),
         (&["shares", "--pool", "a/b"], "is not a pool name"),
         (&["node", "--timeout", "soon"], "--timeout"),
@@ -426,4 +427,19 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     drop(writing.stdout.take());
     let ran = Ran::from(writing.wait_with_output().unwrap()).exits(0);
     assert_eq!(ran.err, "");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_no_fault_of_growctl() {
+    let fixture = Fixture::new();
+    fixture.script(|script| script.extend = VecDeque::from([act(JobState::Queued)]));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = Ran::from(fixture.command(&["extend", SHARE, "3GiB"]).stdout(full).output().unwrap()).exits(1);
+    assert!(ran.err.contains("cannot write the output: No space left on device"), "{ran:#?}");
+    assert!(ran.err.contains("free space") && ran.err.contains("a job that was accepted goes on"), "{ran:#?}");
+    let ran = fixture.run(&["pages", "/dev/null/x"]).exits(1);
+    assert!(
+        ran.err.contains("cannot write the pages: Not a directory") && ran.err.contains("check its path"),
+        "{ran:#?}"
+    );
 }

@@ -181,6 +181,13 @@ async fn refusals_have_the_documented_exit_codes() {
     assert_eq!(findings["findings"][0]["kind"], "SOFT_LIMIT_FIRST");
     fs.set_limits(project(1), 0, 9 * MIB);
     growctl.run("doctor").exits(0);
+    let file = fs.path().join(share(9));
+    std::fs::write(&file, "").unwrap();
+    let told = growctl.run("doctor").exits(1);
+    assert!(told.out.starts_with("UNSUPPORTED  pool home  share "), "{}", told.out);
+    assert!(told.out.contains("  remedy: move what is in the place of the share out of the pool\n"), "{}", told.out);
+    std::fs::remove_file(file).unwrap();
+    growctl.run("doctor").exits(0);
 
     assert!(daemon.terminate());
     growctl.run("node").refused(7, "UNREACHABLE");

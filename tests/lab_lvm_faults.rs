@@ -192,6 +192,8 @@ async fn lvm_that_does_not_answer_a_question_is_given_up() {
     let fake = FakeLvm::new();
     let daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
     let clients = daemon.clients().await;
+    // Behind what growd asks at its start.
+    clients.pool("vg").await;
     fs::write(fake.dir().join("questions-hang"), "").unwrap();
     let refused = clients.extend(&share(1), 120 * MIB).await.unwrap_err();
     assert_eq!((daemon::reason(&refused).as_str(), refused.code()), ("STUCK", tonic::Code::Unavailable));

@@ -247,13 +247,14 @@ async fn bad_input_is_refused_and_changes_nothing() {
     };
 
     let good = request(&share(1), 11 * MIB);
+    let long = "1".repeat(50_000);
     let share_id = |id: &str| ExtendShareRequest { share_id: id.to_owned(), ..good.clone() };
     let label = |label: String| ExtendShareRequest { project_id: label, ..good.clone() };
     let extends = [
         (ExtendShareRequest::default(), "INVALID_SHARE_ID"),
         (share_id("not a UUID"), "INVALID_SHARE_ID"),
         (share_id("../.."), "INVALID_SHARE_ID"),
-        (share_id(&"1".repeat(50_000)), "INVALID_SHARE_ID"),
+        (share_id(&long), "INVALID_SHARE_ID"),
         (ExtendShareRequest { new_size_bytes: 0, ..good.clone() }, "INVALID_SIZE"),
         (ExtendShareRequest { new_size_bytes: u64::MAX, ..good.clone() }, "INVALID_SIZE"),
         (ExtendShareRequest { new_size_bytes: 1 << 63, ..good.clone() }, "INVALID_SIZE"),
@@ -261,6 +262,8 @@ async fn bad_input_is_refused_and_changes_nothing() {
         (ExtendShareRequest { request_id: Some("7".to_owned()), ..good.clone() }, "INVALID_REQUEST"),
         (label("two\nlines".to_owned()), "INVALID_REQUEST"),
         (label("x".repeat(256)), "INVALID_REQUEST"),
+        (label(long.clone()), "INVALID_REQUEST"),
+        (ExtendShareRequest { request_id: Some(long.clone()), ..good.clone() }, "INVALID_REQUEST"),
     ];
     for (request, reason) in extends {
         refused(clients.ask(request), reason).await;
@@ -272,13 +275,15 @@ async fn bad_input_is_refused_and_changes_nothing() {
     assert!(too_large.message().contains("the limit is: 65536 bytes"), "{too_large:?}");
     unchanged().await;
 
-    for (id, reason) in [("", "INVALID_REQUEST"), ("../..", "INVALID_REQUEST"), (&*share(9), "JOB_NOT_FOUND")] {
+    let unknown = share(9);
+    let bad = ["", "../..", &long];
+    for (id, reason) in bad.map(|id| (id, "INVALID_REQUEST")).into_iter().chain([(&*unknown, "JOB_NOT_FOUND")]) {
         let job_id = id.to_owned();
         refused(clients.jobs.clone().get_job(proto::GetJobRequest { job_id: job_id.clone() }), reason).await;
         refused(clients.jobs.clone().watch_job(proto::WatchJobRequest { job_id: job_id.clone() }), reason).await;
         refused(clients.jobs.clone().cancel_job(proto::CancelJobRequest { job_id }), reason).await;
     }
-    for (id, reason) in [("", "INVALID_SHARE_ID"), ("../..", "INVALID_SHARE_ID"), (&*share(9), "SHARE_NOT_FOUND")] {
+    for (id, reason) in bad.map(|id| (id, "INVALID_SHARE_ID")).into_iter().chain([(&*unknown, "SHARE_NOT_FOUND")]) {
         refused(clients.shares.clone().get_share(proto::GetShareRequest { share_id: id.to_owned() }), reason).await;
     }
     unchanged().await;
@@ -291,6 +296,9 @@ async fn bad_input_is_refused_and_changes_nothing() {
     let of = |page_token: &str| ListJobsRequest { page_token: page_token.to_owned(), ..Default::default() };
     let lists = [
         (of("rubbish"), "INVALID_REQUEST"),
+        (of(&long), "INVALID_REQUEST"),
+        (ListJobsRequest { project_id: long.clone(), ..Default::default() }, "INVALID_REQUEST"),
+        (ListJobsRequest { share_id: long.clone(), ..Default::default() }, "INVALID_SHARE_ID"),
         (of(&shares_token), "INVALID_REQUEST"),
         (ListJobsRequest { share_id: share(1), ..of(&jobs_token) }, "INVALID_REQUEST"),
         (ListJobsRequest { state: 99, ..Default::default() }, "INVALID_REQUEST"),
@@ -303,10 +311,13 @@ async fn bad_input_is_refused_and_changes_nothing() {
     let pool = |pool: &str| ListSharesRequest { pool: pool.to_owned(), ..Default::default() };
     let lists = [
         of("rubbish"),
+        of(&long),
         of(&jobs_token),
         ListSharesRequest { pool: "home".to_owned(), ..of(&shares_token) },
         pool("elsewhere"),
         pool("../.."),
+        pool(&long),
+        ListSharesRequest { project_id: Some(long.clone()), ..Default::default() },
     ];
     for request in lists {
         refused(clients.shares.clone().list_shares(request), "INVALID_REQUEST").await;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::Config;
-use growd::daemon::pools::PoolMaker;
+use growd::daemon::pools::{PoolMaker, look};
 use growd::logging::LogFormat;
 use growd::store::offline;
 use growd::{daemon, logging, pages, wire};
@@ -113,16 +113,15 @@ fn check_config(config: &Config) -> Result<ExitCode> {
     {
         problems.push(format!("{error:#}"));
     }
-    let missing = config.missing_directories();
-    if missing.is_empty() {
-        for pool in PoolMaker::new(Arc::default()).make(&config.pools) {
-            match pool.driver.space() {
-                Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
-                Err(error) => problems.push(format!("pool {:?}: {error}", pool.name.as_str())),
+    let pools = PoolMaker::new(Arc::default()).make(&config.pools);
+    for (config, pool) in config.pools.iter().zip(pools) {
+        match look(config, &*pool.driver) {
+            Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
+            Err(found) => {
+                problems.extend(found.iter().map(|problem| format!("pool {:?}: {problem}", pool.name.as_str())));
             }
         }
     }
-    problems.extend(missing);
     for problem in &problems {
         eprintln!("{problem}");
     }

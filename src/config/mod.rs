@@ -59,6 +59,24 @@ pub struct PoolConfig {
     pub overcommit: f64,
 }
 
+impl PoolConfig {
+    /// Directories that should be there and are not, as messages. A pool may be mounted later, so this is no error.
+    pub fn missing_directories(&self) -> Vec<String> {
+        let missing = self.backend.directories().into_iter().filter_map(|path| {
+            let problem = match fs::metadata(path) {
+                Ok(metadata) if metadata.is_dir() => return None,
+                Ok(_) => "is not a directory".to_owned(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    "does not exist: is its file system mounted?".to_owned()
+                }
+                Err(error) => format!("cannot be looked at: {error}"),
+            };
+            Some(format!("{} {problem}", path.display()))
+        });
+        missing.collect()
+    }
+}
+
 /// Where the shares of a pool are. `shares` are those at places that the template does not give, in the order of the
 /// file.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,27 +131,6 @@ impl Config {
     /// All that is wrong with the text; the file's name only appears in the messages.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigError> {
         parse_table(text, file_name, Self::from_table)
-    }
-
-    /// Directories that should be there and are not, as messages. A pool may be mounted later, so this is no error.
-    pub fn missing_directories(&self) -> Vec<String> {
-        let directories = self
-            .pools
-            .iter()
-            .flat_map(|pool| pool.backend.directories().into_iter().map(move |path| (&pool.name, path)));
-        directories
-            .filter_map(|(pool, path)| {
-                let problem = match fs::metadata(path) {
-                    Ok(metadata) if metadata.is_dir() => return None,
-                    Ok(_) => "is not a directory".to_owned(),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        "does not exist: is its file system mounted?".to_owned()
-                    }
-                    Err(error) => format!("cannot be looked at: {error}"),
-                };
-                Some(format!("pool \"{pool}\": {} {problem}", path.display()))
-            })
-            .collect()
     }
 
     /// `None` when something has been reported. Everything is read before anything is given up, so that all is said.

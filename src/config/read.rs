@@ -277,7 +277,7 @@ pub fn collector(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let url = http_url(value)?;
     match url.starts_with("http://") {
         true => Ok(url),
-        false => Err(InvalidName { text: url, expected: "an http:// URL of a collector" }.into()),
+        false => Err(InvalidName::new(&url, "an http:// URL of a collector").into()),
     }
 }
 
@@ -290,7 +290,7 @@ pub fn http_url(value: &DeValue<'_>) -> Result<String, ValueProblem> {
         Some(rest) if !rest.is_empty() && rest.chars().all(plain) => Ok(text.trim_end_matches('/').to_owned()),
         _ => {
             let expected = "an http:// or https:// URL without query";
-            Err(InvalidName { text: text.to_owned(), expected }.into())
+            Err(InvalidName::new(text, expected).into())
         }
     }
 }
@@ -311,7 +311,7 @@ pub fn endpoint(value: &DeValue<'_>) -> Result<String, ValueProblem> {
         }
     };
     let expected = "an endpoint: unix:/path, https://host:port or http://host:port";
-    if legal { Ok(text.to_owned()) } else { Err(InvalidName { text: text.to_owned(), expected }.into()) }
+    if legal { Ok(text.to_owned()) } else { Err(InvalidName::new(text, expected).into()) }
 }
 
 /// The name of a node follows the rules of a pool's.
@@ -320,7 +320,7 @@ pub fn node_name(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let expected = "the name of a node (a letter or digit, then letters, digits, '-' or '_', up to 63)";
     match text.parse::<PoolName>() {
         Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(InvalidName { text: text.to_owned(), expected }.into()),
+        Err(_) => Err(InvalidName::new(text, expected).into()),
     }
 }
 
@@ -329,7 +329,7 @@ pub fn words(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let text = text(value)?;
     let legal = !text.is_empty() && !text.chars().any(char::is_control);
     let expected = "printable text";
-    if legal { Ok(text.to_owned()) } else { Err(InvalidName { text: text.to_owned(), expected }.into()) }
+    if legal { Ok(text.to_owned()) } else { Err(InvalidName::new(text, expected).into()) }
 }
 
 pub fn identity_kind(value: &DeValue<'_>) -> Result<IdentityKind, ValueProblem> {

@@ -351,14 +351,11 @@ fn tells_which_directories_are_missing() {
     let text = format!("{POOL}[[share]]\nid = \"{ID}\"\npool = \"home\"\npath = \"{here}/file\"\n")
         .replace("/srv/shares", &format!("{here}/none"));
     assert_eq!(
-        Config::parse(&text, FILE).unwrap().missing_directories(),
-        [
-            format!("pool \"home\": {here}/none does not exist: is its file system mounted?"),
-            format!("pool \"home\": {here}/file is not a directory"),
-        ]
+        Config::parse(&text, FILE).unwrap().pools[0].missing_directories(),
+        [format!("{here}/none does not exist: is its file system mounted?"), format!("{here}/file is not a directory"),]
     );
     let there = POOL.replace("/srv/shares", &here.to_string());
-    assert!(Config::parse(&there, FILE).unwrap().missing_directories().is_empty());
+    assert!(Config::parse(&there, FILE).unwrap().pools[0].missing_directories().is_empty());
 }
 
 proptest! {

@@ -8,14 +8,43 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::config::{Backend, LvmConfig, PoolConfig};
-use crate::driver::Driver;
 use crate::driver::btrfs::Btrfs;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::driver::image::{Image, Images};
 use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::ProjectQuota;
 use crate::driver::promises::Promises;
+use crate::driver::{Driver, Space};
 use crate::engine::pools::{Pool, TURNS, TURNS_TOGETHER};
+
+/// What is wrong with a pool as the node has it; asks its disk, which may hang.
+///
+/// # Errors
+/// All of it, in words.
+pub fn look(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec<String>> {
+    let missing = config.missing_directories();
+    if !missing.is_empty() {
+        return Err(missing);
+    }
+    let space = driver.space().map_err(|error| vec![error.into_refusal().to_string()])?;
+    if config.reserve >= space.total {
+        let (reserve, total) = (config.reserve, space.total.rounded());
+        return Err(vec![format!("its reserve of {reserve} leaves nothing of {total} to promise")]);
+    }
+    Ok(space)
+}
+
+/// Tells the log what is wrong with the pools, without waiting for them.
+pub fn warn_of_problems(configured: &[PoolConfig], pools: &[Arc<Pool>]) {
+    for (config, pool) in configured.iter().cloned().zip(pools.iter().cloned()) {
+        tokio::spawn(async move {
+            let looked = pool.call(move |driver| Ok(look(&config, driver).err().unwrap_or_default())).await;
+            for problem in looked.unwrap_or_else(|refusal| vec![refusal.to_string()]) {
+                warn!("pool {:?}: {problem}", pool.name.as_str());
+            }
+        });
+    }
+}
 
 /// Makes pools, and keeps what pools of one daemon have in common, also with those that were configured before.
 pub struct PoolMaker {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use tracing::{error, info, warn};
 
 use super::access;
-use super::pools::PoolMaker;
+use super::pools::{PoolMaker, warn_of_problems};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::logging::Log;
@@ -60,7 +60,6 @@ impl Reload {
             tls.replace(files.clone()).context("[tcp] of the configuration")?;
         }
         // From here on nothing fails.
-        super::warn_of_missing_directories(&new);
         self.log.set_level(new.log.clone());
         self.control.set_rules(rules);
         if self.own_socket
@@ -69,6 +68,7 @@ impl Reload {
             warn!(%error, socket = %self.config.listen.display(), "the mode of the socket cannot be changed");
         }
         self.engine.pools.replace(self.maker.make(&new.pools));
+        warn_of_problems(&new.pools, &self.engine.pools.all());
         let engine = Arc::clone(&self.engine);
         tokio::spawn(async move { engine.look_at_pools().await });
         // What needs a restart stays as it is, so that the next reload tells of it again.

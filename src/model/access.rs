@@ -68,7 +68,7 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         const EXPECTED: &str = "user:NAME, group:NAME, uri:URI, dns:NAME, cn:NAME or anonymous";
-        let wrong = || InvalidName { text: text.to_owned(), expected: EXPECTED };
+        let wrong = || InvalidName::new(text, EXPECTED);
         if text == "anonymous" {
             return Ok(Self::Known(Identity::Anonymous));
         }

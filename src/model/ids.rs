@@ -9,8 +9,17 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {expected}")]
 pub struct InvalidName {
-    pub text: String,
-    pub expected: &'static str,
+    text: String,
+    expected: &'static str,
+}
+
+impl InvalidName {
+    /// Characters of a refused text that are repeated: it goes into logs, and into answers whose length clients limit.
+    pub const TEXT_MOST: usize = 100;
+
+    pub fn new(text: &str, expected: &'static str) -> Self {
+        Self { text: text.chars().take(Self::TEXT_MOST).collect(), expected }
+    }
 }
 
 macro_rules! uuid_id {
@@ -36,7 +45,7 @@ macro_rules! uuid_id {
             fn from_str(text: &str) -> Result<Self, InvalidName> {
                 match Uuid::try_parse(text) {
                     Ok(uuid) if text.len() == uuid::fmt::Hyphenated::LENGTH => Ok(Self(uuid)),
-                    _ => Err(InvalidName { text: text.to_owned(), expected: $expected }),
+                    _ => Err(InvalidName::new(text, $expected)),
                 }
             }
         }
@@ -90,10 +99,8 @@ impl FromStr for PoolName {
         if fits && text.chars().all(legal) && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidName {
-                text: text.to_owned(),
-                expected: "a pool name (a letter or digit, then letters, digits, '-' or '_', up to 63)",
-            })
+            let expected = "a pool name (a letter or digit, then letters, digits, '-' or '_', up to 63)";
+            Err(InvalidName::new(text, expected))
         }
     }
 }
@@ -127,7 +134,7 @@ impl FromStr for ProjectLabel {
         if text.chars().count() <= 255 && !text.chars().any(char::is_control) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidName { text: text.to_owned(), expected: "a project label (up to 255 printable characters)" })
+            Err(InvalidName::new(text, "a project label (up to 255 printable characters)"))
         }
     }
 }
@@ -160,5 +167,19 @@ mod tests {
         }
         assert!("Abteilung Süd".parse::<ProjectLabel>().is_ok());
         assert!("a\nb".parse::<ProjectLabel>().is_err());
+    }
+
+    #[test]
+    fn what_is_refused_is_not_repeated_at_length() {
+        let long = "ü".repeat(50_000);
+        let errors = [
+            long.parse::<JobId>().unwrap_err(),
+            long.parse::<PoolName>().unwrap_err(),
+            long.parse::<ProjectLabel>().unwrap_err(),
+        ];
+        for error in errors {
+            let told = error.to_string();
+            assert!(told.starts_with(&format!("{:?} is not ", "ü".repeat(100))), "{told}");
+        }
     }
 }

@@ -70,10 +70,9 @@ impl FromStr for JobState {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        Self::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| InvalidName {
-            text: text.to_owned(),
-            expected: "a job state (QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED)",
-        })
+        let expected = "a job state (QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED)";
+        let state = Self::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text));
+        state.ok_or_else(|| InvalidName::new(text, expected))
     }
 }
 

@@ -24,7 +24,7 @@ impl FromStr for TraceParent {
 
     /// A version above 00 is read as far as 00 goes, as the specification asks.
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let invalid = || InvalidName { text: text.to_owned(), expected: "a traceparent" };
+        let invalid = || InvalidName::new(text, "a traceparent");
         let (head, rest) = text.split_at_checked(55).ok_or_else(invalid)?;
         let fields: Vec<&str> = head.split('-').collect();
         let [version, trace_id, span_id, flags] = fields.as_slice() else { return Err(invalid()) };

@@ -8,11 +8,11 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::timeout;
 
 use super::{Service, admission};
-use crate::driver::{Driver, DriverError, Observed, Problem};
+use crate::driver::{Driver, DriverError, Observed, Problem, Space};
 use crate::engine::pools::Pool;
 use crate::model::{
-    Bytes, CommandRecord, Finding, Job, JobKind, JobState, PoolName, PoolReport, ProjectLabel, Reason, Refusal,
-    ShareId, ShareReport, ShareStatus,
+    Bytes, CommandRecord, DriverKind, Finding, Job, JobKind, JobState, PoolName, PoolReport, ProjectLabel, Reason,
+    Refusal, ShareId, ShareReport, ShareStatus,
 };
 
 /// A step that has been at work for so long is reported as stuck.
@@ -180,7 +180,7 @@ impl Service {
         let (space, shares) = match pool.call(|driver| Ok((driver.space()?, driver.shares()?.len()))).await {
             Ok(answer) => answer,
             Err(refusal) => {
-                report.findings.push(finding(&pool.name, None, unusable(refusal)));
+                report.findings.push(finding(&pool.name, None, unreadable(refusal, report.driver)));
                 return report;
             }
         };
@@ -189,19 +189,8 @@ impl Service {
         report.queued = self.engine.ledger.queued(&space.id);
         report.available = admission::left(&space, pool.reserve, pool.overcommit).saturating_sub(report.queued);
         (report.shares, report.thin) = (shares, space.thin);
-        let allowed = space.total.saturating_sub(pool.reserve).scaled(pool.overcommit);
-        // What is written already, as the volumes of a group are, is more than a promise.
-        if space.promised > allowed && space.promised > space.total.saturating_sub(space.free) {
-            report.findings.push(finding(
-                &pool.name,
-                None,
-                Problem::warning(
-                    Reason::PoolOvercommitted,
-                    format!("{} is promised, and {allowed} may be", space.promised.rounded()),
-                    "add space, or raise overcommit for the pool".to_owned(),
-                ),
-            ));
-        }
+        let overcommitted = overcommitted(&space, pool.reserve, pool.overcommit);
+        report.findings.extend(overcommitted.map(|problem| finding(&pool.name, None, problem)));
         report.findings.extend(space.problems.into_iter().map(|problem| finding(&pool.name, None, problem)));
         report
     }
@@ -293,15 +282,15 @@ async fn observe_all(
         Ok(observed) => observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect(),
         Err(refusal) => shares.iter().map(|_| Err(refusal.clone())).collect(),
     };
-    let unreadable = |refusal| Observed {
+    let without_sizes = |refusal| Observed {
         location: PathBuf::from(pool.driver.location()),
         project: project.cloned().unwrap_or_default(),
         filesystem: "",
         sizes: None,
         used: None,
-        problems: vec![Problem::blocking(refusal, "growctl doctor".to_owned())],
+        problems: vec![unreadable(refusal, pool.driver.kind())],
     };
-    observed.into_iter().map(|observed| observed.unwrap_or_else(unreadable)).collect()
+    observed.into_iter().map(|observed| observed.unwrap_or_else(without_sizes)).collect()
 }
 
 /// What a pool answers in this time, or STUCK.
@@ -321,11 +310,32 @@ struct Jobs {
     last: Option<crate::model::JobId>,
 }
 
-/// A pool that cannot be read.
-fn unusable(refusal: Refusal) -> Problem {
-    let remedy = match &refusal {
-        Refusal::NotMounted { .. } => "mount the pool's file system, or activate its volume group",
-        Refusal::Stuck { .. } => WAITING,
+/// More is promised than the pool may promise. What is written already, as the volumes of a group are, is more than a
+/// promise.
+fn overcommitted(space: &Space, reserve: Bytes, overcommit: f64) -> Option<Problem> {
+    let allowed = space.total.saturating_sub(reserve).scaled(overcommit);
+    let written = space.total.saturating_sub(space.free);
+    if space.promised <= allowed.max(written) {
+        return None;
+    }
+    let remedy = match reserve >= space.total {
+        true => format!("lower reserve for the pool: {reserve} leaves nothing of {}", space.total.rounded()),
+        false => "add space, or raise overcommit for the pool".to_owned(),
+    };
+    let message = format!("{} is promised, and {allowed} may be", space.promised.rounded());
+    Some(Problem::warning(Reason::PoolOvercommitted, message, remedy))
+}
+
+/// A pool or a share that cannot be read.
+fn unreadable(refusal: Refusal, driver: DriverKind) -> Problem {
+    let remedy = match (&refusal, driver) {
+        (Refusal::NotMounted { .. }, _) => "mount the pool's file system, or activate its volume group",
+        (Refusal::Stuck { .. }, _) => WAITING,
+        (Refusal::ShareNotFound { .. }, _) => "make what its [[share]] in growd.toml names, or take that out",
+        (Refusal::Unsupported { .. }, DriverKind::Btrfs) => {
+            "make the share with btrfs subvolume create, or move what is in its place out of the pool"
+        }
+        (Refusal::Unsupported { .. }, _) => "move what is in the place of the share out of the pool",
         _ => "journalctl -u growd, dmesg",
     };
     Problem::blocking(refusal, remedy.to_owned())
@@ -352,4 +362,47 @@ fn report(pool: &Pool, share: ShareId, observed: Observed, jobs: Jobs) -> ShareR
 
 fn finding(pool: &PoolName, share: Option<ShareId>, problem: Problem) -> Finding {
     Finding { kind: problem.kind, pool: pool.clone(), share, message: problem.message, remedy: problem.remedy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::SpaceId;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_remedy_of_too_many_promises_changes_what_may_be_promised() {
+        let space = |promised: u64| Space {
+            id: SpaceId(String::new()),
+            filesystem: "xfs",
+            total: Bytes::new(2 * GIB),
+            free: Bytes::new(2 * GIB),
+            promised: Bytes::new(promised),
+            thin: None,
+            problems: Vec::new(),
+        };
+        let remedy = |promised, reserve: u64| {
+            overcommitted(&space(promised), Bytes::new(reserve), 1.0).map(|problem| problem.remedy)
+        };
+        assert_eq!(remedy(GIB, GIB), None);
+        assert_eq!(remedy(GIB + 1, GIB).as_deref(), Some("add space, or raise overcommit for the pool"));
+        for reserve in [2 * GIB, 10 * GIB] {
+            let remedy = remedy(1, reserve).unwrap();
+            assert!(remedy.starts_with("lower reserve for the pool: ") && !remedy.contains("overcommit"), "{remedy}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_has_a_remedy_that_is_not_to_look_again() {
+        let what = "a directory that is no subvolume".to_owned();
+        let unsupported = Refusal::Unsupported { what };
+        assert!(unreadable(unsupported.clone(), DriverKind::Btrfs).remedy.contains("btrfs subvolume create"));
+        for refusal in [unsupported, Refusal::Internal { problem: "EIO".to_owned() }] {
+            for driver in [DriverKind::ProjectQuota, DriverKind::Btrfs, DriverKind::Image, DriverKind::Lvm] {
+                let problem = unreadable(refusal.clone(), driver);
+                assert!(!problem.remedy.contains("doctor"), "{problem:?}");
+            }
+        }
+    }
 }

@@ -88,6 +88,15 @@ impl Simulated {
         self.with(|state| project.clone_into(&mut state.shares.get_mut(share_id).unwrap().project_id));
     }
 
+    /// What the job of a share has come to: it ends with success.
+    pub fn finish(&self, share_id: &str) {
+        self.with(|state| {
+            let share = state.shares.get_mut(share_id).unwrap();
+            share.set_status(ShareStatus::Available);
+            state.jobs.get_mut(&share.last_job_id).unwrap().set_state(JobState::Succeeded);
+        });
+    }
+
     /// Counts the call; what it is to be answered with.
     async fn mood(&self) -> Result<Mood, Status> {
         let mood = self.with(|state| {
@@ -130,7 +139,11 @@ impl Simulated {
             }
             let request_id = request.request_id.unwrap_or_default();
             if let Some(job) = state.jobs.values().find(|job| job.request_id == request_id) {
-                return Ok(job.clone());
+                let asked = (kind, &request.share_id, request.new_size_bytes);
+                if asked == (job.kind(), &job.share_id, job.requested_size_bytes) {
+                    return Ok(job.clone());
+                }
+                return Err(refusal(Code::AlreadyExists, "REQUEST_ID_REUSED", 409, &[]));
             }
             let current = share.size_bytes.unwrap();
             if matches!(share.status(), ShareStatus::Extending | ShareStatus::Shrinking) {
@@ -148,7 +161,7 @@ impl Simulated {
                 return Err(refusal(Code::FailedPrecondition, "WOULD_LOSE_DATA", 409, &[]));
             }
             let job = Job {
-                job_id: uuid::Uuid::new_v4().to_string(),
+                job_id: uuid::Uuid::now_v7().to_string(),
                 share_id: if matches!(mood, Mood::Wrong) { String::new() } else { request.share_id },
                 pool: share.pool.clone(),
                 size_before_bytes: current,
@@ -248,8 +261,11 @@ impl JobService for Simulated {
         job.map(Response::new).ok_or_else(|| refusal(Code::NotFound, "JOB_NOT_FOUND", 404, &[]))
     }
 
-    async fn list_jobs(&self, _: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
-        Err(Status::unimplemented("not asked for"))
+    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+        let share_id = &request.get_ref().share_id;
+        let jobs =
+            self.with(|state| state.jobs.values().rev().filter(|job| job.share_id == *share_id).cloned().collect());
+        Ok(Response::new(ListJobsResponse { jobs, ..ListJobsResponse::default() }))
     }
 
     async fn watch_job(&self, _: Request<WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {

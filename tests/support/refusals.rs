@@ -82,4 +82,7 @@ pub fn assert_refused(status: &Status, expected: &str) {
     assert_eq!(details.bad_request().is_some(), *code == Code::InvalidArgument, "{expected} and BadRequest");
     assert_eq!(details.retry_info().is_some(), expected == "QUEUE_FULL", "{expected} and RetryInfo");
     assert!(!status.message().is_empty());
+    // gRPC's own libraries refuse an answer with more than 8 KiB of metadata, in which both are.
+    let told = status.message().len() + status.details().len();
+    assert!(told < 4096, "{expected} takes {told} bytes");
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
-use growd::model::{RequestId, TraceParent};
-use uuid::Uuid;
+use growd::model::{ProjectLabel, RequestId, TraceParent};
+use uuid::{Builder, Uuid};
 
 use crate::api::{Api, Current};
 use crate::identity::{Project, Role, Who};
@@ -34,13 +34,21 @@ impl Traced {
         Self { id: id.unwrap_or_else(Self::fresh), chosen_by_caller: id.is_some(), from }
     }
 
-    /// The id by which to ask again once the job of this request has ended without success. Always the same one, so that a
-    /// repetition of that is recognised as well.
-    pub fn again(&self, job_id: &str) -> RequestId {
-        RequestId::from_uuid(Uuid::new_v5(self.id.as_uuid(), job_id.as_bytes()))
+    /// The id by which to ask where this one already has a job of an earlier request: behind the newest such job of the
+    /// share, or behind the share when it has none. Always the same one, so that its repetition is recognised as well.
+    pub fn behind(&self, newest: &str) -> RequestId {
+        let (own, _) = self.id.as_uuid().as_u64_pair();
+        let (_, hash) = Uuid::new_v5(self.id.as_uuid(), newest.as_bytes()).as_u64_pair();
+        RequestId::from_uuid(Builder::from_custom_bytes(Uuid::from_u64_pair(own, hash).into_bytes()).into_uuid())
     }
 
-    pub fn fresh() -> RequestId {
+    /// Whether the id is this one, or one behind it: these have its first half, but for the version.
+    pub fn has_asked_with(&self, id: &str) -> bool {
+        let first_half = |id: &RequestId| id.as_uuid().as_u64_pair().0 & !0xf000;
+        id.parse().is_ok_and(|id| first_half(&id) == first_half(&self.id))
+    }
+
+    fn fresh() -> RequestId {
         RequestId::from_uuid(Uuid::new_v4())
     }
 }
@@ -55,15 +63,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The project of the path, when it is the token's.
+    /// The project of the path, when it is the token's and growd can be asked with it.
     ///
     /// # Errors
     /// 400.
     pub fn project(&self, of_path: &str) -> Result<(), Refusal> {
-        match &self.who.project {
-            Project::Id(id) if id != of_path => Err(Refusal::bad_request("Malformed request url")),
-            _ => Ok(()),
-        }
+        let own = !matches!(&self.who.project, Project::Id(id) if id != of_path);
+        let fit = of_path.parse::<ProjectLabel>().is_ok();
+        if own && fit { Ok(()) } else { Err(Refusal::bad_request("Malformed request url")) }
     }
 
     /// # Errors
@@ -111,6 +118,15 @@ mod tests {
         }
         for text in ["", "req-", "7", "req-req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11"] {
             assert!(!traced(text).chosen_by_caller, "{text}");
+        }
+        let series = traced(id);
+        let (second, third) = (series.behind("a"), series.behind("b"));
+        assert!(second != third && second != series.id && second == series.behind("a"));
+        for id in [series.id, second, third] {
+            assert!(series.has_asked_with(&id.to_string()), "{id}");
+        }
+        for id in ["", &Traced::fresh().to_string()] {
+            assert!(!series.has_asked_with(id), "{id}");
         }
         assert_ne!(Traced::of(&HeaderMap::new()).id, Traced::of(&HeaderMap::new()).id);
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use growd::model::ShareId;
+use growd::model::{ProjectLabel, ShareId};
 use growd::wire::proto::Share;
 
 use crate::nodes::{Failure, Node, Nodes};
@@ -40,7 +40,7 @@ impl Query {
     /// Takes what is known of a query string and leaves the rest.
     ///
     /// # Errors
-    /// 400: a limit or an offset that is no number.
+    /// 400: a limit or an offset that is no number, a project that can be none.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
         let mut query = Self { limit: PAGE_MOST, ..Self::default() };
         for (key, value) in form_urlencoded::parse(text.as_bytes()) {
@@ -56,7 +56,7 @@ impl Query {
                     query.all_projects |= key == "all_tenants" && set;
                     let asked = (!value.is_empty()).then(|| value.clone().into_owned());
                     match &*key {
-                        "project_id" => query.of_project = asked,
+                        "project_id" => query.of_project = asked.map(|asked| project(&asked)).transpose()?,
                         "status" => query.status = asked,
                         _ => {}
                     }
@@ -75,6 +75,11 @@ impl Query {
         next.append_pair("limit", &self.limit.to_string()).append_pair("marker", last);
         next.finish()
     }
+}
+
+fn project(value: &str) -> Result<String, Refusal> {
+    let label = value.parse::<ProjectLabel>();
+    label.map(String::from).map_err(|error| Refusal::bad_request(format!("project_id {error}")))
 }
 
 fn number(key: &str, value: &str) -> Result<usize, Refusal> {

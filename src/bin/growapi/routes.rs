@@ -11,8 +11,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
-use growd::model::{Bytes as Size, JobKind, RequestId, ShareId};
-use growd::wire::proto::{ExtendShareRequest, JobState, Share};
+use growd::model::{Bytes as Size, JobKind, ShareId};
+use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, Share};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
@@ -31,9 +31,8 @@ use crate::view::{Details, GIB_SHIFT, summary};
 const BODY_MOST: usize = 114_688;
 /// Jobs that one page of details asks for at once.
 const JOBS_AT_ONCE: usize = 16;
-/// Jobs of one request id that have ended without success and are gone through for the one that has not. Beyond, a
-/// repetition is no longer recognised.
-const ENDED_MOST: u32 = 16;
+/// How often a request is asked for with another id, when another one with the same id comes between each time.
+const IDS_MOST: u32 = 3;
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// Each with its methods; `openapi.json` describes them, and a test holds it to this list.
@@ -249,7 +248,6 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
             (0, JobKind::Shrink) => Size::MAX_FILE.get(),
             (size, _) => size << GIB_SHIFT,
         },
-        request_id: Some(caller.traced.id.to_string()),
         ..ExtendShareRequest::default()
     };
     // A share that has moved is found again, once.
@@ -262,10 +260,20 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         // An admin may ask for the share of any project; growd goes by what the place says.
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
+        request.request_id = Some(caller.traced.id.to_string());
         let mut answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        for ended in 1..=ENDED_MOST {
-            let Some(another) = another_id(&caller.traced, &answer, ended)? else { break };
-            request.request_id = Some(another.to_string());
+        for _ in 0..IDS_MOST {
+            if !may_be_earlier(&caller.traced, &answer)? {
+                break;
+            }
+            let mut jobs = place.node.jobs_of(id).await.map_err(failed)?.into_iter();
+            let newest = jobs.find(|job| caller.traced.has_asked_with(&job.request_id));
+            if let Some(job) = newest.clone().filter(|job| is_repeated(&request, kind, job)) {
+                answer = Ok(Some(Taken { job, repeated: true }));
+                break;
+            }
+            let newest = newest.map_or(request.share_id.clone(), |job| job.job_id);
+            request.request_id = Some(caller.traced.behind(&newest).to_string());
             answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
         }
         if let Some(taken) = answer.map_err(failed)? {
@@ -277,26 +285,34 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
     Err(failed(Failure::unknown_share()))
 }
 
-/// Another request id, where the answer is about an earlier request: OpenStack's clients may use one id for a series of
-/// them. Only a repetition is meant to be one job, and not of one that has ended without success. `ended` counts those.
-fn another_id(
-    traced: &Traced,
-    answer: &Result<Option<Taken>, Failure>,
-    ended: u32,
-) -> Result<Option<RequestId>, Refusal> {
+/// Whether the answer may be about an earlier request: OpenStack's clients may use one id for a series of them.
+///
+/// # Errors
+/// 503: the job has ended without success, and may be this very request's. To begin another would undo an admin's
+/// cancellation.
+fn may_be_earlier(traced: &Traced, answer: &Result<Option<Taken>, Failure>) -> Result<bool, Refusal> {
     match answer {
-        _ if !traced.chosen_by_caller => Ok(None),
-        Ok(Some(Taken { job, repeated })) if matches!(job.state(), JobState::Failed | JobState::Cancelled) => {
-            if *repeated {
-                // It may be this very request's, and to begin another would undo an admin's cancellation.
-                let message = "The connection to the storage node broke; whether it took the request is not known.";
-                return Err(Refusal::unavailable(message, RETRY_AFTER));
-            }
-            Ok(Some(if ended < ENDED_MOST { traced.again(&job.job_id) } else { Traced::fresh() }))
+        _ if !traced.chosen_by_caller => Ok(false),
+        Ok(Some(Taken { job, repeated: true })) if has_failed(job) => {
+            let message = "The connection to the storage node broke; whether it took the request is not known.";
+            Err(Refusal::unavailable(message, RETRY_AFTER))
         }
-        Err(failure) if failure.has_reason("REQUEST_ID_REUSED") => Ok(Some(Traced::fresh())),
-        _ => Ok(None),
+        Ok(Some(Taken { job, .. })) => Ok(has_failed(job) || job.state() == JobState::Succeeded),
+        Ok(None) => Ok(false),
+        Err(failure) => Ok(failure.has_reason("REQUEST_ID_REUSED")),
     }
+}
+
+fn has_failed(job: &Job) -> bool {
+    matches!(job.state(), JobState::Failed | JobState::Cancelled)
+}
+
+/// Whether the request repeats the one of this job, the newest of its series: only a repetition is meant to be the same
+/// job, and not of one that has ended without success.
+fn is_repeated(request: &ExtendShareRequest, kind: JobKind, job: &Job) -> bool {
+    let shrinks = job.kind() == proto::JobKind::Shrink;
+    let same = shrinks == (kind == JobKind::Shrink) && job.requested_size_bytes == request.new_size_bytes;
+    same && !has_failed(job)
 }
 
 /// The body, unless it is too long or takes too long.

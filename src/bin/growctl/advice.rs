@@ -81,7 +81,10 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
         Reason::StoreUnavailable => {
             "`growctl node` and `journalctl -u growd` tell what is wrong with the store".to_owned()
         }
-        Reason::Unsupported => "`growctl node` shows the version of growd, `growctl pools` the drivers".to_owned(),
+        Reason::Unsupported => {
+            "this share cannot be changed so; where something can be done about it, `growctl doctor` tells what"
+                .to_owned()
+        }
         Reason::SoftLimitFirst => {
             "make the soft limit equal to the hard one; `growctl doctor` names the command".to_owned()
         }

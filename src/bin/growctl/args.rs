@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use growd::model::{Bytes, JobId, JobState, PoolName, ProjectLabel, RequestId, ShareId};
 use growd::wire::client::{Credentials, DEFAULT_ENDPOINT};
@@ -31,7 +32,7 @@ pub struct Cli {
     pub endpoint: String,
     #[command(flatten)]
     pub tls: Tls,
-    /// Tables for people or one JSON document for programs; errors too
+    /// Tables for people or one JSON document for programs; errors too, but for arguments that cannot be read
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
     pub output: Output,
     /// How long growd may take to answer a call, connecting included; does not limit --wait and --watch
@@ -111,6 +112,7 @@ pub struct ResizeArgs {
     /// The share
     pub id: ShareId,
     /// The size that it shall have, such as 10GiB: the new total, not the difference
+    #[arg(value_parser = new_size)]
     pub size: Bytes,
     /// Follow the job until it has ended; exits 8 when it failed or was cancelled
     #[arg(long, conflicts_with = "dry_run")]
@@ -129,13 +131,24 @@ pub struct ResizeArgs {
     pub project: Option<ProjectLabel>,
 }
 
+/// No share is made to have no size.
+fn new_size(text: &str) -> Result<Bytes, String> {
+    match text.parse::<Bytes>() {
+        Ok(Bytes::ZERO) => Err("must be above 0".to_owned()),
+        size => size.map_err(|error| error.to_string()),
+    }
+}
+
+/// Those of [`JobState`].
+const STATES: [&str; 5] = ["queued", "running", "succeeded", "failed", "cancelled"];
+
 #[derive(Debug, Args)]
 pub struct JobsArgs {
     /// Only jobs of this share
     #[arg(long, value_name = "ID")]
     pub share: Option<ShareId>,
-    /// Only jobs in this state: queued, running, succeeded, failed or cancelled
-    #[arg(long)]
+    /// Only jobs in this state
+    #[arg(long, value_parser = PossibleValuesParser::new(STATES).try_map(|state| state.parse::<JobState>()), ignore_case = true)]
     pub state: Option<JobState>,
     /// Only jobs with this project label
     #[arg(long, value_name = "LABEL")]
@@ -161,6 +174,22 @@ mod tests {
         let cli = cli.unwrap();
         assert_eq!((cli.output, cli.timeout), (Output::Json, Duration::from_secs(65)));
         assert!(matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(JobState::Failed), limit: 50, .. })));
+    }
+
+    #[test]
+    fn every_state_of_a_job_can_be_asked_for_in_either_case_and_is_completed() {
+        for (typed, state) in STATES.into_iter().zip(JobState::ALL) {
+            for typed in [typed, state.as_str()] {
+                let cli = Cli::try_parse_from(["growctl", "jobs", "--state", typed]).unwrap();
+                assert!(
+                    matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(asked), .. }) if asked == state),
+                    "{typed}"
+                );
+            }
+        }
+        let mut completion = Vec::new();
+        clap_complete::generate(clap_complete::Shell::Bash, &mut Cli::command(), "growctl", &mut completion);
+        assert!(String::from_utf8(completion).unwrap().contains(&STATES.join(" ")));
     }
 
     #[test]

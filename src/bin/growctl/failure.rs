@@ -133,6 +133,12 @@ impl Failure {
         failure
     }
 
+    /// growd has nothing to do with it.
+    pub fn unwritten(what: &str, error: &io::Error) -> Self {
+        let next = "check its path, the free space and the permissions there; a job that was accepted goes on";
+        Self::new(Exit::Unexpected, "GROWCTL", format!("cannot write {what}: {error}"), next.to_owned())
+    }
+
     /// For people: the error, the sizes of the case, the next step.
     pub fn text(&self) -> String {
         let mut text = format!("error: {}: {}\n", self.reason, self.message);
@@ -221,7 +227,7 @@ impl From<ConnectError> for Failure {
     }
 }
 
-/// What growctl itself cannot do, such as to write its output.
+/// What growctl itself cannot do.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::new(Exit::Unexpected, "GROWCTL", format!("{error:#}"), "this is a fault of growctl: report it".to_owned())

@@ -40,8 +40,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     if let Verb::Pages { directory } = &cli.verb {
-        growd::pages::write(&Cli::command(), directory).context("cannot write the pages")?;
-        return Ok(ExitCode::SUCCESS);
+        let written = growd::pages::write(&Cli::command(), directory);
+        return written.map(|()| ExitCode::SUCCESS).map_err(|error| Failure::unwritten("the pages", &error));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
@@ -174,9 +174,7 @@ fn note(text: &str) -> Result<(), Failure> {
 fn write_to(mut to: impl Write, text: &str) -> Result<(), Failure> {
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         // A reader such as `head` that has seen enough is no error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(anyhow::Error::new(error).context("cannot write the output").into())
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::unwritten("the output", &error)),
         _ => Ok(()),
     }
 }

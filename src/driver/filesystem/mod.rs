@@ -102,7 +102,7 @@ impl Mounted {
     /// it already does, also when the volume is smaller.
     ///
     /// # Errors
-    /// The failed system call. [`Refusal::Unsupported`] when this kernel cannot grow it.
+    /// The failed system call. [`Refusal::Unsupported`] when this kernel cannot grow it, or not for this process.
     pub fn grow(&self) -> Result<Bytes, DriverError> {
         let mut now = self.measure()?;
         if let Geometry::Xfs(_) = now {
@@ -126,6 +126,11 @@ impl Mounted {
             Ok(()) => Ok(self.measure()?.size()),
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => {
                 let what = format!("growing {} on {} while it is mounted", self.geometry.name(), self.node.display());
+                Err(Refusal::Unsupported { what }.into())
+            }
+            Err(Errno::EPERM) => {
+                let capability = if let Geometry::Ext4(_) = now { "CAP_SYS_RESOURCE" } else { "CAP_SYS_ADMIN" };
+                let what = format!("growing {} on {} without {capability}", self.geometry.name(), self.node.display());
                 Err(Refusal::Unsupported { what }.into())
             }
             Err(errno) => Err(system("grow the file system on", &self.node)(errno)),

@@ -100,10 +100,11 @@ impl Failure {
         Self::Nonsense { problem: problem.into() }
     }
 
-    /// Without growd's words: where it is not known whose the share is, they may tell of another project's, or of places on
-    /// the node.
-    pub fn without_words(mut self) -> Self {
+    /// Of a node that refuses to tell of a share nobody is known to have: the share may be in a pool of it that cannot be
+    /// read, or nowhere. Without growd's words, which may tell of another project's share, or of places on the node.
+    pub fn cannot_tell(mut self) -> Self {
         if let Self::Refused(refused) = &mut self {
+            refused.http_status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
             refused.message = "The storage node cannot tell of the share.".to_owned();
         }
         self

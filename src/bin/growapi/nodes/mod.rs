@@ -242,7 +242,7 @@ impl Nodes {
                     if let Failure::Refused(refused) = &failure {
                         tracing::info!(share = %id, node = node.name, ?refused, "a node cannot tell of a share");
                     }
-                    worst.get_or_insert(failure.without_words());
+                    worst.get_or_insert(failure.cannot_tell());
                 }
             }
         }

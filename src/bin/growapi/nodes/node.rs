@@ -8,8 +8,8 @@ use growd::model::{JobKind, ShareId, TraceParent};
 use growd::wire::client::{self, Credentials};
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListSharesRequest};
-use growd::wire::proto::{ListSharesResponse, Share};
+use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListJobsRequest, ListJobsResponse};
+use growd::wire::proto::{ListSharesRequest, ListSharesResponse, Share};
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -76,6 +76,15 @@ impl Node {
             self.note_down("no answer in time");
         }
         answer
+    }
+
+    /// The last jobs of the share, the newest first.
+    ///
+    /// # Errors
+    /// Every [`Failure`].
+    pub async fn jobs_of(&self, share: ShareId) -> Result<Vec<Job>, Failure> {
+        let request = ListJobsRequest { share_id: share.to_string(), ..ListJobsRequest::default() };
+        self.call(|channel| list_jobs(channel, request.clone())).await.map(|answer| answer.jobs)
     }
 
     /// Must carry a request id, since it may be sent again.
@@ -209,6 +218,10 @@ async fn list_shares(channel: Channel, request: ListSharesRequest) -> Result<Res
 
 async fn get_job(channel: Channel, request: GetJobRequest) -> Result<Response<Job>, Status> {
     JobServiceClient::new(channel).get_job(request).await
+}
+
+async fn list_jobs(channel: Channel, request: ListJobsRequest) -> Result<Response<ListJobsResponse>, Status> {
+    JobServiceClient::new(channel).list_jobs(request).await
 }
 
 async fn check_health(channel: Channel) -> Result<Response<()>, Status> {
