@@ -142,7 +142,7 @@ impl Btrfs {
             return Ok(Outcome::AlreadyThere { size: old });
         }
         let (space, begun) = (self.space_id(&base)?, Instant::now());
-        self.write_limit(&found, to, old)?;
+        self.write_limit(&base.pool, &found, to, old)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(&space, to.saturating_sub(old), begun);
         let location = &found.observed.location;
@@ -157,15 +157,34 @@ impl Btrfs {
         }
     }
 
-    fn write_limit(&self, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
-        let (location, fd) = (&found.observed.location, found.directory.as_fd());
-        match btrfs::limit_referenced(fd, found.id, to) {
+    /// Newer kernels (6.18; not yet 6.1) begin by taking a block from the quota of the subvolume that they are asked
+    /// through, and refuse when it is used up. So through the share itself a limit that was reached could never be raised.
+    /// The pool's own subvolume may be full as well, and its mount read-only where that of a share with a place of its
+    /// own is not.
+    fn write_limit(&self, pool: &Pool, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
+        let location = &found.observed.location;
+        let set_through = |fd: &OwnedFd| btrfs::limit_referenced(fd.as_fd(), found.id, to);
+        let set = match set_through(&pool.fd) {
+            Err(Errno::EDQUOT | Errno::EROFS) => set_through(&found.directory),
+            set => set,
+        };
+        match set {
             Ok(()) => Ok(()),
             Err(Errno::ENOTCONN) => {
                 let (location, problem) = (location.clone(), "quotas were just turned off".to_owned());
                 Err(Refusal::QuotaNotEnforced { location, problem }.into())
             }
-            Err(Errno::ENOSPC | Errno::EDQUOT) => Err(self.places.full(fd, to.saturating_sub(old)).into()),
+            Err(Errno::EDQUOT) => {
+                let problem = format!(
+                    "the limit of {} cannot be set: btrfs does that only through a subvolume with room in its quota, and \
+                     neither that of the share nor that of {} has any left; raise one of the limits through another \
+                     subvolume: `btrfs qgroup limit SIZE 0/ID PATH`",
+                    location.display(),
+                    pool.path.display()
+                );
+                Err(Refusal::Internal { problem }.into())
+            }
+            Err(Errno::ENOSPC) => Err(self.places.full(pool.fd.as_fd(), to.saturating_sub(old)).into()),
             Err(Errno::ERANGE) => Err(Refusal::Unsupported { what: format!("a limit of {to} on btrfs") }.into()),
             Err(errno) => Err(system("set the quota of", location)(errno)),
         }
@@ -174,63 +193,73 @@ impl Btrfs {
     /// What is in use is counted when a transaction is committed, and only once data has left the page cache: so before
     /// each look all is written out.
     fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
-        let look = || -> Result<(Share, Bounds), DriverError> {
+        let look = || -> Result<(Base, Share, Bounds), DriverError> {
             let unwritten = self.find(&self.base()?, share)?;
             unwritten.observed.shrinkable()?;
             syncfs(&unwritten.directory).map_err(system("write out", &unwritten.observed.location))?;
-            let found = self.find(&self.base()?, share)?;
+            let base = self.base()?;
+            let found = self.find(&base, share)?;
             let bounds = found.observed.shrinkable()?;
-            Ok((found, bounds))
+            Ok((base, found, bounds))
         };
-        let (found, now) = look()?;
+        let (base, found, now) = look()?;
         let Bounds { limit: before, used } = now;
-        let (space, begun) = (self.space_id(&self.base()?)?, Instant::now());
+        let (space, begun) = (self.space_id(&base)?, Instant::now());
         let too_small = |used| DriverError::from(Refusal::WouldLoseData { share, used, requested: to });
         match lowering(now, to, to) {
             Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
             Lowering::PutBack => {
-                self.put_back(&space, &found, from, used)?;
+                self.put_back(&base, &space, &found, from, used)?;
                 return Err(too_small(used));
             }
             Lowering::TooMuchInUse => return Err(too_small(used)),
-            Lowering::Lower => self.write_limit(&found, to, before)?,
+            Lowering::Lower => self.write_limit(&base.pool, &found, to, before)?,
         }
         match look() {
-            Ok((_, Bounds { limit, used })) if limit <= to && used <= limit => {
+            Ok((.., Bounds { limit, used })) if limit <= to && used <= limit => {
                 self.promises.take(&space, before.saturating_sub(limit), begun);
                 Ok(Outcome::Changed { from: before, to: limit })
             }
-            Ok((found, Bounds { limit, .. })) if limit > to => {
+            Ok((_, found, Bounds { limit, .. })) if limit > to => {
                 let location = found.observed.location.display();
                 let problem = format!("the limit of {location} was set to {to}, but reads {limit}");
                 Err(Refusal::Internal { problem }.into())
             }
-            Ok((_, Bounds { used, .. })) => {
-                self.put_back(&space, &found, before, used)?;
+            Ok((.., Bounds { used, .. })) => {
+                self.put_back(&base, &space, &found, before, used)?;
                 Err(too_small(used))
             }
             Err(error) => {
-                self.put_back(&space, &found, before, used)?;
+                self.put_back(&base, &space, &found, before, used)?;
                 Err(error)
             }
         }
     }
 
     /// Sets the limit that was there before, durably: a power cut must not leave the lower one to a job that failed.
-    fn put_back(&self, space: &SpaceId, found: &Share, limit: Bytes, used: Bytes) -> Result<(), DriverError> {
-        let location = &found.observed.location;
-        let commit = || btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", location));
-        let done = self.write_limit(found, limit, limit).and_then(|()| commit());
+    fn put_back(
+        &self,
+        base: &Base,
+        space: &SpaceId,
+        found: &Share,
+        limit: Bytes,
+        used: Bytes,
+    ) -> Result<(), DriverError> {
+        let done = self.write_limit(&base.pool, found, limit, limit).and_then(|()| self.commit(base));
         self.promises.forget(space);
-        done.map_err(|error| not_put_back(location, limit, used, error))
+        done.map_err(|error| not_put_back(&found.observed.location, limit, used, error))
     }
 
     /// Brings all limits that were set to the disk.
-    fn flush(&self) -> Result<Base, DriverError> {
-        let base = self.base()?;
+    fn commit(&self, base: &Base) -> Result<(), DriverError> {
         // On another file system the ioctls of a commit may mean something else.
         base.quotas.ok_or_else(|| self.places.not_mounted())?;
-        btrfs::commit(base.pool.fd.as_fd()).map_err(system("commit the changes to", &base.pool.path))?;
+        btrfs::commit(base.pool.fd.as_fd()).map_err(system("commit the changes to", &base.pool.path))
+    }
+
+    fn flush(&self) -> Result<Base, DriverError> {
+        let base = self.base()?;
+        self.commit(&base)?;
         Ok(base)
     }
 
