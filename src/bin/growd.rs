@@ -1,5 +1,6 @@
 //! `growd`, the share host agent of a storage node.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::Config;
 use growd::daemon::pools::PoolMaker;
+use growd::driver::Problem;
 use growd::logging::LogFormat;
 use growd::store::offline;
 use growd::{daemon, logging, pages, wire};
@@ -116,9 +118,14 @@ fn check_config(config: &Config) -> Result<ExitCode> {
     let missing = config.missing_directories();
     if missing.is_empty() {
         for pool in PoolMaker::new(Arc::default()).make(&config.pools) {
+            let problem = |problem: &dyn Display| format!("pool {:?}: {problem}", pool.name.as_str());
             match pool.driver.space() {
-                Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
-                Err(error) => problems.push(format!("pool {:?}: {error}", pool.name.as_str())),
+                Ok(space) => {
+                    println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded());
+                    let told = |found: &Problem| problem(&format_args!("{}: {}", found.message, found.remedy));
+                    problems.extend(space.problems.iter().map(told));
+                }
+                Err(error) => problems.push(problem(&error)),
             }
         }
     }

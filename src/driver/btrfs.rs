@@ -36,6 +36,7 @@ const GROUND: Ground = Ground {
         let fd = pool.fd.as_fd();
         Ok(btrfs::is_btrfs(fd)? && btrfs::quota_state(fd)?.on)
     },
+    turn_on: |pool| btrfs::is_btrfs(pool.fd.as_fd()).unwrap_or(false).then(|| turn_on(&pool.path)),
     holds: |pool, directory| {
         let id = btrfs::filesystem_id(pool.fd.as_fd())?;
         Ok(id.is_some() && btrfs::filesystem_id(directory) == Ok(id))
@@ -117,7 +118,8 @@ impl Btrfs {
         };
         let (qgroup, above) = read().map_err(system("read the quota of", &location))?;
         let read_only = read_only.then(|| self.places.read_only());
-        let problems = Case { location: &location, read_only, id, state, qgroup, above }.problems();
+        let pool = &base.pool.path;
+        let problems = Case { location: &location, pool, read_only, id, state, qgroup, above }.problems();
         let qgroup = qgroup.filter(|_| state.on);
         let sizes = qgroup.and_then(|qgroup| qgroup.limits.referenced).map(Sizes::Limit);
         let used = qgroup.map(|qgroup| qgroup.used.referenced);
@@ -304,9 +306,11 @@ impl Driver for Btrfs {
 
     fn space(&self) -> Result<Space, DriverError> {
         let base = self.base()?;
-        let space = self.space_of(&base)?;
+        let mut space = self.space_of(&base)?;
         if !base.quotas.is_some_and(|quotas| quotas.on) {
-            self.places.list_mounted(&base.pool)?;
+            let pool = &base.pool;
+            self.places.list_mounted(pool)?;
+            space.problems.push(quotas_are_off(&pool.path, &pool.path));
         }
         Ok(space)
     }
@@ -339,9 +343,21 @@ fn promised(fd: BorrowedFd<'_>) -> Result<Bytes, Errno> {
     Ok(promises.fold(Bytes::ZERO, Bytes::saturating_add))
 }
 
+/// What is said of the pool and of each share in it: with one remedy, so that it is told once.
+fn quotas_are_off(location: &Path, pool: &Path) -> Problem {
+    let (location, problem) = (location.to_path_buf(), "quotas are off on its file system".to_owned());
+    let remedy = format!("{}, and then set every limit again: they went with the quotas", turn_on(pool));
+    Problem::blocking(Refusal::QuotaNotEnforced { location, problem }, remedy)
+}
+
+fn turn_on(pool: &Path) -> String {
+    format!("btrfs quota enable {}", Quoted(pool))
+}
+
 /// All that was read of a share's quota.
 struct Case<'a> {
     location: &'a Path,
+    pool: &'a Path,
     /// What an extend is refused with, if nothing can be changed through its mount.
     read_only: Option<Refusal>,
     id: QgroupId,
@@ -363,11 +379,7 @@ impl Case<'_> {
         });
         let mut problems: Vec<Problem> = read_only.into_iter().collect();
         if !state.on {
-            let problem = "quotas are off on its file system".to_owned();
-            let refusal = Refusal::QuotaNotEnforced { location: location.to_path_buf(), problem };
-            let remedy =
-                format!("btrfs quota enable {path}, and then set every limit again: they went with the quotas");
-            problems.push(Problem::blocking(refusal, remedy));
+            problems.push(quotas_are_off(location, self.pool));
             return problems;
         }
         let limits = self.qgroup.map(|qgroup| qgroup.limits);

@@ -324,7 +324,7 @@ struct Jobs {
 /// A pool that cannot be read.
 fn unusable(refusal: Refusal) -> Problem {
     let remedy = match &refusal {
-        Refusal::NotMounted { .. } => "mount the pool's file system, or activate its volume group",
+        Refusal::NotMounted { .. } => "mount the pool's file system, turn its quotas on, or activate its volume group",
         Refusal::Stuck { .. } => WAITING,
         _ => "journalctl -u growd, dmesg",
     };
