@@ -197,7 +197,7 @@ fn a_refusal_tells_reason_sizes_next_step_and_its_exit_code() {
         (refusal(Code::PermissionDenied, "FORBIDDEN", &[]), 3, "error: FORBIDDEN: "),
         (refusal(Code::NotFound, "SHARE_NOT_FOUND", &[]), 4, "`growctl shares`"),
         (refusal(Code::Aborted, "SHARE_BUSY", &[("job_id", JOB)]), 5, &format!("`growctl job {JOB} --watch`")),
-        (refusal(Code::FailedPrecondition, "QUOTA_NOT_ENFORCED", &[]), 5, "prjquota"),
+        (refusal(Code::FailedPrecondition, "QUOTA_NOT_ENFORCED", &[]), 5, "turn the quotas of the file system on"),
         (refusal(Code::AlreadyExists, "REQUEST_ID_REUSED", &[]), 5, "--request-id"),
         (refusal(Code::ResourceExhausted, "POOL_FULL", &full), 6, "asked: 3GiB (3221225472 bytes)"),
         (refusal(Code::Unavailable, "DRAINING", &[]), 7, "systemctl status growd"),

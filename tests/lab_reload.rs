@@ -149,17 +149,19 @@ async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
     // It looks more than once before the pool is there.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_queued(&clients, &jobs).await;
-    // What lies below a mount that is still missing may pass for the pool, without shares.
-    let below = Filesystem::xfs("ubdb", PRJQUOTA);
-    mount(Some(below.path()), fs.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_queued(&clients, &jobs).await;
+    // What lies below a mount that is still missing may pass for the pool, without shares or with its quotas off.
+    for options in [PRJQUOTA, "noquota"] {
+        let below = Filesystem::xfs("ubdb", options);
+        mount(Some(below.path()), fs.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_queued(&clients, &jobs).await;
+        fs.unmount();
+    }
     // They may have changed their shares before the restart.
     for job in &jobs {
         let cancel = CancelJobRequest { job_id: job.job_id.clone() };
         assert_refused(&clients.jobs.clone().cancel_job(cancel).await.unwrap_err(), "JOB_NOT_QUEUED");
     }
-    fs.unmount();
     fs.mount(PRJQUOTA);
     for (n, job) in (1..).zip(&jobs) {
         let ended = clients.end_of(&job.job_id).await;

@@ -7,6 +7,8 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
+#[path = "support/btrfs_race.rs"]
+mod btrfs_race;
 #[path = "support/volumes.rs"]
 mod volumes;
 
@@ -297,4 +299,5 @@ async fn a_writer_that_is_faster_keeps_its_data_and_the_old_limit() {
     lab::require();
     races(Filesystem::xfs("ubda", PRJQUOTA)).await;
     races(Filesystem::ext4("ubdb", PRJQUOTA)).await;
+    btrfs_race::a_writer_that_is_faster_keeps_its_data_and_the_old_limit(&Btrfs::new("ubdc")).await;
 }

@@ -1,5 +1,5 @@
 //! A limit that was verified survives a power cut, and one that was only set does not: without the second half, the
-//! first would prove nothing.
+//! first would prove nothing. So does one that was put back.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test panics")]
 
@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use growd::driver::project_quota::ProjectQuota;
 use growd::driver::{Driver, Step};
-use growd::model::{Bytes, ShareId};
+use growd::model::{Bytes, Reason, ShareId};
 use power_cut::{Disks, cut};
-use support::{Filesystem, Kind, lab};
+use support::{Filesystem, Kind, fill, lab};
 
 const SHARE: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
 const PROJECT: u32 = 42;
@@ -40,18 +40,16 @@ fn a_verified_limit_survives_a_power_cut_and_one_that_was_only_set_does_not() {
 }
 
 #[test]
+fn an_old_limit_that_was_put_back_survives_a_power_cut() {
+    let disks = Disks::blank();
+    disks.run_until_cut("in_the_lab_a_limit_below_what_is_in_use_is_put_back", &[]);
+    disks.run("in_the_lab_it_is_still_there", &[]);
+}
+
+#[test]
 #[ignore = "runs on a lab node, which the other test boots"]
 fn in_the_lab_a_limit_is_set() {
-    let pools = DISKS.map(|(kind, disk, options)| {
-        let filesystem = Filesystem::make(kind, disk, options);
-        if disk == FAST_COMMIT {
-            filesystem.unmount();
-            lab::run("tune2fs", &["-O", "fast_commit", filesystem.device().to_str().unwrap()]);
-            filesystem.mount(options);
-        }
-        filesystem.create_share(SHARE, PROJECT, BEFORE.get());
-        filesystem
-    });
+    let pools = new_pools(BEFORE);
     lab::run("sync", &[]);
     for pool in &pools {
         set_limit(pool);
@@ -75,20 +73,54 @@ fn in_the_lab_it_is_still_there() {
     pools_with(AFTER);
 }
 
+#[test]
+#[ignore = "runs on a lab node, which the other test boots"]
+fn in_the_lab_a_limit_below_what_is_in_use_is_put_back() {
+    let pools = new_pools(AFTER);
+    for pool in &pools {
+        assert_eq!(fill(&pool.path().join(SHARE).join("data"), 6 << 20).unwrap(), 6 << 20);
+        pool.set_limits(PROJECT, 0, BEFORE.get());
+    }
+    lab::run("sync", &[]);
+    for pool in &pools {
+        let shrink = Step::LowerLimit { from: AFTER, to: BEFORE };
+        let refused = driver(pool).apply(SHARE.parse().unwrap(), shrink).unwrap_err();
+        assert_eq!(refused.into_refusal().reason(), Reason::WouldLoseData);
+    }
+    cut();
+}
+
+/// Fresh file systems, each with a share of this size.
+fn new_pools(limit: Bytes) -> [Filesystem; 4] {
+    DISKS.map(|(kind, disk, options)| {
+        let filesystem = Filesystem::make(kind, disk, options);
+        if disk == FAST_COMMIT {
+            filesystem.unmount();
+            lab::run("tune2fs", &["-O", "fast_commit", filesystem.device().to_str().unwrap()]);
+            filesystem.mount(options);
+        }
+        filesystem.create_share(SHARE, PROJECT, limit.get());
+        filesystem
+    })
+}
+
 /// The file systems that the last lab left behind, with this limit on each.
 #[track_caller]
 fn pools_with(limit: Bytes) -> [Filesystem; 4] {
     let pools = DISKS.map(|(kind, disk, options)| Filesystem::left_behind(kind, disk, options));
-    for (pool, (.., options)) in pools.iter().zip(DISKS) {
-        assert_eq!(Bytes::new(pool.hard_limit(PROJECT)), limit, "{:?} with {options}", pool.kind());
-    }
+    let limits = pools.each_ref().map(|pool| Bytes::new(pool.hard_limit(PROJECT)));
+    assert_eq!(limits, [limit; 4], "{DISKS:?}");
     pools
+}
+
+fn driver(filesystem: &Filesystem) -> ProjectQuota {
+    let template = format!("{}/{{share_id}}", filesystem.path().display()).parse().unwrap();
+    ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default())
 }
 
 fn set_limit(filesystem: &Filesystem) -> ProjectQuota {
     let share: ShareId = SHARE.parse().unwrap();
-    let template = format!("{}/{{share_id}}", filesystem.path().display()).parse().unwrap();
-    let driver = ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default());
+    let driver = driver(filesystem);
     driver.apply(share, Step::SetLimit { to: AFTER }).unwrap();
     assert_eq!(driver.observe(share).unwrap().size(), Some(AFTER));
     driver

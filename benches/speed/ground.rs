@@ -2,21 +2,16 @@
 //! have more than that. A system call in the lab costs a hundred times what it costs here, so what is mostly system calls
 //! is measured in both places.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::growd::quota_pool;
+use crate::lab_node::btrfs::Btrfs;
 use crate::lab_node::{Filesystem, PRJQUOTA, lab};
 
 /// A file system with quotas, and another place for the state of daemons.
 pub enum Ground {
     Lab { shares: Filesystem, state: Filesystem },
-    Here { shares: Loop, state: tempfile::TempDir },
-}
-
-/// A fresh btrfs with quotas in a file, mounted through a loop device; unmounted when dropped.
-pub struct Loop {
-    mount_point: PathBuf,
-    _dir: tempfile::TempDir,
+    Here { shares: Btrfs, state: tempfile::TempDir },
 }
 
 impl Ground {
@@ -27,11 +22,8 @@ impl Ground {
 
     /// `None` where nothing can be mounted.
     pub fn here() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("not measured on this machine itself: mounting takes root");
-            return None;
-        }
-        Some(Self::Here { shares: Loop::new(), state: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap() })
+        let shares = Btrfs::here().inspect_err(|why| eprintln!("not measured on this machine itself: {why}")).ok()?;
+        Some(Self::Here { shares, state: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap() })
     }
 
     pub const fn name(&self) -> &'static str {
@@ -44,7 +36,7 @@ impl Ground {
     pub fn path(&self) -> &Path {
         match self {
             Self::Lab { shares, .. } => shares.path(),
-            Self::Here { shares, .. } => &shares.mount_point,
+            Self::Here { shares, .. } => shares.path(),
         }
     }
 
@@ -68,12 +60,8 @@ impl Ground {
     pub fn create_shares(&self, shares: &[(String, u32)], limit: u64) {
         match self {
             Self::Lab { shares: filesystem, .. } => filesystem.create_shares(shares, limit),
-            Self::Here { .. } => {
-                for (name, _) in shares {
-                    let share = self.path().join(name);
-                    lab::run("btrfs", &["subvolume", "create", text(&share)]);
-                    lab::run("btrfs", &["qgroup", "limit", &limit.to_string(), text(&share)]);
-                }
+            Self::Here { shares: filesystem, .. } => {
+                shares.iter().for_each(|(name, _)| drop(filesystem.create_share(name, limit)));
             }
         }
     }
@@ -88,27 +76,6 @@ impl Ground {
                 table.lines().last().and_then(|row| row.split_whitespace().nth(3)?.parse().ok()).unwrap()
             }
         }
-    }
-}
-
-impl Loop {
-    fn new() -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let (image, mount_point) = (dir.path().join("image"), dir.path().join("mnt"));
-        std::fs::File::create_new(&image).unwrap().set_len(4 << 30).unwrap();
-        std::fs::create_dir(&mount_point).unwrap();
-        lab::run("mkfs.btrfs", &["-q", text(&image)]);
-        lab::run("mount", &["-o", "loop", text(&image), text(&mount_point)]);
-        let mounted = Self { mount_point, _dir: dir };
-        lab::run("btrfs", &["quota", "enable", text(&mounted.mount_point)]);
-        lab::run("btrfs", &["quota", "rescan", "-w", text(&mounted.mount_point)]);
-        mounted
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        lab::run("umount", &[text(&self.mount_point)]);
     }
 }
 

@@ -27,9 +27,14 @@ pub fn look(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec<Strin
         return Err(missing);
     }
     let space = driver.space().map_err(|error| vec![error.into_refusal().to_string()])?;
+    let mut problems: Vec<String> =
+        space.problems.iter().map(|found| format!("{}: {}", found.message, found.remedy)).collect();
     if config.reserve >= space.total {
         let (reserve, total) = (config.reserve, space.total.rounded());
-        return Err(vec![format!("its reserve of {reserve} leaves nothing of {total} to promise")]);
+        problems.push(format!("its reserve of {reserve} leaves nothing of {total} to promise"));
+    }
+    if !problems.is_empty() {
+        return Err(problems);
     }
     Ok(space)
 }

@@ -36,6 +36,7 @@ const GROUND: Ground = Ground {
         let fd = pool.fd.as_fd();
         Ok(btrfs::is_btrfs(fd)? && btrfs::quota_state(fd)?.on)
     },
+    turn_on: |pool| btrfs::is_btrfs(pool.fd.as_fd()).unwrap_or(false).then(|| turn_on(&pool.path)),
     holds: |pool, directory| {
         let id = btrfs::filesystem_id(pool.fd.as_fd())?;
         Ok(id.is_some() && btrfs::filesystem_id(directory) == Ok(id))
@@ -117,7 +118,8 @@ impl Btrfs {
         };
         let (qgroup, above) = read().map_err(system("read the quota of", &location))?;
         let read_only = read_only.then(|| self.places.read_only());
-        let problems = Case { location: &location, read_only, id, state, qgroup, above }.problems();
+        let pool = &base.pool.path;
+        let problems = Case { location: &location, pool, read_only, id, state, qgroup, above }.problems();
         let qgroup = qgroup.filter(|_| state.on);
         let sizes = qgroup.and_then(|qgroup| qgroup.limits.referenced).map(Sizes::Limit);
         let used = qgroup.map(|qgroup| qgroup.used.referenced);
@@ -142,7 +144,7 @@ impl Btrfs {
             return Ok(Outcome::AlreadyThere { size: old });
         }
         let (space, begun) = (self.space_id(&base)?, Instant::now());
-        self.write_limit(&found, to, old)?;
+        self.write_limit(&base.pool, &found, to, old)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(&space, to.saturating_sub(old), begun);
         let location = &found.observed.location;
@@ -157,15 +159,34 @@ impl Btrfs {
         }
     }
 
-    fn write_limit(&self, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
-        let (location, fd) = (&found.observed.location, found.directory.as_fd());
-        match btrfs::limit_referenced(fd, found.id, to) {
+    /// Newer kernels (6.18; not yet 6.1) begin by taking a block from the quota of the subvolume that they are asked
+    /// through, and refuse when it is used up. So through the share itself a limit that was reached could never be raised.
+    /// The pool's own subvolume may be full as well, and its mount read-only where that of a share with a place of its
+    /// own is not.
+    fn write_limit(&self, pool: &Pool, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
+        let location = &found.observed.location;
+        let set_through = |fd: &OwnedFd| btrfs::limit_referenced(fd.as_fd(), found.id, to);
+        let set = match set_through(&pool.fd) {
+            Err(Errno::EDQUOT | Errno::EROFS) => set_through(&found.directory),
+            set => set,
+        };
+        match set {
             Ok(()) => Ok(()),
             Err(Errno::ENOTCONN) => {
                 let (location, problem) = (location.clone(), "quotas were just turned off".to_owned());
                 Err(Refusal::QuotaNotEnforced { location, problem }.into())
             }
-            Err(Errno::ENOSPC | Errno::EDQUOT) => Err(self.places.full(fd, to.saturating_sub(old)).into()),
+            Err(Errno::EDQUOT) => {
+                let problem = format!(
+                    "the limit of {} cannot be set: btrfs does that only through a subvolume with room in its quota, and \
+                     neither that of the share nor that of {} has any left; raise one of the limits through another \
+                     subvolume: `btrfs qgroup limit SIZE 0/ID PATH`",
+                    location.display(),
+                    pool.path.display()
+                );
+                Err(Refusal::Internal { problem }.into())
+            }
+            Err(Errno::ENOSPC) => Err(self.places.full(pool.fd.as_fd(), to.saturating_sub(old)).into()),
             Err(Errno::ERANGE) => Err(Refusal::Unsupported { what: format!("a limit of {to} on btrfs") }.into()),
             Err(errno) => Err(system("set the quota of", location)(errno)),
         }
@@ -174,33 +195,38 @@ impl Btrfs {
     /// What is in use is counted when a transaction is committed, and only once data has left the page cache: so before
     /// each look all is written out.
     fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
-        let look = || -> Result<(Share, Bounds), DriverError> {
+        let look = || -> Result<(Base, Share, Bounds), DriverError> {
             let unwritten = self.find(&self.base()?, share)?;
             unwritten.observed.shrinkable()?;
             syncfs(&unwritten.directory).map_err(system("write out", &unwritten.observed.location))?;
-            let found = self.find(&self.base()?, share)?;
+            let base = self.base()?;
+            let found = self.find(&base, share)?;
             let bounds = found.observed.shrinkable()?;
-            Ok((found, bounds))
+            Ok((base, found, bounds))
         };
-        let (found, now) = look()?;
-        let (location, promises, space) = (&found.observed.location, &self.promises, &self.space_id(&self.base()?)?);
-        let write = |limit| self.write_limit(&found, limit, now.limit);
+        let (base, found, now) = look()?;
+        let (location, promises, space) = (&found.observed.location, &self.promises, &self.space_id(&base)?);
+        let write = |limit| self.write_limit(&base.pool, &found, limit, now.limit);
         let put_back = |limit| {
-            self.write_limit(&found, limit, limit)?;
-            btrfs::commit(found.directory.as_fd()).map_err(system("commit the changes to", location))
+            self.write_limit(&base.pool, &found, limit, limit)?;
+            self.commit(&base)
         };
-        let look = || look().map(|(_, bounds)| bounds);
+        let look = || look().map(|(.., bounds)| bounds);
         let lowered =
             Lowered { share, location, now, promises, space, write: &write, put_back: &put_back, look: &look };
         lowered.lower(from, to, to)
     }
 
     /// Brings all limits that were set to the disk.
-    fn flush(&self) -> Result<Base, DriverError> {
-        let base = self.base()?;
+    fn commit(&self, base: &Base) -> Result<(), DriverError> {
         // On another file system the ioctls of a commit may mean something else.
         base.quotas.ok_or_else(|| self.places.not_mounted())?;
-        btrfs::commit(base.pool.fd.as_fd()).map_err(system("commit the changes to", &base.pool.path))?;
+        btrfs::commit(base.pool.fd.as_fd()).map_err(system("commit the changes to", &base.pool.path))
+    }
+
+    fn flush(&self) -> Result<Base, DriverError> {
+        let base = self.base()?;
+        self.commit(&base)?;
         Ok(base)
     }
 
@@ -245,9 +271,11 @@ impl Driver for Btrfs {
 
     fn space(&self) -> Result<Space, DriverError> {
         let base = self.base()?;
-        let space = self.space_of(&base)?;
+        let mut space = self.space_of(&base)?;
         if !base.quotas.is_some_and(|quotas| quotas.on) {
-            self.places.list_mounted(&base.pool)?;
+            let pool = &base.pool;
+            self.places.list_mounted(pool)?;
+            space.problems.push(quotas_are_off(&pool.path, &pool.path));
         }
         Ok(space)
     }
@@ -280,9 +308,21 @@ fn promised(fd: BorrowedFd<'_>) -> Result<Bytes, Errno> {
     Ok(promises.fold(Bytes::ZERO, Bytes::saturating_add))
 }
 
+/// What is said of the pool and of each share in it: with one remedy, so that it is told once.
+fn quotas_are_off(location: &Path, pool: &Path) -> Problem {
+    let (location, problem) = (location.to_path_buf(), "quotas are off on its file system".to_owned());
+    let remedy = format!("{}, and then set every limit again: they went with the quotas", turn_on(pool));
+    Problem::blocking(Refusal::QuotaNotEnforced { location, problem }, remedy)
+}
+
+fn turn_on(pool: &Path) -> String {
+    format!("btrfs quota enable {}", Quoted(pool))
+}
+
 /// All that was read of a share's quota.
 struct Case<'a> {
     location: &'a Path,
+    pool: &'a Path,
     /// What an extend is refused with, if nothing can be changed through its mount.
     read_only: Option<Refusal>,
     id: QgroupId,
@@ -304,11 +344,7 @@ impl Case<'_> {
         });
         let mut problems: Vec<Problem> = read_only.into_iter().collect();
         if !state.on {
-            let problem = "quotas are off on its file system".to_owned();
-            let refusal = Refusal::QuotaNotEnforced { location: location.to_path_buf(), problem };
-            let remedy =
-                format!("btrfs quota enable {path}, and then set every limit again: they went with the quotas");
-            problems.push(Problem::blocking(refusal, remedy));
+            problems.push(quotas_are_off(location, self.pool));
             return problems;
         }
         let limits = self.qgroup.map(|qgroup| qgroup.limits);

@@ -109,6 +109,7 @@ mod tests {
         way: DIRECTORY,
         what: "file system",
         is_there: |_| Ok(true),
+        turn_on: |_| None,
         holds: |pool, fd| Ok(fstat(fd)?.st_dev == pool.device),
     };
 

@@ -329,7 +329,9 @@ fn overcommitted(space: &Space, reserve: Bytes, overcommit: f64) -> Option<Probl
 /// A pool or a share that cannot be read.
 fn unreadable(refusal: Refusal, driver: DriverKind) -> Problem {
     let remedy = match (&refusal, driver) {
-        (Refusal::NotMounted { .. }, _) => "mount the pool's file system, or activate its volume group",
+        (Refusal::NotMounted { .. }, _) => {
+            "mount the pool's file system, turn its quotas on, or activate its volume group"
+        }
         (Refusal::Stuck { .. }, _) => WAITING,
         (Refusal::ShareNotFound { .. }, _) => "make what its [[share]] in growd.toml names, or take that out",
         (Refusal::Unsupported { .. }, DriverKind::Btrfs) => {

@@ -48,9 +48,11 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
         Reason::CurrentSizeMismatch => {
             format!("somebody else changed the size: look (`growctl share {share}`) and decide anew")
         }
-        Reason::NotMounted => "mount the pool's file system, then check with `growctl doctor`".to_owned(),
+        Reason::NotMounted => {
+            "mount the pool's file system, or turn its quotas on, then check with `growctl doctor`".to_owned()
+        }
         Reason::QuotaNotEnforced => {
-            "mount the file system with prjquota, then check with `growctl doctor`, which names the remedy".to_owned()
+            "turn the quotas of the file system on; `growctl doctor` names the command".to_owned()
         }
         Reason::NoProjectId | Reason::ProjectIdShared => {
             "give the directory a project id of its own; `growctl doctor` names the command".to_owned()

@@ -66,6 +66,8 @@ pub(super) struct Ground {
     pub what: &'static str,
     /// Whether it is.
     pub is_there: fn(&Pool) -> Result<bool, Errno>,
+    /// The command that would make the file system that is there the right one: its quotas are off.
+    pub turn_on: fn(&Pool) -> Option<String>,
     /// Whether a share, maybe of another mount, is on the pool's file system.
     pub holds: fn(&Pool, BorrowedFd<'_>) -> Result<bool, Errno>,
 }
@@ -279,15 +281,27 @@ impl Places {
     }
 
     /// Refuses when the directory is on a file system that such a pool cannot be on: it is then most likely the empty
-    /// directory that the pool's own should be mounted on.
+    /// directory that the pool's own should be mounted on. One of the right type may also be the pool's own with quotas
+    /// that are off, which nothing tells from what lies below a mount that is still to come.
     pub fn check_mounted(&self, pool: &Pool) -> Result<(), DriverError> {
         let is_there = (self.ground.is_there)(pool).map_err(system("read the quota state of", &pool.path))?;
-        if is_there { Ok(()) } else { Err(self.not_mounted().into()) }
+        if is_there {
+            return Ok(());
+        }
+        let Some(command) = (self.ground.turn_on)(pool) else { return Err(self.not_mounted().into()) };
+        let problem = format!(
+            "{}; if what is there is the file system of the pool, its quotas are off: {command}",
+            self.nothing_there()
+        );
+        Err(Refusal::NotMounted { pool: self.pool.clone(), problem }.into())
     }
 
     pub fn not_mounted(&self) -> Refusal {
-        let problem = format!("no {} is mounted at {}", self.ground.what, self.template.directory().display());
-        Refusal::NotMounted { pool: self.pool.clone(), problem }
+        Refusal::NotMounted { pool: self.pool.clone(), problem: self.nothing_there() }
+    }
+
+    fn nothing_there(&self) -> String {
+        format!("no {} is mounted at {}", self.ground.what, self.template.directory().display())
     }
 
     pub fn read_only(&self) -> Refusal {

@@ -10,6 +10,7 @@ const GROUND: Ground = Ground {
     way: DIRECTORY,
     what: "file system",
     is_there: |_| Ok(true),
+    turn_on: |_| None,
     holds: |pool, fd| Ok(fstat(fd)?.st_dev == pool.device),
 };
 

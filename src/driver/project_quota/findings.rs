@@ -36,14 +36,52 @@ struct Mount {
     device: String,
 }
 
+impl Mount {
+    fn of(fd: BorrowedFd<'_>) -> Self {
+        match mountinfo::of_fd(fd) {
+            Ok(mount) => {
+                Self { point: Quoted(&mount.mount_point).to_string(), device: Quoted(&mount.source).to_string() }
+            }
+            Err(_) => Self { point: "MOUNT_POINT".to_owned(), device: "DEVICE".to_owned() },
+        }
+    }
+
+    /// XFS takes quota options only at a fresh mount; ext4 needs its quota feature, and then a command does.
+    fn turn_on(&self, kind: Kind, state: QuotaState) -> String {
+        let Self { point, device } = self;
+        let fstab = "and add prjquota to its options in /etc/fstab";
+        match kind {
+            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
+            Kind::Ext4 if state.accounting => format!("quotaon -P {point}, {fstab}"),
+            Kind::Ext4 => {
+                let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
+                format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}")
+            }
+        }
+    }
+}
+
+/// How the quotas of the file system of an open file are turned on; `None` for that of the root directory, which nobody
+/// unmounts.
+pub(super) fn turn_on(fd: BorrowedFd<'_>, kind: Kind, state: QuotaState) -> Option<String> {
+    let mount = Mount::of(fd);
+    (mount.point != "/").then(|| mount.turn_on(kind, state))
+}
+
+/// What is wrong with the quotas of the file system that a pool or a share is on.
+pub(super) fn not_enforced(location: &Path, fd: BorrowedFd<'_>, kind: Kind, state: QuotaState) -> Option<Problem> {
+    let problem = match state {
+        QuotaState { accounting: true, enforcement: true } => return None,
+        QuotaState { accounting: true, .. } => "use is counted, but limits do not hold",
+        QuotaState { .. } => "project quota is off on its file system",
+    };
+    let refusal = Refusal::QuotaNotEnforced { location: location.to_path_buf(), problem: problem.to_owned() };
+    Some(Problem::blocking(refusal, Mount::of(fd).turn_on(kind, state)))
+}
+
 impl Case<'_> {
     pub fn problems(&self) -> Vec<Problem> {
-        let mount = LazyCell::new(|| match mountinfo::of_fd(self.fd) {
-            Ok(mount) => {
-                Mount { point: Quoted(&mount.mount_point).to_string(), device: Quoted(&mount.source).to_string() }
-            }
-            Err(_) => Mount { point: "MOUNT_POINT".to_owned(), device: "DEVICE".to_owned() },
-        });
+        let mount = LazyCell::new(|| Mount::of(self.fd));
         let location = self.location.to_path_buf();
         let id = self.attributes.project_id;
         let mut problems = Vec::new();
@@ -54,15 +92,9 @@ impl Case<'_> {
                 mount.point
             );
             problems.push(Problem::blocking(refusal, remedy));
-        } else if !self.state.accounting || !self.state.enforcement {
+        } else {
             // Only looked at where it can be changed: ext4 has its quotas off as long as it is read-only.
-            let problem = if self.state.accounting {
-                "use is counted, but limits do not hold"
-            } else {
-                "project quota is off on its file system"
-            };
-            let refusal = Refusal::QuotaNotEnforced { location: location.clone(), problem: problem.to_owned() };
-            problems.push(Problem::blocking(refusal, self.turn_on(&mount)));
+            problems.extend(not_enforced(&location, self.fd, self.kind, self.state));
         }
         if id == 0 || !self.attributes.inherits {
             let problem = if id == 0 {
@@ -94,20 +126,6 @@ impl Case<'_> {
             problems.push(Problem::warning(Reason::SoftLimitFirst, message, remedy));
         }
         problems
-    }
-
-    /// XFS takes quota options only at a fresh mount; ext4 needs its quota feature, and then a command does.
-    fn turn_on(&self, mount: &Mount) -> String {
-        let Mount { point, device } = mount;
-        let fstab = "and add prjquota to its options in /etc/fstab";
-        match self.kind {
-            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
-            Kind::Ext4 if self.state.accounting => format!("quotaon -P {point}, {fstab}"),
-            Kind::Ext4 => {
-                let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
-                format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}")
-            }
-        }
     }
 
     fn give_project(&self, mount: &Mount, id: &str) -> String {

@@ -31,6 +31,16 @@ const GROUND: Ground = Ground {
     way: DIRECTORY,
     what: "file system with project quotas",
     is_there: |pool| Ok(quotactl::state(pool.fd.as_fd(), Route::Best)?.accounting),
+    turn_on: |pool| {
+        let fd = pool.fd.as_fd();
+        // ext4 has its quotas off as long as it is read-only.
+        let (Ok((Some(kind), false)), Ok(state)) =
+            (file_system::kind_and_read_only(fd), quotactl::state(fd, Route::Best))
+        else {
+            return None;
+        };
+        findings::turn_on(fd, kind, state)
+    },
     holds: |pool, directory| Ok(fstat(directory)?.st_dev == pool.device),
 };
 
@@ -246,11 +256,15 @@ impl Driver for ProjectQuota {
     }
 
     fn space(&self) -> Result<Space, DriverError> {
-        let Base { pool, quotas, .. } = self.base()?;
+        let Base { pool, kind, quotas, read_only, .. } = self.base()?;
         if !quotas.accounting {
             self.places.list_mounted(&pool)?;
         }
-        self.space_of(&pool)
+        let mut space = self.space_of(&pool)?;
+        // As of a share, only where it can be changed.
+        let kind = kind.filter(|_| !read_only);
+        space.problems.extend(kind.and_then(|kind| findings::not_enforced(&pool.path, pool.fd.as_fd(), kind, quotas)));
+        Ok(space)
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
