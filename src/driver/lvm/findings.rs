@@ -3,8 +3,9 @@
 //! The order matters: the first blocking problem is what an extend is refused with.
 
 use super::Lvm;
-use super::volume::Volume;
-use crate::driver::Problem;
+use super::volume::{self, Volume};
+use crate::driver::filesystem::Device;
+use crate::driver::{Problem, Sizes};
 use crate::model::Refusal;
 
 impl Lvm {
@@ -22,9 +23,13 @@ impl Lvm {
         }
         if volume.is_suspended {
             let problem = format!("logical volume {place} is suspended: whatever reads or writes it waits");
+            // An lvextend that was killed has left a larger table there. LVM's metadata need not know of that size, so it is
+            // cleared, and the refresh takes the size that they have.
+            let node = volume::node(group, &volume.name);
+            let node = node.display();
             block(
                 self.not_mounted(problem),
-                format!("dmsetup resume {}", super::volume::node(group, &volume.name).display()),
+                format!("dmsetup clear {node} && dmsetup resume {node} && lvchange --refresh {place}"),
             );
         } else if !volume.is_active {
             let problem = format!("logical volume {place} is not active");
@@ -49,6 +54,25 @@ impl Lvm {
             block(Refusal::Unsupported { what }, format!("add thin_pool = {pool:?} to the pool in growd.toml"));
         }
         problems
+    }
+
+    /// As when the table of an lvextend that was killed is used all the same: LVM may give what is behind the recorded size
+    /// to another volume.
+    pub(super) fn larger_than_recorded(&self, volume: &Volume, device: &Device) -> Problem {
+        let (group, Volume { name, size: recorded, .. }) = (self.group.name(), volume);
+        let (place, size) = (format!("{group}/{name}"), device.size);
+        let problem = format!("the kernel has {size} of logical volume {place}, and LVM's metadata only {recorded}");
+        let remedy = match device.sizes() {
+            Sizes::Volume { filesystem: Some(filesystem), .. } if filesystem <= *recorded => {
+                format!("lvchange --refresh {place}")
+            }
+            // What is behind the recorded size is in use, and the extents that LVM takes should be the same.
+            _ => {
+                let (extend, node) = (format!("lvextend --size {}b {place}", size.get()), volume::node(group, name));
+                format!("{extend} (if that changes what dmsetup table {} shows, its end is lost)", node.display())
+            }
+        };
+        Problem::blocking(self.not_mounted(problem), remedy)
     }
 
     /// A thin pool that is nearly full: what is written into it may be lost, so nothing more is promised.

@@ -24,7 +24,8 @@ use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{
-    Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step, answer_each, system,
+    Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, answer_each,
+    system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
 use crate::sys::block_device::{self, Mapper};
@@ -152,13 +153,30 @@ impl Lvm {
             Some(Err(error)) => return Err(error),
             None => None,
         };
-        problems.extend(thin_pool.and_then(|thin_pool| self.critical(&thin_pool)));
         let sizes = device.as_ref().map(Device::sizes);
-        problems.extend(sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes)));
+        let unrecorded = match &device {
+            // Of a thick snapshot LVM tells another size.
+            Some(device) if problems.is_empty() => self.unrecorded(&volume, device)?,
+            _ => None,
+        };
+        let half_grown = || sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes));
+        problems.extend(unrecorded.or_else(half_grown));
+        problems.extend(thin_pool.and_then(|thin_pool| self.critical(&thin_pool)));
         let filesystem = device.as_ref().map_or("", Device::filesystem);
         let used = device.as_ref().and_then(Device::used);
         let observed = Observed { location, project: ProjectLabel::default(), filesystem, sizes, used, problems };
         Ok(Share { volume, device, observed })
+    }
+
+    /// A device that is larger than LVM knows of. An extend is in the metadata before the kernel has it, so those that were
+    /// read before the device are read again: somebody may have extended the volume in between.
+    fn unrecorded(&self, volume: &Volume, device: &Device) -> Result<Option<Problem>, Refusal> {
+        if device.size <= volume.size {
+            return Ok(None);
+        }
+        let rows = self.read_volumes(&[&volume.name])?;
+        let now = Volume::read(&rows, &volume.name).map_err(|problem| Refusal::Internal { problem })?;
+        Ok(now.filter(|now| now.size < device.size).map(|now| self.larger_than_recorded(&now, device)))
     }
 
     /// The volume's device and what is on it, by the kernel alone.

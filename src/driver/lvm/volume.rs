@@ -7,8 +7,9 @@ use super::rounding::Rounding;
 use crate::model::Bytes;
 
 /// The fields of `lvs` that [`Volume::read`] reads.
-pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,segtype,stripes,data_stripes,data_copies,\
-                          pool_lv,data_percent,metadata_percent,vg_size,vg_free,vg_extent_size,vg_partial";
+pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,\
+                          segtype,stripes,data_stripes,data_copies,pool_lv,data_percent,metadata_percent,\
+                          vg_size,vg_free,vg_extent_size,vg_partial";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Volume {
@@ -109,8 +110,9 @@ mod tests {
 
     /// As LVM 2.03.16 printed it.
     const STRIPED: &str = "  LVM2_LV_NAME='str' LVM2_LV_SIZE='427819008' LVM2_LV_ACTIVE='active' \
-        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' LVM2_SEGTYPE='striped' LVM2_STRIPES='3' \
-        LVM2_DATA_STRIPES='3' LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
+        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' \
+        LVM2_SEGTYPE='striped' LVM2_STRIPES='3' LVM2_DATA_STRIPES='3' \
+        LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
         LVM2_VG_SIZE='17163091968' LVM2_VG_FREE='14709424128' LVM2_VG_EXTENT_SIZE='4194304' LVM2_VG_PARTIAL=''";
 
     #[test]
