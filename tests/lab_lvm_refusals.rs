@@ -292,6 +292,32 @@ async fn a_thin_pool_that_is_nearly_full() {
     accepted(&clients, 1, &volume, 120 * MIB).await;
 }
 
+/// As when its metadata cannot be written: the kernel then tells nothing of what is in it.
+#[tokio::test]
+async fn a_thin_pool_that_has_failed() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 100m");
+    let daemon = Daemon::start(group.dir(), &group.pool("thin_pool = \"thin\"\novercommit = 100")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "--thinpool thin -V 60m");
+    accepted(&clients, 1, &volume, 80 * MIB).await;
+    let metadata_device = "/dev/mapper/vg-thin_tmeta";
+    let sectors = shell(&format!("blockdev --getsz {metadata_device}"));
+    shell(&format!(
+        "export DM_DISABLE_UDEV=1; dmsetup load {metadata_device} --table '0 {} error'; dmsetup resume {metadata_device}
+         dd if=/dev/zero of={} bs=1M count=4 conv=fsync status=none || true",
+        sectors.trim(),
+        volume.node().display()
+    ));
+    let has_failed = || async { shell("lvs --noheadings -o lv_health_status vg/thin").trim() == "failed" };
+    daemon::eventually(has_failed, |failed| *failed).await;
+    let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;
+    assert_eq!(metadata(&status, "data_percent"), "?");
+    let pool = clients.pool("vg").await;
+    assert_eq!((pool.findings[0].kind.as_str(), pool.free_bytes), ("THIN_POOL_CRITICAL", 0));
+    assert!(pool.findings[0].remedy.contains("lvconvert --repair vg/thin"), "{pool:?}");
+}
+
 #[tokio::test]
 async fn the_reserve_of_a_group_and_two_that_do_not_fit_together() {
     let group = Group::on("vg", &["ubda"]);

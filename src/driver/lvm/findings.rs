@@ -75,11 +75,16 @@ impl Lvm {
         Problem::blocking(self.not_mounted(problem), remedy)
     }
 
-    /// A thin pool that is nearly full: what is written into it may be lost, so nothing more is promised.
+    /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised.
     pub(super) fn critical(&self, thin_pool: &Volume) -> Option<Problem> {
         let thin = self.thin.as_ref()?;
         let over = |percent: Option<f64>, most| percent.is_some_and(|percent| percent >= most);
-        if !over(thin_pool.data_percent, thin.max_data) && !over(thin_pool.metadata_percent, thin.max_metadata) {
+        // The kernel tells no percentages of one that has failed.
+        let is_unknown = thin_pool.is_active && thin_pool.use_of_thin_pool().is_none();
+        let has_failed = is_unknown || ["failed", "metadata_read_only"].contains(&thin_pool.health.as_str());
+        let is_full =
+            over(thin_pool.data_percent, thin.max_data) || over(thin_pool.metadata_percent, thin.max_metadata);
+        if !has_failed && !is_full {
             return None;
         }
         let percent = |percent: Option<f64>| percent.map_or_else(|| "?".to_owned(), |percent| percent.to_string());
@@ -91,8 +96,12 @@ impl Lvm {
             max_data_percent: thin.max_data.to_string(),
             max_metadata_percent: thin.max_metadata.to_string(),
         };
-        let remedy =
-            format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata");
+        let remedy = if has_failed {
+            let health = "lvs -o lv_health_status shows what is wrong with it";
+            format!("{health}; unmount and lvchange -an its volumes and {place}, then lvconvert --repair {place}")
+        } else {
+            format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata")
+        };
         Some(Problem::blocking(refusal, remedy))
     }
 

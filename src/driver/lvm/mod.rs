@@ -27,7 +27,7 @@ use super::{
     Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, answer_each,
     system,
 };
-use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool};
 use crate::sys::block_device::{self, Mapper};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
@@ -143,6 +143,7 @@ impl Lvm {
         let name = &volume.name;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
         let mut problems = self.problems(&volume);
+        let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool));
         let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(name)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
@@ -150,8 +151,9 @@ impl Lvm {
                 problems.push(filesystem::unusable(refusal, &location));
                 None
             }
-            Some(Err(error)) => return Err(error),
-            None => None,
+            Some(Err(error)) if critical.is_none() => return Err(error),
+            // What is in a thin pool that has failed cannot be read.
+            Some(Err(_)) | None => None,
         };
         let sizes = device.as_ref().map(Device::sizes);
         let unrecorded = match &device {
@@ -161,7 +163,7 @@ impl Lvm {
         };
         let half_grown = || sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes));
         problems.extend(unrecorded.or_else(half_grown));
-        problems.extend(thin_pool.and_then(|thin_pool| self.critical(&thin_pool)));
+        problems.extend(critical);
         let filesystem = device.as_ref().map_or("", Device::filesystem);
         let used = device.as_ref().and_then(Device::used);
         let observed = Observed { location, project: ProjectLabel::default(), filesystem, sizes, used, problems };
@@ -321,17 +323,15 @@ impl Driver for Lvm {
                 promised = promised.saturating_add(row.bytes("lv_size").map_err(internal)?);
             }
         }
-        let full = thin_pool.data_percent.unwrap_or(0.0) / 100.0;
+        let thin_use = thin_pool.use_of_thin_pool();
+        let used = thin_use.map_or(thin_pool.size, |used| thin_pool.size.scaled(used.data_percent / 100.0));
         Ok(Space {
             id: SpaceId(format!("vg {}/{}", self.group.name(), thin.name)),
             filesystem: "",
             total: thin_pool.size,
-            free: thin_pool.size.saturating_sub(thin_pool.size.scaled(full)),
+            free: thin_pool.size.saturating_sub(used),
             promised,
-            thin: Some(ThinUse {
-                data_percent: thin_pool.data_percent.unwrap_or(0.0),
-                metadata_percent: thin_pool.metadata_percent.unwrap_or(0.0),
-            }),
+            thin: thin_use,
             problems: self.critical(&thin_pool).into_iter().collect(),
         })
     }
