@@ -155,6 +155,22 @@ async fn a_volume_that_somebody_extends_while_it_is_looked_at() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_moved_to_another_disk() {
+    let group = Group::on("vg", &["ubda", "ubdb"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m").formatted("mkfs.xfs -q");
+    let place = shell(&format!("lvs --noheadings -o devices {}", volume.full_name()));
+    let disk = place.trim().split('(').next().unwrap();
+    // It looks whether all is moved, and so ends, half an hour later.
+    shell(&format!("pvmove -q -b -i 1800 -n {} {disk} >/dev/null 2>&1", volume.name));
+    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
+    assert!(status.message().contains("pvmove"), "{status:?}");
+    shell("pvmove -q --abort");
+    accepted(&clients, 1, &volume, 400 * MIB).await;
+}
+
+#[tokio::test]
 async fn a_group_that_is_missing_or_has_another_name() {
     let group = Group::on("vg", &["ubda"]);
     let other = group.pool("").replace("\"vg\"", "\"gone\"").replace("share-", "other-");

@@ -35,6 +35,12 @@ impl Lvm {
             let problem = format!("logical volume {place} is not active");
             block(self.not_mounted(problem), format!("lvchange -ay {place}, and mount it"));
         }
+        if volume.is_locked {
+            let problem =
+                format!("logical volume {place} is being moved by pvmove, and LVM resizes it only afterwards");
+            let remedy = format!("lvs -a {group} shows how far pvmove is; pvmove --abort ends it");
+            block(self.not_mounted(problem), remedy);
+        }
         if volume.has_role("thickorigin") {
             let remedy = format!("remove its snapshots: lvs -S 'origin={}' {group}, then lvremove", volume.name);
             block(Refusal::HasSnapshot { location: place.clone().into() }, remedy);

@@ -7,7 +7,7 @@ use super::rounding::Rounding;
 use crate::model::{Bytes, ThinUse};
 
 /// The fields of `lvs` that [`Volume::read`] reads.
-pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,lv_health_status,\
+pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,lv_allocation_locked,lv_health_status,\
                           segtype,stripes,data_stripes,data_copies,pool_lv,data_percent,metadata_percent,\
                           vg_size,vg_free,vg_extent_size,vg_partial";
 
@@ -18,6 +18,8 @@ pub struct Volume {
     pub size: Bytes,
     pub is_active: bool,
     pub is_suspended: bool,
+    /// pvmove is at work on it: LVM resizes it only afterwards.
+    pub is_locked: bool,
     /// What LVM finds wrong with it, as `failed` or `metadata_read_only` of a thin pool; mostly empty.
     pub health: String,
     /// Comma-separated, as `public,origin,thickorigin`.
@@ -79,6 +81,7 @@ impl Volume {
             size: row.bytes("lv_size")?,
             is_active: row.text("lv_active")? == "active",
             is_suspended: row.text("lv_suspended")? == "suspended",
+            is_locked: !row.text("lv_allocation_locked")?.is_empty(),
             health: row.text("lv_health_status")?.to_owned(),
             role: row.text("lv_role")?.to_owned(),
             rounding: Rounding::of(&segment_type, group.extent, stripes, data_stripes, copies),
@@ -119,7 +122,7 @@ mod tests {
 
     /// As LVM 2.03.16 printed it.
     const STRIPED: &str = "  LVM2_LV_NAME='str' LVM2_LV_SIZE='427819008' LVM2_LV_ACTIVE='active' \
-        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' \
+        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' LVM2_LV_ALLOCATION_LOCKED='' \
         LVM2_LV_HEALTH_STATUS='' LVM2_SEGTYPE='striped' LVM2_STRIPES='3' LVM2_DATA_STRIPES='3' \
         LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
         LVM2_VG_SIZE='17163091968' LVM2_VG_FREE='14709424128' LVM2_VG_EXTENT_SIZE='4194304' LVM2_VG_PARTIAL=''";
