@@ -112,12 +112,12 @@ impl Mounted {
     /// Whether it should be grown to fill a volume of this size. Ask before the volume is grown.
     ///
     /// # Errors
-    /// [`Refusal::GrowthTooLarge`] when XFS would get more allocation groups than is good for it, or ext4 more groups
-    /// or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that the kernel does not grow because
-    /// of recorded errors or of a feature.
-    pub fn check_growth(&self, to: Bytes) -> Result<(), Refusal> {
+    /// [`Refusal::GrowthTooLarge`], unless `allow_any`, when XFS would get more allocation groups than is good for it, or
+    /// ext4 more groups or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that the kernel does not
+    /// grow because of recorded errors or of a feature.
+    pub fn check_growth(&self, to: Bytes, allow_any: bool) -> Result<(), Refusal> {
         self.check_obstacle(&self.geometry)?;
-        match self.geometry.crossed_on(to) {
+        match self.geometry.crossed_on(to).filter(|_| !allow_any) {
             Some(crossed) => Err(Refusal::GrowthTooLarge {
                 location: self.node.clone(),
                 filesystem: self.name(),

@@ -235,7 +235,7 @@ impl Lvm {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
                 let wanted = device.volume_for(target, |size| rounding.round_up(before, size));
-                let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(wanted) };
+                let checked = device.check_growth(wanted, self.allow_any_growth);
                 checked.map(|()| rounding.space(wanted.saturating_sub(before)))
             }
             _ => Ok(Bytes::ZERO),
