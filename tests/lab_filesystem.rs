@@ -12,6 +12,7 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -276,6 +277,33 @@ fn ext4_that_would_become_read_only_is_refused_beforehand() {
     volume.mount();
     volume.mounted().check_growth(Bytes::mib(400), false).unwrap();
     assert_eq!(volume.mounted().grow().unwrap(), Bytes::mib(400));
+}
+
+#[test]
+fn btrfs_is_refused_as_long_as_a_balance_is_not_done() {
+    let mut volume = Volume::new("ubda", "vg0-busy", 1024 * MIB);
+    volume.format("mkfs.btrfs -q -f");
+    let place = volume.mount();
+    fill(&place.join("data"), 300 * MIB).unwrap();
+    let balance = |words: &[&str]| {
+        let words = [&["balance"], words, &[place.to_str().unwrap()]].concat();
+        String::from_utf8(Command::new("btrfs").args(words).output().unwrap().stdout).unwrap()
+    };
+    // One that has not begun cannot be paused, nor one that is done.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !balance(&["status"]).contains("is paused") {
+        assert!(Instant::now() < deadline, "no balance was caught at work");
+        balance(&["start", "--full-balance", "--bg"]);
+        balance(&["pause"]);
+    }
+    volume.resize(1100 * MIB);
+    let refusal = volume.mounted().check_growth(Bytes::mib(1100), false).unwrap_err();
+    assert!(refusal.reason() == Reason::NotMounted && refusal.reason().is_retryable());
+    assert!(refusal.to_string().contains("balance paused"), "{refusal}");
+    assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
+    balance(&["cancel"]);
+    volume.mounted().check_growth(Bytes::mib(1100), false).unwrap();
+    assert_eq!(volume.mounted().grow().unwrap(), Bytes::mib(1100));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod tree_search;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -16,9 +17,10 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::FsFlags;
+use uuid::Uuid;
 
 use self::tree_search::{ANY, Key, SMALL, first_of, number, search};
-use super::growfs;
+use super::{errno, growfs};
 use crate::model::Bytes;
 
 /// BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top directory.
@@ -109,6 +111,20 @@ pub fn is_btrfs(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// Those of fstatfs(2) and of the ioctl.
 pub fn filesystem_id(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
     if is_btrfs(fd)? { growfs::btrfs_info(fd).map(|info| Some(info.id)) } else { Ok(None) }
+}
+
+/// What keeps a btrfs from being resized, as `balance` or `balance paused`: `/sys/fs/btrfs/ID/exclusive_operation`. `None`
+/// when nothing does, and where the kernel, older than 5.10, does not tell.
+///
+/// # Errors
+/// Those of the ioctl and of reading the file.
+pub fn exclusive_operation(fd: BorrowedFd<'_>) -> Result<Option<String>, Errno> {
+    let id = Uuid::from_bytes(growfs::btrfs_info(fd)?.id);
+    match fs::read_to_string(format!("/sys/fs/btrfs/{id}/exclusive_operation")).map_err(errno) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned()).filter(|operation| operation != "none")),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Whether nothing can be changed through an open file on btrfs: its mount or the whole file system is read-only. `None`
