@@ -55,6 +55,7 @@ const QGROUP_RELATION: u32 = 246;
 const STATUS_ON: u64 = 1 << 0;
 const STATUS_RESCAN: u64 = 1 << 1;
 const STATUS_INCONSISTENT: u64 = 1 << 2;
+const STATUS_SIMPLE: u64 = 1 << 3;
 
 /// BTRFS_QGROUP_LIMIT_*
 const LIMIT_MAX_RFER: u64 = 1 << 0;
@@ -174,7 +175,7 @@ impl fmt::Display for QgroupId {
     }
 }
 
-/// What holds for the quotas of a whole file system. Simple quotas are quotas.
+/// What holds for the quotas of a whole file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotaState {
     /// Limits exist and hold.
@@ -183,6 +184,8 @@ pub struct QuotaState {
     pub rescanning: bool,
     /// Use was counted wrong, and is until the next rescan.
     pub inconsistent: bool,
+    /// Simple quotas, which count for who has written it what was written since they were turned on, and nothing else.
+    pub simple: bool,
     /// Some groups count what others do: a subvolume's may have [`ancestors`].
     pub has_levels: bool,
 }
@@ -194,12 +197,16 @@ pub fn quota_state(fd: BorrowedFd<'_>) -> Result<QuotaState, Errno> {
     let flags = quota_item(fd, QGROUP_STATUS, 0, |item| number(item, 2))?.unwrap_or(0);
     let info = |offset| Key { objectid: 0, kind: QGROUP_INFO, offset };
     let above = first_of(fd, QUOTA_TREE, info(LAST_SUBVOLUME + 1), info(u64::MAX), |_| ())?;
-    Ok(QuotaState {
-        on: flags & STATUS_ON != 0,
-        rescanning: flags & STATUS_RESCAN != 0,
-        inconsistent: flags & STATUS_INCONSISTENT != 0,
-        has_levels: above.is_some(),
-    })
+    Ok(QuotaState { has_levels: above.is_some(), ..QuotaState::of_flags(flags) })
+}
+
+impl QuotaState {
+    fn of_flags(flags: u64) -> Self {
+        let is_set = |flag| flags & flag != 0;
+        let (on, rescanning) = (is_set(STATUS_ON), is_set(STATUS_RESCAN));
+        let (inconsistent, simple) = (is_set(STATUS_INCONSISTENT), is_set(STATUS_SIMPLE));
+        Self { on, rescanning, inconsistent, simple, has_levels: false }
+    }
 }
 
 /// Limits of a quota group; `None` is no limit.
@@ -382,6 +389,14 @@ mod tests {
     #[test]
     fn tells_btrfs_from_others() {
         assert_eq!(is_btrfs(File::open("/proc").unwrap().as_fd()), Ok(false));
+    }
+
+    #[test]
+    fn simple_quotas_are_told_from_others() {
+        let full = QuotaState { on: true, ..QuotaState::default() };
+        assert_eq!(QuotaState::of_flags(0b0001), full);
+        assert_eq!(QuotaState::of_flags(0b1001), QuotaState { simple: true, ..full });
+        assert_eq!(QuotaState::of_flags(0b0101), QuotaState { inconsistent: true, ..full });
     }
 
     #[test]
