@@ -12,6 +12,7 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,7 @@ fn a_full_file_system_grows_under_its_writers() {
             let mounted = volume.mounted();
             assert_eq!((mounted.geometry.name(), mounted.geometry.size()), (kind, Bytes::mib(300)));
             assert!(mounted.used.get() > written && mounted.used <= Bytes::mib(300));
-            mounted.check_growth(Bytes::new(size)).unwrap();
+            mounted.check_growth(Bytes::new(size), false).unwrap();
             let grown = mounted.grow().unwrap();
             assert_eq!(grown, mounted.geometry.size_on(Bytes::new(size)));
             assert!(grown > Bytes::mib(1110));
@@ -214,7 +215,7 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
     let mut volume = Volume::new("ubda", "vg0-large", 300 * MIB);
     volume.format("mkfs.xfs -q -f");
     volume.mount();
-    let refusal = volume.mounted().check_growth(Bytes::gib(1024)).unwrap_err();
+    let refusal = volume.mounted().check_growth(Bytes::gib(1024), false).unwrap_err();
     assert_eq!(refusal.reason(), Reason::GrowthTooLarge);
     assert!(refusal.to_string().contains("13982 allocation groups, more than 4096"), "{refusal}");
     volume.unmount();
@@ -222,8 +223,8 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
     volume.format("mkfs.ext4 -q -F -E resize=1g");
     volume.mount();
     let mounted = volume.mounted();
-    mounted.check_growth(Bytes::gib(1)).unwrap();
-    let refusal = mounted.check_growth(Bytes::gib(2)).unwrap_err();
+    mounted.check_growth(Bytes::gib(1), false).unwrap();
+    let refusal = mounted.check_growth(Bytes::gib(2), false).unwrap_err();
     assert_eq!(refusal.reason(), Reason::GrowthTooLarge);
     assert!(refusal.to_string().contains("blocks of group descriptors"), "{refusal}");
     drop(mounted);
@@ -235,7 +236,7 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
     // The kernel notes it in the superblock a moment later.
     let deadline = Instant::now() + Duration::from_secs(60);
     let refusal = loop {
-        match volume.mounted().check_growth(Bytes::gib(1)) {
+        match volume.mounted().check_growth(Bytes::gib(1), false) {
             Err(refusal) => break refusal,
             Ok(()) => assert!(Instant::now() < deadline, "the error was not noted"),
         }
@@ -249,8 +250,60 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
 
     volume.format("mkfs.ext4 -q -F -O sparse_super2,^resize_inode");
     volume.mount();
-    let refusal = volume.mounted().check_growth(Bytes::mib(500)).unwrap_err();
+    let refusal = volume.mounted().check_growth(Bytes::mib(500), false).unwrap_err();
     assert!(refusal.to_string().contains("sparse_super2"), "{refusal}");
+}
+
+/// What tune2fs leaves behind until e2fsck was run. The kernel takes it for damage when it is told to grow it.
+#[test]
+fn ext4_that_would_become_read_only_is_refused_beforehand() {
+    let mut volume = Volume::new("ubda", "vg0-reserved", 300 * MIB);
+    let node = volume.node();
+    volume.format("mkfs.ext4 -q -F -b 4096 -e remount-ro");
+    lab::run("tune2fs", &["-O", "^resize_inode", node.to_str().unwrap()]);
+    let place = volume.mount();
+    volume.resize(400 * MIB);
+    // Whoever lets a file system grow beyond its design does not want this either.
+    for allow_any in [false, true] {
+        let refusal = volume.mounted().check_growth(Bytes::mib(400), allow_any).unwrap_err();
+        assert_eq!(refusal.reason(), Reason::Unsupported);
+        assert!(refusal.to_string().contains("e2fsck -f"), "{refusal}");
+        assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
+    }
+    fs::write(place.join("written"), "as before").unwrap();
+    volume.unmount();
+    // It says 1 when it has mended something.
+    lab::run("/bin/sh", &["-c", &format!("e2fsck -fy {}; test $? = 1", node.display())]);
+    volume.mount();
+    volume.mounted().check_growth(Bytes::mib(400), false).unwrap();
+    assert_eq!(volume.mounted().grow().unwrap(), Bytes::mib(400));
+}
+
+#[test]
+fn btrfs_is_refused_as_long_as_a_balance_is_not_done() {
+    let mut volume = Volume::new("ubda", "vg0-busy", 1024 * MIB);
+    volume.format("mkfs.btrfs -q -f");
+    let place = volume.mount();
+    fill(&place.join("data"), 300 * MIB).unwrap();
+    let balance = |words: &[&str]| {
+        let words = [&["balance"], words, &[place.to_str().unwrap()]].concat();
+        String::from_utf8(Command::new("btrfs").args(words).output().unwrap().stdout).unwrap()
+    };
+    // One that has not begun cannot be paused, nor one that is done.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !balance(&["status"]).contains("is paused") {
+        assert!(Instant::now() < deadline, "no balance was caught at work");
+        balance(&["start", "--full-balance", "--bg"]);
+        balance(&["pause"]);
+    }
+    volume.resize(1100 * MIB);
+    let refusal = volume.mounted().check_growth(Bytes::mib(1100), false).unwrap_err();
+    assert!(refusal.reason() == Reason::NotMounted && refusal.reason().is_retryable());
+    assert!(refusal.to_string().contains("balance paused"), "{refusal}");
+    assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
+    balance(&["cancel"]);
+    volume.mounted().check_growth(Bytes::mib(1100), false).unwrap();
+    assert_eq!(volume.mounted().grow().unwrap(), Bytes::mib(1100));
 }
 
 #[test]

@@ -13,7 +13,7 @@ mod volumes;
 use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
 use growd::wire::proto::JobState;
 use tonic::Status;
-use volumes::{EXTENT, Group, Volume, shell};
+use volumes::{EXTENT, FakeLvm, Group, Volume, shell};
 
 const GIB: u64 = 1 << 30;
 
@@ -65,6 +65,109 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
         assert!(status.message().contains("suspended"), "{status:?}");
         accepted(&clients, n, &volume, 400 * MIB).await;
     }
+}
+
+/// The number of sectors in a device's only segment, made another one.
+fn resized(table: &str, sectors: u64) -> String {
+    let words: Vec<&str> = table.split_whitespace().collect();
+    format!("0 {sectors} {}", words[2..].join(" "))
+}
+
+/// Of a volume whose lvextend was killed: both tables are there, and the kernel waits to be told which.
+fn suspend_between(volume: &Volume, live: &str, next: &str) {
+    let node = volume.node();
+    let load = |table: &str| shell(&format!("dmsetup load {} --table '{table}'", node.display()));
+    load(live);
+    shell(&format!("dmsetup suspend --noudevsync {0} && dmsetup resume --noudevsync {0}", node.display()));
+    load(next);
+    shell(&format!("dmsetup suspend --noudevsync {}", node.display()));
+}
+
+async fn heal(clients: &Clients, n: u32) -> String {
+    let remedy = clients.share(&share(n)).await.findings.remove(0).remedy;
+    let command = remedy.split(" (").next().unwrap();
+    // There is no udev here that dmsetup could wait for.
+    shell(&format!("export DM_DISABLE_UDEV=1; {command}"));
+    remedy
+}
+
+#[tokio::test]
+async fn a_volume_whose_lvextend_was_killed() {
+    let group = Group::on("vg", &["ubda"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
+    let table = || shell(&format!("dmsetup table {}", volume.node().display()));
+    let recorded = || volume_size(&volume).trim().trim_end_matches('B').parse::<u64>().unwrap();
+
+    // Before LVM's metadata had the new size: they still have the old one, and so must the kernel.
+    let (old, more) = (table(), resized(&table(), 400 * MIB / 512));
+    suspend_between(&volume, &old, &more);
+    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
+    heal(&clients, 1).await;
+    assert_eq!((volume.size(), recorded()), (320 * MIB, 320 * MIB));
+
+    // Afterwards.
+    shell(&format!("lvextend -q -L 360m {}", volume.full_name()));
+    suspend_between(&volume, &old, &table());
+    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
+    heal(&clients, 1).await;
+    assert_eq!((volume.size(), recorded()), (360 * MIB, 360 * MIB));
+
+    // Somebody had it go on with what LVM does not know of.
+    let go_on = || {
+        suspend_between(&volume, &table(), &more);
+        shell(&format!("dmsetup resume --noudevsync {}", volume.node().display()));
+        assert_eq!((volume.size(), recorded()), (400 * MIB, 360 * MIB));
+    };
+    go_on();
+    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
+    assert!(status.message().contains("has 400MiB of logical volume"), "{status:?}");
+    heal(&clients, 1).await;
+    assert_eq!((volume.size(), recorded()), (360 * MIB, 360 * MIB));
+    // The same with a file system that was grown in it.
+    go_on();
+    shell(&format!("resize2fs {}", volume.node().display()));
+    let told = clients.share(&share(1)).await.findings;
+    assert!(told.len() == 1 && told[0].kind == "NOT_MOUNTED", "{told:?}");
+    let remedy = heal(&clients, 1).await;
+    assert!(remedy.starts_with("lvextend"), "{remedy}");
+    assert_eq!((recorded(), volume.usable()), (400 * MIB, 400 * MIB));
+    assert_eq!(table().trim(), more, "it has the same blocks");
+    accepted(&clients, 1, &volume, 440 * MIB).await;
+}
+
+/// An lvextend is in LVM's metadata first. Whoever has read these before it, and the device behind it, finds the same as
+/// behind one that was killed.
+#[tokio::test]
+async fn a_volume_that_somebody_extends_while_it_is_looked_at() {
+    let group = Group::on("vg", &["ubda"]);
+    let fake = FakeLvm::new();
+    let daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m");
+    accepted(&clients, 1, &volume, 330 * MIB).await;
+    fake.after_pvck(&format!("/usr/sbin/lvextend -q -L 400m {} >/dev/null 2>&1", volume.full_name()));
+    let status = clients.extend(&share(1), 390 * MIB).await.unwrap_err();
+    assert!(fake.is_after_pvck());
+    assert_refused(&status, "SIZE_NOT_GREATER");
+    assert_eq!(metadata(&status, "current_size_bytes"), (400 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn a_volume_that_is_moved_to_another_disk() {
+    let group = Group::on("vg", &["ubda", "ubdb"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m").formatted("mkfs.xfs -q");
+    let place = shell(&format!("lvs --noheadings -o devices {}", volume.full_name()));
+    let disk = place.trim().split('(').next().unwrap();
+    // It looks whether all is moved, and so ends, half an hour later.
+    shell(&format!("pvmove -q -b -i 1800 -n {} {disk} >/dev/null 2>&1", volume.name));
+    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
+    assert!(status.message().contains("pvmove"), "{status:?}");
+    shell("pvmove -q --abort");
+    accepted(&clients, 1, &volume, 400 * MIB).await;
 }
 
 #[tokio::test]
@@ -208,6 +311,32 @@ async fn a_thin_pool_that_is_nearly_full() {
     assert_eq!(told.iter().filter(|finding| finding.kind == "THIN_POOL_CRITICAL").count(), 1, "{told:?}");
     shell("lvextend -q -L +100m vg/thin");
     accepted(&clients, 1, &volume, 120 * MIB).await;
+}
+
+/// As when its metadata cannot be written: the kernel then tells nothing of what is in it.
+#[tokio::test]
+async fn a_thin_pool_that_has_failed() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 100m");
+    let daemon = Daemon::start(group.dir(), &group.pool("thin_pool = \"thin\"\novercommit = 100")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "--thinpool thin -V 60m");
+    accepted(&clients, 1, &volume, 80 * MIB).await;
+    let metadata_device = "/dev/mapper/vg-thin_tmeta";
+    let sectors = shell(&format!("blockdev --getsz {metadata_device}"));
+    shell(&format!(
+        "export DM_DISABLE_UDEV=1; dmsetup load {metadata_device} --table '0 {} error'; dmsetup resume {metadata_device}
+         dd if=/dev/zero of={} bs=1M count=4 conv=fsync status=none || true",
+        sectors.trim(),
+        volume.node().display()
+    ));
+    let has_failed = || async { shell("lvs --noheadings -o lv_health_status vg/thin").trim() == "failed" };
+    daemon::eventually(has_failed, |failed| *failed).await;
+    let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;
+    assert_eq!(metadata(&status, "data_percent"), "?");
+    let pool = clients.pool("vg").await;
+    assert_eq!((pool.findings[0].kind.as_str(), pool.free_bytes), ("THIN_POOL_CRITICAL", 0));
+    assert!(pool.findings[0].remedy.contains("lvconvert --repair vg/thin"), "{pool:?}");
 }
 
 #[tokio::test]

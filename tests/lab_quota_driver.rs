@@ -17,7 +17,7 @@ use growd::driver::{Driver, DriverError, Outcome, Sizes, SpaceId, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::sys::quotactl::{self, Route};
 use growd::sys::{file_system, fsxattr, journal};
-use support::{Filesystem, Kind, PRJQUOTA, fill, lab};
+use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA, fill, lab};
 
 const MIB: u64 = 1 << 20;
 const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
@@ -360,7 +360,7 @@ fn path(path: &Path) -> &str {
 fn space_is_that_of_the_file_system_and_promises_are_all_limits() {
     on_both(|filesystem| {
         filesystem.create_share(A, 42, 2 * MIB);
-        filesystem.create_share("stranger", 77, 5 * MIB);
+        filesystem.create_share("stranger", LAST_PROJECT, 5 * MIB);
         // The pool's own directory has a quota, which must not be taken for the file system's size.
         let inner = filesystem.create_share("inner", 78, 3 * MIB);
         let promises = Arc::new(Promises::default());
@@ -384,7 +384,7 @@ fn space_is_that_of_the_file_system_and_promises_are_all_limits() {
         // What another pool sets is known at once, what others set within a minute.
         set(&outer, A, 4 * MIB).unwrap();
         assert_eq!(inner.space().unwrap().promised, Bytes::mib(12));
-        filesystem.set_limits(77, 0, 6 * MIB);
+        filesystem.set_limits(LAST_PROJECT, 0, 6 * MIB);
         assert_eq!(outer.space().unwrap().promised, Bytes::mib(12));
     });
 }

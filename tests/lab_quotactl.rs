@@ -12,7 +12,7 @@ use std::time::Duration;
 use growd::model::Bytes;
 use growd::sys::quotactl::{self, QuotaError, QuotaState, Route};
 use nix::errno::Errno;
-use support::{Filesystem, Kind, PRJQUOTA};
+use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA};
 
 const MIB: u64 = 1 << 20;
 
@@ -26,7 +26,7 @@ fn on_both(test: impl Fn(&Filesystem)) {
 fn both_routes_say_and_do_the_same() {
     on_both(|filesystem| {
         let share = filesystem.create_share("a", 42, 3 * MIB);
-        filesystem.create_share("b", 77, 5 * MIB);
+        filesystem.create_share("b", LAST_PROJECT, 5 * MIB);
         let directory = File::open(share).unwrap();
         let (fd, kind) = (directory.as_fd(), filesystem.kind());
         for (route, hard) in [(Route::Descriptor, Bytes::mib(4)), (Route::Device, Bytes::mib(6))] {
@@ -38,8 +38,8 @@ fn both_routes_say_and_do_the_same() {
                 assert_eq!((quota.hard, quota.soft, quota.id), (hard, Bytes::mib(2), 42));
                 assert_eq!(quota.used.get(), filesystem.used(42));
                 assert_eq!(quotactl::get_next(fd, kind, route, 1), Ok(Some(quota)));
-                assert_eq!(quotactl::get_next(fd, kind, route, 43).unwrap().map(|quota| quota.id), Some(77));
-                assert_eq!(quotactl::get_next(fd, kind, route, 78), Ok(None));
+                assert_eq!(quotactl::get_next(fd, kind, route, 43).unwrap().unwrap().id, LAST_PROJECT);
+                assert_eq!(quotactl::get_next(fd, kind, route, LAST_PROJECT + 1), Ok(None));
                 let nobody = quotactl::ProjectQuota { id: 4242, ..quotactl::ProjectQuota::default() };
                 assert_eq!(quotactl::get(fd, kind, route, 4242), Ok(nobody));
             }

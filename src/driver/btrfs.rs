@@ -353,6 +353,15 @@ impl Case<'_> {
             problems.push(Problem::blocking(refusal, format!("btrfs qgroup limit SIZE {path}")));
             return problems;
         };
+        if state.simple {
+            let message = format!(
+                "use of {shown} is not all that it holds: its quotas are simple ones, which leave out what was there \
+                 before them and what a snapshot had from its origin"
+            );
+            let remedy =
+                format!("btrfs quota disable {path} && btrfs quota enable {path}, and then set every limit again");
+            problems.push(Problem::warning(Reason::QuotaNotEnforced, message, remedy));
+        }
         if state.inconsistent || state.rescanning {
             let why = if state.rescanning { "use is being counted anew" } else { "use was not counted right" };
             let message = format!("the limit of {shown} may bite too early or too late: {why}");

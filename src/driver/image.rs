@@ -234,8 +234,7 @@ impl Image {
         let growth = attached.map_or(Ok(Bytes::ZERO), |(_, device)| {
             // The device will be as large as its file, also where that has more than is asked for.
             let volume = device.volume_for(target, round_up).max(size);
-            let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(volume) };
-            checked.map(|()| volume.saturating_sub(size))
+            device.check_growth(volume, self.allow_any_growth).map(|()| volume.saturating_sub(size))
         });
         Ok(Assessment { observed, growth, space: self.space()? })
     }

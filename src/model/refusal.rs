@@ -142,8 +142,8 @@ pub enum Refusal {
     #[error("share {share} cannot be made {requested}: {used} of it are in use")]
     WouldLoseData { share: ShareId, used: Bytes, requested: Bytes },
     #[error(
-        "thin pool {thin_pool} is too full to promise more: data {data_percent} % (from {max_data_percent} % on \
-         nothing is extended), metadata {metadata_percent} % (from {max_metadata_percent} % on)"
+        "thin pool {thin_pool} can promise nothing more: data {data_percent} % (from {max_data_percent} % on nothing is \
+         extended), metadata {metadata_percent} % (from {max_metadata_percent} % on)"
     )]
     ThinPoolCritical {
         thin_pool: String,

@@ -40,6 +40,8 @@ const FS_QSTATV_VERSION1: i8 = 1;
 const FS_QUOTA_PDQ_ACCT: u16 = 1 << 4;
 const FS_QUOTA_PDQ_ENFD: u16 = 1 << 5;
 const QIF_BLIMITS: u32 = 1;
+/// INVALID_PROJID: the only id that is none, and the greatest.
+const NO_PROJECT: u32 = u32::MAX;
 
 /// `struct if_nextdqblk`; `struct if_dqblk` is the same with padding in the place of `id`.
 #[repr(C)]
@@ -202,6 +204,10 @@ pub fn get(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Proj
 /// # Errors
 /// As [`get`].
 pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Option<ProjectQuota>, QuotaError> {
+    // Whoever goes on behind the last project must come to an end: the kernel takes this id for a mistake.
+    if id == NO_PROJECT {
+        return Ok(None);
+    }
     match read(fd, kind, route, [Q_GETNEXTQUOTA, Q_XGETNEXTQUOTA], id) {
         Ok(quota) => Ok(Some(quota)),
         Err(Errno::ENOENT) => Ok(None),

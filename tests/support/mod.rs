@@ -104,6 +104,9 @@ pub struct Filesystem {
 /// with the quota feature, mounting without it only accounts.
 pub const PRJQUOTA: &str = "prjquota";
 
+/// The greatest id that a project can have. Users may give it to files of their own.
+pub const LAST_PROJECT: u32 = u32::MAX - 1;
+
 impl Filesystem {
     /// Makes and mounts XFS on a disk of the lab (`ubda`) or on any other device (`/dev/vg0/volume`).
     pub fn xfs(disk: &str, mount_options: &str) -> Self {

@@ -191,7 +191,8 @@ impl Volume {
 
 /// An `lvm` that stands first in the daemon's PATH. It gives everything to the real one, except `lvextend`, for which
 /// it runs what the test has told it: shell commands that may call `real` to have the work done and `gate` to wait for
-/// [`FakeLvm::go`]. `lvs` hangs while the file `questions-hang` is beside it.
+/// [`FakeLvm::go`]. `lvs` hangs while the file `questions-hang` is beside it. Behind the next `pvck` it runs what
+/// [`FakeLvm::after_pvck`] has told it, before it answers.
 pub struct FakeLvm(tempfile::TempDir);
 
 impl FakeLvm {
@@ -207,7 +208,13 @@ impl FakeLvm {
              while read -r line; do
                  case $line in
                      lvextend*) echo \"$line\" >>$dir/asked; . $dir/lvextend ;;
-                     lvs* | vgs* | pvck*) while [ -e $dir/questions-hang ]; do sleep 0.1; done; real ;;
+                     lvs* | vgs* | pvck*)
+                         while [ -e $dir/questions-hang ]; do sleep 0.1; done
+                         if [[ $line == pvck* && -e $dir/after-pvck ]]; then
+                             /usr/sbin/lvm $line; . $dir/after-pvck; rm $dir/after-pvck
+                         else
+                             real
+                         fi ;;
                      *) real ;;
                  esac
              done",
@@ -225,6 +232,16 @@ impl FakeLvm {
         let next = self.0.path().join("next");
         fs::write(&next, script).unwrap();
         fs::rename(next, self.0.path().join("lvextend")).unwrap();
+    }
+
+    /// What it does once behind a `pvck`, in bash: growd then believes what was true before.
+    pub fn after_pvck(&self, script: &str) {
+        fs::write(self.dir().join("after-pvck"), script).unwrap();
+    }
+
+    /// Whether it has done that.
+    pub fn is_after_pvck(&self) -> bool {
+        !self.dir().join("after-pvck").exists()
     }
 
     /// Lets what waits at the gate go on, for good.

@@ -59,7 +59,7 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
         }
         Reason::Unlimited => "set a first hard limit; `growctl doctor` names the command".to_owned(),
         Reason::ThinPoolCritical => {
-            "enlarge the thin pool or free space in it; `growctl doctor` names the command".to_owned()
+            "enlarge the thin pool, free space in it or repair it; `growctl doctor` names the command".to_owned()
         }
         Reason::HasSnapshot => "remove the snapshots of the volume; `growctl doctor` names the command".to_owned(),
         Reason::HalfGrown => {

@@ -62,8 +62,8 @@ impl Device {
     ///
     /// # Errors
     /// As [`Mounted::check_growth`].
-    pub fn check_growth(&self, to: Bytes) -> Result<(), Refusal> {
-        self.mounted.as_ref().map_or(Ok(()), |mounted| mounted.check_growth(to))
+    pub fn check_growth(&self, to: Bytes, allow_any: bool) -> Result<(), Refusal> {
+        self.mounted.as_ref().map_or(Ok(()), |mounted| mounted.check_growth(to, allow_any))
     }
 
     /// Grows the file system to fill the device if it has less than `to`.

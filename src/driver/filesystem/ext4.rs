@@ -94,6 +94,9 @@ impl Ext4 {
                 Some("recorded errors (unmount it and run e2fsck)")
             } else if compat & COMPAT_SPARSE_SUPER2 != 0 {
                 Some("the feature sparse_super2")
+            } else if compat & COMPAT_RESIZE_INODE == 0 && u16_at(0xce) != 0 {
+                // The kernel takes it for damage, and handles it as the mount says: it may become read-only. Since Linux 5.19.
+                Some("reserved descriptor blocks but no resize_inode (unmount it and run e2fsck -f)")
             } else {
                 None
             },

@@ -30,6 +30,7 @@ use crate::sys::{btrfs, freeze, growfs, journal};
 /// A mounted file system that covers one volume. It keeps the mount and the device busy until it is dropped.
 #[derive(Debug)]
 pub struct Mounted {
+    pool: PoolName,
     node: PathBuf,
     device: BlockDevice,
     root: OwnedFd,
@@ -59,8 +60,8 @@ fn observe(pool: &PoolName, opened: BlockDevice, device: dev_t, node: &Path) -> 
             let space = fstatvfs(&root).map_err(system("measure", &mount_point))?;
             let used = space.blocks().saturating_sub(space.blocks_free());
             let used = Bytes::new(used.saturating_mul(space.fragment_size()));
-            let node = node.to_owned();
-            Ok(Some(Mounted { node, device: opened, root, mount_point, geometry, used }))
+            let (pool, node) = (pool.clone(), node.to_owned());
+            Ok(Some(Mounted { pool, node, device: opened, root, mount_point, geometry, used }))
         }
         mounts::Found::Unusable { filesystem, problem } => {
             Err(not_mounted(format!("{} holds {filesystem} that {problem}", node.display())))
@@ -77,15 +78,16 @@ fn observe(pool: &PoolName, opened: BlockDevice, device: dev_t, node: &Path) -> 
 }
 
 impl Mounted {
-    /// Whether it should be grown to fill a volume of this size. Ask before the volume is grown.
+    /// Whether it should be grown to fill a volume of this size, and can be now. Ask before the volume is grown.
     ///
     /// # Errors
-    /// [`Refusal::GrowthTooLarge`] when XFS would get more allocation groups than is good for it, or ext4 more groups
-    /// or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that the kernel does not grow because
-    /// of recorded errors or of a feature.
-    pub fn check_growth(&self, to: Bytes) -> Result<(), Refusal> {
+    /// [`Refusal::GrowthTooLarge`], unless `allow_any`, when XFS would get more allocation groups than is good for it, or
+    /// ext4 more groups or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that the kernel does not
+    /// grow because of recorded errors or of a feature; [`Refusal::NotMounted`] for a btrfs that is busy with a balance or
+    /// the like.
+    pub fn check_growth(&self, to: Bytes, allow_any: bool) -> Result<(), Refusal> {
         self.check_obstacle(&self.geometry)?;
-        match self.geometry.crossed_on(to) {
+        match self.geometry.crossed_on(to).filter(|_| !allow_any) {
             Some(crossed) => Err(Refusal::GrowthTooLarge {
                 location: self.node.clone(),
                 filesystem: self.geometry.name(),
@@ -172,10 +174,17 @@ impl Mounted {
     }
 
     fn check_obstacle(&self, geometry: &Geometry) -> Result<(), Refusal> {
+        let node = self.node.display();
         match geometry {
             Geometry::Ext4(Ext4 { obstacle: Some(obstacle), .. }) => {
-                let what = format!("growing ext4 with {obstacle}, as on {},", self.node.display());
-                Err(Refusal::Unsupported { what })
+                Err(Refusal::Unsupported { what: format!("growing ext4 with {obstacle}, as on {node},") })
+            }
+            Geometry::Btrfs { .. } => {
+                let operation = btrfs::exclusive_operation(self.root.as_fd());
+                let operation = operation.map_err(system("see what is at work on", &self.node));
+                let Some(operation) = operation.map_err(DriverError::into_refusal)? else { return Ok(()) };
+                let problem = format!("btrfs on {node} is not resized before this has ended: {operation}");
+                Err(Refusal::NotMounted { pool: self.pool.clone(), problem })
             }
             _ => Ok(()),
         }

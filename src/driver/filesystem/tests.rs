@@ -96,6 +96,15 @@ fn ext4_has_room_for_what_was_reserved() {
 }
 
 #[test]
+fn ext4_that_the_kernel_would_take_for_damaged_is_told() {
+    let obstacle = |superblock: Superblock| Ext4::read(&superblock.bytes()).unwrap().obstacle;
+    assert_eq!(obstacle(Superblock::usual()), None);
+    assert_eq!(obstacle(Superblock { compat: 0, reserved: 0, ..Superblock::usual() }), None);
+    let told = obstacle(Superblock { compat: 0, ..Superblock::usual() }).unwrap();
+    assert!(told.contains("no resize_inode"), "{told}");
+}
+
+#[test]
 fn xfs_leaves_out_a_group_below_64_blocks_and_gets_no_more_than_is_good() {
     let xfs = xfs(4096, 16384);
     let tail = |blocks: u64| xfs.size_on(Bytes::new((16384 + blocks) * 4 * KIB)).get() / (4 * KIB) - 16384;

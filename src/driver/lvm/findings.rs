@@ -3,8 +3,9 @@
 //! The order matters: the first blocking problem is what an extend is refused with.
 
 use super::Lvm;
-use super::volume::Volume;
-use crate::driver::Problem;
+use super::volume::{self, Volume};
+use crate::driver::filesystem::Device;
+use crate::driver::{Problem, Sizes};
 use crate::model::Refusal;
 
 impl Lvm {
@@ -22,13 +23,23 @@ impl Lvm {
         }
         if volume.is_suspended {
             let problem = format!("logical volume {place} is suspended: whatever reads or writes it waits");
+            // An lvextend that was killed has left a larger table there. LVM's metadata need not know of that size, so it is
+            // cleared, and the refresh takes the size that they have.
+            let node = volume::node(group, &volume.name);
+            let node = node.display();
             block(
                 self.not_mounted(problem),
-                format!("dmsetup resume {}", super::volume::node(group, &volume.name).display()),
+                format!("dmsetup clear {node} && dmsetup resume {node} && lvchange --refresh {place}"),
             );
         } else if !volume.is_active {
             let problem = format!("logical volume {place} is not active");
             block(self.not_mounted(problem), format!("lvchange -ay {place}, and mount it"));
+        }
+        if volume.is_locked {
+            let problem =
+                format!("logical volume {place} is being moved by pvmove, and LVM resizes it only afterwards");
+            let remedy = format!("lvs -a {group} shows how far pvmove is; pvmove --abort ends it");
+            block(self.not_mounted(problem), remedy);
         }
         if volume.has_role("thickorigin") {
             let remedy = format!("remove its snapshots: lvs -S 'origin={}' {group}, then lvremove", volume.name);
@@ -51,11 +62,35 @@ impl Lvm {
         problems
     }
 
-    /// A thin pool that is nearly full: what is written into it may be lost, so nothing more is promised.
+    /// As when the table of an lvextend that was killed is used all the same: LVM may give what is behind the recorded size
+    /// to another volume.
+    pub(super) fn larger_than_recorded(&self, volume: &Volume, device: &Device) -> Problem {
+        let (group, Volume { name, size: recorded, .. }) = (self.group.name(), volume);
+        let (place, size) = (format!("{group}/{name}"), device.size);
+        let problem = format!("the kernel has {size} of logical volume {place}, and LVM's metadata only {recorded}");
+        let remedy = match device.sizes() {
+            Sizes::Volume { filesystem: Some(filesystem), .. } if filesystem <= *recorded => {
+                format!("lvchange --refresh {place}")
+            }
+            // What is behind the recorded size is in use, and the extents that LVM takes should be the same.
+            _ => {
+                let (extend, node) = (format!("lvextend --size {}b {place}", size.get()), volume::node(group, name));
+                format!("{extend} (if that changes what dmsetup table {} shows, its end is lost)", node.display())
+            }
+        };
+        Problem::blocking(self.not_mounted(problem), remedy)
+    }
+
+    /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised.
     pub(super) fn critical(&self, thin_pool: &Volume) -> Option<Problem> {
         let thin = self.thin.as_ref()?;
         let over = |percent: Option<f64>, most| percent.is_some_and(|percent| percent >= most);
-        if !over(thin_pool.data_percent, thin.max_data) && !over(thin_pool.metadata_percent, thin.max_metadata) {
+        // The kernel tells no percentages of one that has failed.
+        let is_unknown = thin_pool.is_active && thin_pool.use_of_thin_pool().is_none();
+        let has_failed = is_unknown || ["failed", "metadata_read_only"].contains(&thin_pool.health.as_str());
+        let is_full =
+            over(thin_pool.data_percent, thin.max_data) || over(thin_pool.metadata_percent, thin.max_metadata);
+        if !has_failed && !is_full {
             return None;
         }
         let percent = |percent: Option<f64>| percent.map_or_else(|| "?".to_owned(), |percent| percent.to_string());
@@ -67,8 +102,12 @@ impl Lvm {
             max_data_percent: thin.max_data.to_string(),
             max_metadata_percent: thin.max_metadata.to_string(),
         };
-        let remedy =
-            format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata");
+        let remedy = if has_failed {
+            let health = "lvs -o lv_health_status shows what is wrong with it";
+            format!("{health}; unmount and lvchange -an its volumes and {place}, then lvconvert --repair {place}")
+        } else {
+            format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata")
+        };
         Some(Problem::blocking(refusal, remedy))
     }
 

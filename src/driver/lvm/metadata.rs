@@ -71,6 +71,8 @@ impl<'a> Metadata<'a> {
             size: bytes(size)?,
             is_active: true,
             is_suspended: false,
+            is_locked: false,
+            health: String::new(),
             role: "public".to_owned(),
             segment_type: segment_type.to_owned(),
             rounding: Rounding::of(segment_type, group.extent, stripes, stripes, 1),

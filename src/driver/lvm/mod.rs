@@ -24,9 +24,10 @@ use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{
-    Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, SpaceId, Step, answer_each, system,
+    Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, answer_each,
+    system,
 };
-use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool, ThinUse};
+use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool};
 use crate::sys::block_device::{self, Mapper};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
@@ -142,6 +143,7 @@ impl Lvm {
         let name = &volume.name;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
         let mut problems = self.problems(&volume);
+        let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool));
         let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(name)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
@@ -149,16 +151,34 @@ impl Lvm {
                 problems.push(filesystem::unusable(refusal, &location));
                 None
             }
-            Some(Err(error)) => return Err(error),
-            None => None,
+            Some(Err(error)) if critical.is_none() => return Err(error),
+            // What is in a thin pool that has failed cannot be read.
+            Some(Err(_)) | None => None,
         };
-        problems.extend(thin_pool.and_then(|thin_pool| self.critical(&thin_pool)));
         let sizes = device.as_ref().map(Device::sizes);
-        problems.extend(sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes)));
+        let unrecorded = match &device {
+            // Of a thick snapshot LVM tells another size.
+            Some(device) if problems.is_empty() => self.unrecorded(&volume, device)?,
+            _ => None,
+        };
+        let half_grown = || sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes));
+        problems.extend(unrecorded.or_else(half_grown));
+        problems.extend(critical);
         let filesystem = device.as_ref().map_or("", Device::filesystem);
         let used = device.as_ref().and_then(Device::used);
         let observed = Observed { location, project: ProjectLabel::default(), filesystem, sizes, used, problems };
         Ok(Share { volume, device, observed })
+    }
+
+    /// A device that is larger than LVM knows of. An extend is in the metadata before the kernel has it, so those that were
+    /// read before the device are read again: somebody may have extended the volume in between.
+    fn unrecorded(&self, volume: &Volume, device: &Device) -> Result<Option<Problem>, Refusal> {
+        if device.size <= volume.size {
+            return Ok(None);
+        }
+        let rows = self.read_volumes(&[&volume.name])?;
+        let now = Volume::read(&rows, &volume.name).map_err(|problem| Refusal::Internal { problem })?;
+        Ok(now.filter(|now| now.size < device.size).map(|now| self.larger_than_recorded(&now, device)))
     }
 
     /// The volume's device and what is on it, by the kernel alone.
@@ -215,7 +235,7 @@ impl Lvm {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
                 let wanted = device.volume_for(target, |size| rounding.round_up(before, size));
-                let checked = if self.allow_any_growth { Ok(()) } else { device.check_growth(wanted) };
+                let checked = device.check_growth(wanted, self.allow_any_growth);
                 checked.map(|()| rounding.space(wanted.saturating_sub(before)))
             }
             _ => Ok(Bytes::ZERO),
@@ -307,17 +327,15 @@ impl Driver for Lvm {
                 promised = promised.saturating_add(row.bytes("lv_size").map_err(internal)?);
             }
         }
-        let full = thin_pool.data_percent.unwrap_or(0.0) / 100.0;
+        let thin_use = thin_pool.use_of_thin_pool();
+        let used = thin_use.map_or(thin_pool.size, |used| thin_pool.size.scaled(used.data_percent / 100.0));
         Ok(Space {
             id: SpaceId(format!("vg {}/{}", self.group.name(), thin.name)),
             filesystem: "",
             total: thin_pool.size,
-            free: thin_pool.size.saturating_sub(thin_pool.size.scaled(full)),
+            free: thin_pool.size.saturating_sub(used),
             promised,
-            thin: Some(ThinUse {
-                data_percent: thin_pool.data_percent.unwrap_or(0.0),
-                metadata_percent: thin_pool.metadata_percent.unwrap_or(0.0),
-            }),
+            thin: thin_use,
             problems: self.critical(&thin_pool).into_iter().collect(),
         })
     }

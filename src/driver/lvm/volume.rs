@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use super::report::Row;
 use super::rounding::Rounding;
-use crate::model::Bytes;
+use crate::model::{Bytes, ThinUse};
 
 /// The fields of `lvs` that [`Volume::read`] reads.
-pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,segtype,stripes,data_stripes,data_copies,\
-                          pool_lv,data_percent,metadata_percent,vg_size,vg_free,vg_extent_size,vg_partial";
+pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,lv_allocation_locked,lv_health_status,\
+                          segtype,stripes,data_stripes,data_copies,pool_lv,data_percent,metadata_percent,\
+                          vg_size,vg_free,vg_extent_size,vg_partial";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Volume {
@@ -17,6 +18,10 @@ pub struct Volume {
     pub size: Bytes,
     pub is_active: bool,
     pub is_suspended: bool,
+    /// pvmove is at work on it: LVM resizes it only afterwards.
+    pub is_locked: bool,
+    /// What LVM finds wrong with it, as `failed` or `metadata_read_only` of a thin pool; mostly empty.
+    pub health: String,
     /// Comma-separated, as `public,origin,thickorigin`.
     pub role: String,
     /// Of its last segment, which the next one is made like.
@@ -76,6 +81,8 @@ impl Volume {
             size: row.bytes("lv_size")?,
             is_active: row.text("lv_active")? == "active",
             is_suspended: row.text("lv_suspended")? == "suspended",
+            is_locked: !row.text("lv_allocation_locked")?.is_empty(),
+            health: row.text("lv_health_status")?.to_owned(),
             role: row.text("lv_role")?.to_owned(),
             rounding: Rounding::of(&segment_type, group.extent, stripes, data_stripes, copies),
             segment_type,
@@ -84,6 +91,12 @@ impl Volume {
             metadata_percent: row.percent("metadata_percent")?,
             group,
         }))
+    }
+
+    /// How full a thin pool is; `None` when the kernel does not tell.
+    pub fn use_of_thin_pool(&self) -> Option<ThinUse> {
+        let (data_percent, metadata_percent) = self.data_percent.zip(self.metadata_percent)?;
+        Some(ThinUse { data_percent, metadata_percent })
     }
 
     pub fn has_role(&self, role: &str) -> bool {
@@ -109,8 +122,9 @@ mod tests {
 
     /// As LVM 2.03.16 printed it.
     const STRIPED: &str = "  LVM2_LV_NAME='str' LVM2_LV_SIZE='427819008' LVM2_LV_ACTIVE='active' \
-        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' LVM2_SEGTYPE='striped' LVM2_STRIPES='3' \
-        LVM2_DATA_STRIPES='3' LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
+        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' LVM2_LV_ALLOCATION_LOCKED='' \
+        LVM2_LV_HEALTH_STATUS='' LVM2_SEGTYPE='striped' LVM2_STRIPES='3' LVM2_DATA_STRIPES='3' \
+        LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
         LVM2_VG_SIZE='17163091968' LVM2_VG_FREE='14709424128' LVM2_VG_EXTENT_SIZE='4194304' LVM2_VG_PARTIAL=''";
 
     #[test]
@@ -124,6 +138,18 @@ mod tests {
         assert_eq!(volume.thin_pool, None);
         assert_eq!(Volume::read(&rows(&printed), "other"), Ok(None));
         assert!(Volume::read(&rows(&STRIPED.replace("'427819008'", "'much'")), "str").is_err());
+    }
+
+    #[test]
+    fn how_full_a_thin_pool_is_takes_both_figures() {
+        let used = |data: &str, metadata: &str| {
+            let printed = STRIPED.replace("DATA_PERCENT=''", &format!("DATA_PERCENT='{data}'"));
+            let printed =
+                printed.replace(&format!("METADATA_PERCENT='{data}'"), &format!("METADATA_PERCENT='{metadata}'"));
+            Volume::read(&rows(&printed), "str").unwrap().unwrap().use_of_thin_pool()
+        };
+        assert_eq!(used("5.5", "7"), Some(ThinUse { data_percent: 5.5, metadata_percent: 7.0 }));
+        assert_eq!([used("", ""), used("5.5", ""), used("", "7")], [None, None, None]);
     }
 
     #[test]

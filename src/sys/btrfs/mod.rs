@@ -8,6 +8,7 @@ mod tree_search;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -16,9 +17,10 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::FsFlags;
+use uuid::Uuid;
 
 use self::tree_search::{ANY, Key, SMALL, first_of, number, search};
-use super::growfs;
+use super::{errno, growfs};
 use crate::model::Bytes;
 
 /// BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top directory.
@@ -53,6 +55,7 @@ const QGROUP_RELATION: u32 = 246;
 const STATUS_ON: u64 = 1 << 0;
 const STATUS_RESCAN: u64 = 1 << 1;
 const STATUS_INCONSISTENT: u64 = 1 << 2;
+const STATUS_SIMPLE: u64 = 1 << 3;
 
 /// BTRFS_QGROUP_LIMIT_*
 const LIMIT_MAX_RFER: u64 = 1 << 0;
@@ -111,6 +114,20 @@ pub fn filesystem_id(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
     if is_btrfs(fd)? { growfs::btrfs_info(fd).map(|info| Some(info.id)) } else { Ok(None) }
 }
 
+/// What keeps a btrfs from being resized, as `balance` or `balance paused`: `/sys/fs/btrfs/ID/exclusive_operation`. `None`
+/// when nothing does, and where the kernel, older than 5.10, does not tell.
+///
+/// # Errors
+/// Those of the ioctl and of reading the file.
+pub fn exclusive_operation(fd: BorrowedFd<'_>) -> Result<Option<String>, Errno> {
+    let id = Uuid::from_bytes(growfs::btrfs_info(fd)?.id);
+    match fs::read_to_string(format!("/sys/fs/btrfs/{id}/exclusive_operation")).map_err(errno) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned()).filter(|operation| operation != "none")),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Whether nothing can be changed through an open file on btrfs: its mount or the whole file system is read-only. `None`
 /// on another file system.
 ///
@@ -158,7 +175,7 @@ impl fmt::Display for QgroupId {
     }
 }
 
-/// What holds for the quotas of a whole file system. Simple quotas are quotas.
+/// What holds for the quotas of a whole file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotaState {
     /// Limits exist and hold.
@@ -167,6 +184,8 @@ pub struct QuotaState {
     pub rescanning: bool,
     /// Use was counted wrong, and is until the next rescan.
     pub inconsistent: bool,
+    /// Simple quotas, which count for who has written it what was written since they were turned on, and nothing else.
+    pub simple: bool,
     /// Some groups count what others do: a subvolume's may have [`ancestors`].
     pub has_levels: bool,
 }
@@ -178,12 +197,16 @@ pub fn quota_state(fd: BorrowedFd<'_>) -> Result<QuotaState, Errno> {
     let flags = quota_item(fd, QGROUP_STATUS, 0, |item| number(item, 2))?.unwrap_or(0);
     let info = |offset| Key { objectid: 0, kind: QGROUP_INFO, offset };
     let above = first_of(fd, QUOTA_TREE, info(LAST_SUBVOLUME + 1), info(u64::MAX), |_| ())?;
-    Ok(QuotaState {
-        on: flags & STATUS_ON != 0,
-        rescanning: flags & STATUS_RESCAN != 0,
-        inconsistent: flags & STATUS_INCONSISTENT != 0,
-        has_levels: above.is_some(),
-    })
+    Ok(QuotaState { has_levels: above.is_some(), ..QuotaState::of_flags(flags) })
+}
+
+impl QuotaState {
+    fn of_flags(flags: u64) -> Self {
+        let is_set = |flag| flags & flag != 0;
+        let (on, rescanning) = (is_set(STATUS_ON), is_set(STATUS_RESCAN));
+        let (inconsistent, simple) = (is_set(STATUS_INCONSISTENT), is_set(STATUS_SIMPLE));
+        Self { on, rescanning, inconsistent, simple, has_levels: false }
+    }
 }
 
 /// Limits of a quota group; `None` is no limit.
@@ -366,6 +389,14 @@ mod tests {
     #[test]
     fn tells_btrfs_from_others() {
         assert_eq!(is_btrfs(File::open("/proc").unwrap().as_fd()), Ok(false));
+    }
+
+    #[test]
+    fn simple_quotas_are_told_from_others() {
+        let full = QuotaState { on: true, ..QuotaState::default() };
+        assert_eq!(QuotaState::of_flags(0b0001), full);
+        assert_eq!(QuotaState::of_flags(0b1001), QuotaState { simple: true, ..full });
+        assert_eq!(QuotaState::of_flags(0b0101), QuotaState { inconsistent: true, ..full });
     }
 
     #[test]
