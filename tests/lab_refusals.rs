@@ -9,6 +9,7 @@ mod support;
 mod daemon;
 
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
+use growd::wire::limits::MESSAGE_MOST;
 use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, ListJobsRequest, ListSharesRequest, NodeState};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, fill, lab};
@@ -247,7 +248,8 @@ async fn bad_input_is_refused_and_changes_nothing() {
     };
 
     let good = request(&share(1), 11 * MIB);
-    let long = "1".repeat(50_000);
+    // A request with it is as large as one may be.
+    let long = "1".repeat(MESSAGE_MOST - 200);
     let share_id = |id: &str| ExtendShareRequest { share_id: id.to_owned(), ..good.clone() };
     let label = |label: String| ExtendShareRequest { project_id: label, ..good.clone() };
     let extends = [
@@ -272,7 +274,7 @@ async fn bad_input_is_refused_and_changes_nothing() {
 
     let too_large = clients.ask(label("x".repeat(5 << 20))).await.unwrap_err();
     assert_eq!(too_large.code(), Code::OutOfRange);
-    assert!(too_large.message().contains("the limit is: 65536 bytes"), "{too_large:?}");
+    assert!(too_large.message().contains(&format!("the limit is: {MESSAGE_MOST} bytes")), "{too_large:?}");
     unchanged().await;
 
     let unknown = share(9);
