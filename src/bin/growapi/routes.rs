@@ -71,7 +71,9 @@ async fn around(State(metrics): State<Arc<Metrics>>, mut request: Request, next:
     let begin = Instant::now();
     let traced = Traced::of(request.headers());
     let version = Microversion::asked(request.headers());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // As much as the longest that leads anywhere has: no client may fill the log.
+    let path: String = request.uri().path().chars().take(1024).collect();
+    let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
     request.extensions_mut().insert(traced);
     let mut response = next.run(request).await;
