@@ -41,7 +41,7 @@ fn problems(fs: &Filesystem) -> [String; 3] {
     [
         format!("pool \"gone\": {} does not exist: is its file system mounted?", path("gone")),
         "pool \"nothing\": its reserve of 1TiB leaves nothing of ".to_owned(),
-        format!("pool \"odd\": pool odd is not mounted: no btrfs with quotas is mounted at {}", path("odd")),
+        format!("pool \"odd\": pool odd is not ready: no btrfs with quotas is mounted at {}", path("odd")),
     ]
 }
 

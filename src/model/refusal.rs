@@ -128,7 +128,7 @@ pub enum Refusal {
     RequestIdReused { request_id: RequestId, job: JobId, field: &'static str },
     #[error("share {share} has {current} and not the expected {expected}")]
     CurrentSizeMismatch { share: ShareId, current: Bytes, expected: Bytes },
-    #[error("pool {pool} is not mounted: {problem}")]
+    #[error("pool {pool} is not ready: {problem}")]
     NotMounted { pool: PoolName, problem: String },
     #[error("quota of {} is not enforced: {problem}", location.display())]
     QuotaNotEnforced { location: PathBuf, problem: String },
