@@ -138,13 +138,15 @@ impl Service {
 
     fn jobs_of(&self, share: ShareId) -> Result<Jobs, Refusal> {
         let active = self.engine.claims.active(share);
-        let job = match active {
-            Some(id) => Some(self.engine.job(id)?),
-            None => self.engine.last_job(share)?.filter(|job| job.state == JobState::Failed),
+        let (last, job) = match active {
+            Some(id) => (active, Some(self.engine.job(id)?)),
+            None => {
+                let (newest, job) = self.engine.last_jobs(share)?;
+                let failed = job.filter(|job| job.state == JobState::Failed);
+                // Of a failure its own job tells, which a cancelled one may have come after.
+                (failed.as_ref().map(|job| job.id).or(newest), failed)
+            }
         };
-        // Of a failure its own job tells, which a cancelled one may have come after.
-        let failed = job.as_ref().filter(|_| active.is_none()).map(|job| job.id);
-        let last = failed.or_else(|| self.engine.store.newest_of(share));
         let status = match (active, job.map(|job| job.kind)) {
             (Some(_), Some(JobKind::Shrink)) => ShareStatus::Shrinking,
             (Some(_), _) => ShareStatus::Extending,
