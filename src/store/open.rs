@@ -90,12 +90,12 @@ fn open_above(
 
     // Its threads are started by the first flush, at the latest; without this they only wake more often.
     let _lenient = Lenient::by(SLED_MAY_SLEEP_ON);
+    let original = Original::keep(&files)?;
     let (exists, mark) = (files.jobs().exists(), files.read_mark()?);
     if let (false, Some(mark)) = (exists, mark) {
         return Err(damaged(format!("{} is gone; it held {mark} commits", files.jobs().display())));
     }
     remove_tree(&files.compacted())?;
-    let original = Original::keep(&files)?;
     let opened = database(&files.jobs()).map_err(damaged).and_then(|db| {
         let scan = if exists { Scan::of_all(&db) } else { Scan::default() };
         scan.check(&dir, mark).map(|scan| (db, scan))
