@@ -42,8 +42,8 @@ pub struct Pool {
     pub turns: Arc<Semaphore>,
     /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
     pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
-    /// As many are taken as there are copies of it.
-    places: Place,
+    /// Those of the pools that had its name before as well: their jobs have not ended.
+    places: Arc<Places>,
     looks: Arc<Looks>,
     observing: Arc<Together<ShareId, Result<Observed, DriverError>>>,
     assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
@@ -53,14 +53,31 @@ pub struct Pool {
 #[derive(Clone, Default)]
 pub struct Place(Arc<()>);
 
+/// The places of all pools that have had the same name.
+#[derive(Default)]
+pub struct Places(Place);
+
+impl Places {
+    /// Gives a place, which is given back when it is dropped.
+    fn take(&self) -> Place {
+        self.0.clone()
+    }
+
+    pub fn taken(&self) -> usize {
+        Arc::strong_count(&self.0.0) - 1
+    }
+}
+
 impl Pool {
-    /// `turns` are shared by the pools that must wait for each other: those of one volume group.
+    /// `turns` are shared by the pools that must wait for each other: those of one volume group; `places` by all that ever
+    /// had the name.
     pub fn new(
         name: PoolName,
         driver: Arc<dyn Driver>,
         reserve: Bytes,
         overcommit: f64,
         turns: Arc<Semaphore>,
+        places: Arc<Places>,
     ) -> Self {
         let most = if driver.kind().is_quota() { LOOKS_TOGETHER } else { 1 };
         let [observing, assessing] = [Arc::clone(&driver), Arc::clone(&driver)];
@@ -71,7 +88,7 @@ impl Pool {
             overcommit,
             turns,
             ready: Mutex::default(),
-            places: Place::default(),
+            places,
             looks: Arc::default(),
             observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),
             assessing: Together::new(most, move |asked: &[(ShareId, Bytes)]| assessing.assess_all(asked)),
@@ -115,11 +132,11 @@ impl Pool {
 
     /// Takes a place, which is given back when it is dropped.
     pub fn place(&self) -> Place {
-        self.places.clone()
+        self.places.take()
     }
 
     pub fn places_taken(&self) -> usize {
-        Arc::strong_count(&self.places.0) - 1
+        self.places.taken()
     }
 
     /// All that decides on a new job that brings a share to `target`.
