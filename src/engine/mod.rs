@@ -110,7 +110,8 @@ impl Engine {
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
     ///
     /// # Errors
-    /// STORE_UNAVAILABLE; the job is then not accepted, and what it was promised is given back.
+    /// STORE_UNAVAILABLE. The job may be on disk then: a restart of growd would carry it out, while a store that can be
+    /// written again forgets it. What it was promised is given back.
     pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, place: Place) -> Result<Job, Refusal> {
         let stored = self.store.commit(vec![job.clone()]).await;
         if let Err(error) = stored {
