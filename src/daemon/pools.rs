@@ -95,7 +95,8 @@ impl PoolMaker {
             }
         };
         let places = Arc::clone(self.places.entry(name()).or_default());
-        Pool::new(name(), driver, config.reserve, config.overcommit, turns, places)
+        let named = config.backend.named();
+        Pool::new(name(), driver, named, config.reserve, config.overcommit, turns, places)
     }
 
     fn group(&mut self, lvm: &LvmConfig) -> (Arc<VolumeGroup>, Arc<Semaphore>) {
