@@ -294,7 +294,7 @@ impl Committer {
         drop(failed);
         let reopened = write_over(&self.files.jobs())
             .map_err(|error| error.to_string())
-            .and_then(|()| open::database(&self.files.jobs()))
+            .and_then(|()| open::database(&self.files.jobs()).map_err(|error| error.to_string()))
             .and_then(|db| self.settle(&db).map(|()| db));
         match reopened {
             Ok(db) => {
