@@ -224,6 +224,7 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
 /// # Errors
 /// sled's.
 pub fn database(path: &Path) -> sled::Result<sled::Db> {
+    sync_file_range::begin(&path.join("db"));
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(CLEAN_EVERY_MS));
     catch_unwind(AssertUnwindSafe(|| config.open()))
         .unwrap_or_else(|_| Err(sled::Error::ReportableBug("opening the database panicked".to_owned())))
