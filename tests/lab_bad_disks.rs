@@ -12,12 +12,17 @@ mod failing_disk;
 
 mod store;
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use failing_disk::FailingDisk;
+use growd::sys::sync_file_range;
 use growd::wire::proto::{CancelJobRequest, Job, JobState};
+use nix::errno::Errno;
 use support::hanging_disk::{Hang, HangingDisk};
 use support::{Filesystem, PRJQUOTA, lab};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -84,6 +89,34 @@ async fn queries_are_answered(clients: &Clients, load: &Load, serving: ServingSt
 
 fn forget_what_is_in_memory(fs: &Filesystem) {
     fs.mount_again("defaults");
+}
+
+/// sled's own thread may have heard first of data that did not reach the disk.
+#[test]
+fn a_flush_hears_of_every_write_that_failed_since_the_one_before() {
+    lab::require();
+    let disk = FailingDisk::over("ubda");
+    let fs = Filesystem::ext4(&disk.path(), "");
+    let path = fs.path().join("file");
+    let file = File::options().create_new(true).write(true).open(&path).unwrap();
+    let write = |byte| file.write_all_at(&[byte; 4096], 0).unwrap();
+    write(1);
+    file.sync_all().unwrap();
+    sync_file_range::flush(file.as_fd()).unwrap();
+
+    disk.fail_blocks_of(&path);
+    write(2);
+    assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(Errno::EIO as i32));
+    file.sync_data().expect("the kernel tells it once");
+    for _ in 0..2 {
+        assert_eq!(sync_file_range::flush(file.as_fd()), Err(Errno::EIO));
+    }
+    disk.mend();
+    // Until it is opened anew.
+    sync_file_range::begin(&path);
+    write(3);
+    assert_eq!(sync_file_range::flush(file.as_fd()), Ok(()));
+    sync_file_range::end();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,6 +74,40 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
+    lab::require();
+    let (home, other) = (Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA));
+    let dir = tempfile::tempdir().unwrap();
+    create_shares(&home, 2, 8 * MIB);
+    other.create_share(&share(1), project(1), 8 * MIB);
+    let pools = format!("{}{}", pool(&home, ""), pool(&other, "").replace("\"home\"", "\"other\""));
+    let daemon = Daemon::start(dir.path(), &pools).await;
+    let clients = daemon.clients().await;
+    for _ in 0..5 {
+        let refusal = clients.extend(&share(1), 9 * MIB).await.unwrap_err();
+        assert_refused(&refusal, "UNSUPPORTED");
+        assert!(refusal.message().contains("in pool home and in pool other as well"), "{}", refusal.message());
+        let get = proto::GetShareRequest { share_id: share(1) };
+        assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "UNSUPPORTED");
+        daemon.reload(&pools);
+    }
+    succeeds(&clients, 2, 9 * MIB).await;
+    let findings = clients.diagnose().await.findings;
+    let told: Vec<_> = findings.iter().map(|finding| (finding.kind.as_str(), finding.share_id.as_str())).collect();
+    assert_eq!(told, [("UNSUPPORTED", share(1).as_str())], "{findings:?}");
+
+    // At a place of its own it is the one that counts.
+    let named = other.path().join("legacy");
+    std::fs::rename(other.path().join(share(1)), &named).unwrap();
+    let (id, named) = (share(1), named.display());
+    daemon.reload(&format!("{pools}[[share]]\nid = \"{id}\"\npool = \"other\"\npath = \"{named}\"\n"));
+    eventually(async || clients.share(&share(1)).await.pool, |pool| pool == "other").await;
+    assert_eq!(clients.diagnose().await.findings, []);
+    succeeds(&clients, 1, 9 * MIB).await;
+    assert_eq!((home.hard_limit(project(1)), other.hard_limit(project(1))), (8 * MIB, 9 * MIB));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_says_when_to_come_again() {
     lab::require();
     let disk = HangingDisk::over("ubda");

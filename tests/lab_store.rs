@@ -191,6 +191,36 @@ async fn survives_a_full_disk(fs: Filesystem) {
     store.close().await;
 }
 
+async fn starts_once_there_is_room(fs: Filesystem) {
+    let state = fs.path().join("state");
+    let mut jobs: Vec<Job> = (0..20).map(|_| job(State::Queued)).collect();
+    jobs.sort_unstable_by_key(|job| job.id);
+    let (store, _) = Store::open(&state, KEEP_ALL).unwrap();
+    store.commit(jobs.clone()).await.unwrap();
+    store.close().await;
+    drop(store);
+    let fillers = take_all_space(fs.path());
+    for _ in 0..3 {
+        let Err(refused) = Store::open(&state, KEEP_ALL) else { panic!("there is room: this shows nothing") };
+        // From the second on it is the copy of what the first has begun to change that there is no room for.
+        let told = format!("{:#}", anyhow::Error::from(refused));
+        println!("{told}");
+        assert!(told.contains("No space left") || told.contains("StorageFull"), "{told}");
+        assert!(!told.contains("damaged") && !told.contains("set-aside"), "{told}");
+    }
+    fillers.iter().for_each(|filler| std::fs::remove_file(filler).unwrap());
+    let (store, unfinished) = Store::open(&state, KEEP_ALL).unwrap();
+    assert!(unfinished == jobs, "{} jobs came back of {}", unfinished.len(), jobs.len());
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_on_a_full_disk_says_so_and_the_next_one_has_every_job() {
+    lab::require();
+    starts_once_there_is_room(Filesystem::xfs("ubdb", "")).await;
+    starts_once_there_is_room(Filesystem::ext4("ubdc", "")).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_xfs_loses_nothing_that_was_acknowledged() {
     lab::require();

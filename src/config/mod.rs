@@ -8,6 +8,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -103,6 +104,16 @@ impl Backend {
             Self::Lvm(_) => DriverKind::Lvm,
             Self::Image { .. } => DriverKind::Image,
             Self::Btrfs { .. } => DriverKind::Btrfs,
+        }
+    }
+
+    /// The shares that have an entry of their own.
+    pub fn named(&self) -> BTreeSet<ShareId> {
+        match self {
+            Self::ProjectQuota { shares, .. } | Self::Image { shares, .. } | Self::Btrfs { shares, .. } => {
+                shares.iter().map(|(share, _)| *share).collect()
+            }
+            Self::Lvm(lvm) => lvm.shares.iter().map(|(share, _)| *share).collect(),
         }
     }
 

@@ -15,7 +15,8 @@ use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::ProjectQuota;
 use crate::driver::promises::Promises;
 use crate::driver::{Driver, Space};
-use crate::engine::pools::{Pool, TURNS, TURNS_TOGETHER};
+use crate::engine::pools::{Places, Pool, TURNS, TURNS_TOGETHER};
+use crate::model::PoolName;
 
 /// What is wrong with a pool as the node has it; asks its disk, which may hang.
 ///
@@ -60,6 +61,8 @@ pub struct PoolMaker {
     /// Those that a pool has, or a job that is still at work in a pool of before. LVM changes one volume of a group at a
     /// time; whoever waits for that should still be QUEUED.
     groups: BTreeMap<String, (Weak<VolumeGroup>, Weak<Semaphore>)>,
+    /// A pool that hangs must not come by new ones through a change of its configuration.
+    places: BTreeMap<PoolName, Arc<Places>>,
     made: Vec<(PoolConfig, Arc<Pool>)>,
 }
 
@@ -71,6 +74,7 @@ impl PoolMaker {
             images: Arc::default(),
             lvm: None,
             groups: BTreeMap::new(),
+            places: BTreeMap::new(),
             made: Vec::new(),
         }
     }
@@ -89,6 +93,7 @@ impl PoolMaker {
         });
         self.made = made.collect::<Vec<_>>();
         self.groups.retain(|_, (group, turns)| group.strong_count() + turns.strong_count() > 0);
+        self.places.retain(|_, places| Arc::strong_count(places) > 1 || places.taken() > 0);
         self.made.iter().map(|(_, pool)| Arc::clone(pool)).collect()
     }
 
@@ -123,7 +128,9 @@ impl PoolMaker {
                 (Arc::new(driver), turns(TURNS_TOGETHER))
             }
         };
-        Pool::new(name(), driver, config.reserve, config.overcommit, turns)
+        let places = Arc::clone(self.places.entry(name()).or_default());
+        let named = config.backend.named();
+        Pool::new(name(), driver, named, config.reserve, config.overcommit, turns, places)
     }
 
     fn group(&mut self, lvm: &LvmConfig) -> (Arc<VolumeGroup>, Arc<Semaphore>) {
@@ -141,4 +148,35 @@ fn shared<T>(known: &mut Weak<T>, new: impl FnOnce() -> T) -> Arc<T> {
         *known = Arc::downgrade(&new);
         new
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Bytes;
+
+    #[test]
+    fn a_pool_that_is_changed_or_comes_back_has_the_jobs_of_before() {
+        let config = |reserve| PoolConfig {
+            name: "home".parse().unwrap(),
+            backend: Backend::ProjectQuota { path: "/nowhere/{share_id}".parse().unwrap(), shares: Vec::new() },
+            reserve,
+            overcommit: 1.0,
+        };
+        let mut maker = PoolMaker::new(Arc::default());
+        let mut make = |configured: &[PoolConfig]| maker.make(configured);
+        let before = make(&[config(Bytes::ZERO)]);
+        let hangs = [before[0].place(), before[0].place()];
+        let changed = make(&[config(Bytes::gib(1))]);
+        assert!(!Arc::ptr_eq(&before[0], &changed[0]));
+        assert_eq!(changed[0].places_taken(), 2);
+        drop((before, changed));
+        make(&[]);
+        make(&[]);
+        let back = make(&[config(Bytes::ZERO)]);
+        let another = back[0].place();
+        assert_eq!(back[0].places_taken(), 3);
+        drop((hangs, another));
+        assert_eq!(back[0].places_taken(), 0);
+    }
 }

@@ -29,10 +29,14 @@ pub(super) struct Lowered<'a> {
 }
 
 impl Lowered<'_> {
-    /// `to` is what was asked for, `limit` that size as the file system counts limits, which is not less. A limit that is
-    /// lowered already and below what is in use, which a crash may leave, becomes `from` again.
+    /// `from` is the limit as it was read when the shrink was accepted: above it somebody has raised it since, to a size
+    /// that nobody asked to lower. `to` is what was asked for, `limit` that size as the file system counts limits, which is
+    /// not less. A limit that is lowered already and below what is in use, which a crash may leave, becomes `from` again.
     pub fn lower(&self, from: Bytes, to: Bytes, limit: Bytes) -> Result<Outcome, DriverError> {
         let Bounds { limit: before, used } = self.now;
+        if before > from {
+            return Err(Refusal::CurrentSizeMismatch { share: self.share, current: before, expected: from }.into());
+        }
         let begun = Instant::now();
         let too_small = |used| Refusal::WouldLoseData { share: self.share, used, requested: to };
         match lowering(self.now, limit, to) {
@@ -95,6 +99,7 @@ fn lowering(now: Bounds, limit: Bytes, to: Bytes) -> Lowering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
 
     #[test]
     fn a_limit_is_lowered_only_above_what_is_in_use() {
@@ -105,5 +110,105 @@ mod tests {
         assert_eq!((decided(4, 0), decided(4, 9)), (Lowering::There, Lowering::There), "somebody has set it lower");
         assert_eq!((decided(8, 8), decided(8, 9)), (Lowering::There, Lowering::PutBack));
         assert_eq!((decided(9, 7), decided(9, 8)), (Lowering::Lower, Lowering::TooMuchInUse));
+    }
+
+    const SPACE: &str = "disk";
+
+    /// What became of a limit that was 10 of a share with `used` in use, was read as `now` and was to be lowered to 8 (in
+    /// blocks; 7 was asked for): every limit that was set, and what all limits add up to.
+    /// `looks` is what is read after the change.
+    fn lowered(
+        now: (u64, u64),
+        looks: Result<(u64, u64), &str>,
+        put_back: Result<(), &str>,
+    ) -> (Result<Outcome, Refusal>, Vec<(&'static str, u64)>, Bytes) {
+        let bounds = |(limit, used)| Bounds { limit: Bytes::new(limit), used: Bytes::new(used) };
+        let failed = |what: &str| DriverError::from(Refusal::Internal { problem: what.to_owned() });
+        let (set, promises, space) = (RefCell::new(Vec::new()), Promises::default(), SpaceId(SPACE.to_owned()));
+        let scanned = |sum| promises.sum(&space, || Ok::<_, ()>(Bytes::new(sum))).unwrap();
+        scanned(100);
+        let lowered = Lowered {
+            share: ShareId::from_uuid(uuid::Uuid::nil()),
+            location: Path::new("/srv/a"),
+            now: bounds(now),
+            promises: &promises,
+            space: &space,
+            write: &|limit| {
+                set.borrow_mut().push(("set", limit.get()));
+                Ok(())
+            },
+            put_back: &|limit| {
+                set.borrow_mut().push(("put back", limit.get()));
+                put_back.map_err(failed)
+            },
+            look: &|| looks.map(bounds).map_err(failed),
+        };
+        let outcome = lowered.lower(Bytes::new(10), Bytes::new(7), Bytes::new(8));
+        // Where nobody knows what the limits add up to now, they are added up again.
+        let promised = scanned(1000);
+        (outcome.map_err(DriverError::into_refusal), set.into_inner(), promised)
+    }
+
+    fn would_lose(used: u64) -> Result<Outcome, Refusal> {
+        let share = ShareId::from_uuid(uuid::Uuid::nil());
+        Err(Refusal::WouldLoseData { share, used: Bytes::new(used), requested: Bytes::new(7) })
+    }
+
+    fn internal(problem: &str) -> Result<Outcome, Refusal> {
+        Err(Refusal::Internal { problem: problem.to_owned() })
+    }
+
+    #[test]
+    fn a_limit_is_lowered_read_again_and_no_longer_promised() {
+        let done = |from| Ok(Outcome::Changed { from: Bytes::new(from), to: Bytes::new(8) });
+        assert_eq!(lowered((10, 7), Ok((8, 8)), Ok(())), (done(10), vec![("set", 8)], Bytes::new(98)));
+        assert_eq!(lowered((9, 0), Ok((8, 0)), Ok(())), (done(9), vec![("set", 8)], Bytes::new(99)));
+        let there = Ok(Outcome::AlreadyThere { size: Bytes::new(8) });
+        assert_eq!(lowered((8, 8), Err("not asked"), Ok(())), (there, vec![], Bytes::new(100)));
+    }
+
+    #[test]
+    fn a_limit_that_somebody_has_raised_meanwhile_stays() {
+        let (outcome, set, promised) = lowered((30, 0), Err("not asked"), Ok(()));
+        let share = ShareId::from_uuid(uuid::Uuid::nil());
+        let mismatch = Refusal::CurrentSizeMismatch { share, current: Bytes::new(30), expected: Bytes::new(10) };
+        assert_eq!((outcome, set, promised), (Err(mismatch), vec![], Bytes::new(100)));
+    }
+
+    #[test]
+    fn whoever_is_in_the_way_keeps_the_old_limit() {
+        assert_eq!(lowered((10, 8), Err("not asked"), Ok(())), (would_lose(8), vec![], Bytes::new(100)));
+        // Written between the look and the change.
+        let put_back = vec![("set", 8), ("put back", 9)];
+        assert_eq!(lowered((9, 7), Ok((8, 9)), Ok(())), (would_lose(9), put_back, Bytes::new(1000)));
+        // Written before a crash, which came before the limit was put back.
+        assert_eq!(
+            lowered((8, 9), Err("not asked"), Ok(())),
+            (would_lose(9), vec![("put back", 10)], Bytes::new(1000))
+        );
+    }
+
+    #[test]
+    fn a_limit_of_which_nothing_can_be_read_is_put_back() {
+        let put_back = vec![("set", 8), ("put back", 10)];
+        assert_eq!(lowered((10, 7), Err("no answer"), Ok(())), (internal("no answer"), put_back, Bytes::new(1000)));
+    }
+
+    #[test]
+    fn a_limit_that_reads_higher_than_it_was_set_is_told_of() {
+        let told = internal("the limit of /srv/a was set to 8B, but reads 9B");
+        assert_eq!(lowered((10, 7), Ok((9, 7)), Ok(())), (told, vec![("set", 8)], Bytes::new(100)));
+    }
+
+    #[test]
+    fn a_lower_limit_that_stays_is_never_left_unsaid() {
+        let told = |used, limit| {
+            let problem = "/srv/a has USEDB in use and a lower limit, since LIMITB was not put back: no room";
+            internal(&problem.replace("USED", used).replace("LIMIT", limit))
+        };
+        let outcome = |now, looks| lowered(now, looks, Err("no room")).0;
+        assert_eq!(outcome((10, 7), Ok((8, 9))), told("9", "10"));
+        assert_eq!(outcome((10, 7), Err("no answer")), told("7", "10"));
+        assert_eq!(outcome((8, 9), Err("not asked")), told("9", "10"));
     }
 }

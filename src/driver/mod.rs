@@ -258,8 +258,8 @@ pub struct Space {
 pub enum Step {
     /// Raise the hard limit of the quota to at least this.
     SetLimit { to: Bytes },
-    /// Lower the hard limit of the quota to this, rounded up to blocks, unless more is in use. Of a limit that is lowered
-    /// already and below what is in use, which a crash may leave, `from` is put back.
+    /// Lower the hard limit of the quota from `from` or less to `to`, rounded up to blocks, unless more is in use. Of a limit
+    /// that is lowered already and below what is in use, which a crash may leave, `from` is put back.
     LowerLimit { from: Bytes, to: Bytes },
     /// Grow the volume until it holds a file system of at least this size.
     GrowVolume { to: Bytes },

@@ -165,7 +165,7 @@ impl Claims {
 }
 
 impl Claim<'_> {
-    /// The job is durable: whoever waited is told that the share is busy with it.
+    /// The job is durable: whoever waited with its request id is given it, and others that the share is busy with it.
     pub fn accepted(self, job: JobId) {
         self.claims.slots.lock().shares.insert(self.share, Slot::Active(job));
         self.outcome.send_replace(Some(job));

@@ -90,12 +90,15 @@ impl Engine {
         *last
     }
 
-    /// Has a job that is durable seen as one that has not ended.
-    fn enliven(&self, job: Job, place: Place) {
+    /// Has a job that is durable seen as one that has not ended, once `claimed` has marked its share: nobody can end the
+    /// job, and so give the share free, before.
+    fn enliven(&self, job: Job, place: Place, claimed: impl FnOnce()) {
         let id = job.id;
         let live =
             Live { job: watch::channel(job).0, _place: place, cancelling: false, step_begun: None, telling: false };
-        self.live.lock().insert(id, live);
+        let mut all = self.live.lock();
+        claimed();
+        all.insert(id, live);
     }
 
     /// Begins the run of a job that is live and whose share is claimed for it: the run may have ended at once, and gives
@@ -107,15 +110,15 @@ impl Engine {
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
     ///
     /// # Errors
-    /// STORE_UNAVAILABLE; the job is then not accepted, and what it was promised is given back.
+    /// STORE_UNAVAILABLE. The job may be on disk then: a restart of growd would carry it out, while a store that can be
+    /// written again forgets it. What it was promised is given back.
     pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, place: Place) -> Result<Job, Refusal> {
         let stored = self.store.commit(vec![job.clone()]).await;
         if let Err(error) = stored {
             self.ledger.withdraw(&job.pool, promised(&job));
             return Err(store_refusal(&error));
         }
-        self.enliven(job.clone(), place);
-        claim.accepted(job.id);
+        self.enliven(job.clone(), place, || claim.accepted(job.id));
         self.begin(&job);
         Ok(job)
     }
@@ -134,12 +137,14 @@ impl Engine {
         // Durable first: the revision must not fall when growd is killed again before they end.
         self.store.commit(jobs.clone()).await?;
         for job in &jobs {
-            if !self.claims.activate(job.share, job.id) {
-                warn!(job = %job.id, share = %job.share, "the share has another unfinished job; this one runs beside it");
-            }
             // As it was promised: where a part has been given by now, that counts twice until the job ends.
             self.ledger.add(&job.pool, promised(job));
-            self.enliven(job.clone(), self.pools.get(&job.pool).map_or_else(Place::default, |pool| pool.place()));
+            let place = self.pools.get(&job.pool).map_or_else(Place::default, |pool| pool.place());
+            self.enliven(job.clone(), place, || {
+                if !self.claims.activate(job.share, job.id) {
+                    warn!(job = %job.id, share = %job.share, "another unfinished job has the share; this one runs beside it");
+                }
+            });
         }
         jobs.iter().for_each(|job| self.begin(job));
         Ok(())
@@ -170,7 +175,7 @@ impl Engine {
         self.store.failure().borrow().as_deref().map_or(Ok(()), |problem| Err(unwritable(problem)))
     }
 
-    /// A job as it is now.
+    /// A job as it is now. One that is on disk and not live yet is not seen: nobody could wait for its changes.
     ///
     /// # Errors
     /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
@@ -178,10 +183,13 @@ impl Engine {
         if let Some(live) = self.live.lock().get(&id) {
             return Ok(live.job.borrow().clone());
         }
-        self.store.get(id).map_err(|error| store_refusal(&error))?.ok_or(Refusal::JobNotFound { job: id })
+        // Read second: a job that is live no more has ended on disk before.
+        let stored = self.store.get(id).map_err(|error| store_refusal(&error))?;
+        stored.filter(|job| job.state.is_ended()).ok_or(Refusal::JobNotFound { job: id })
     }
 
-    /// A job to look at; whoever waits for a change is woken now and then, and when it has ended, which is the last one.
+    /// A job to look at; whoever waits for a change is woken now and then, and when it has ended, which is the last one. Of
+    /// one that has ended there is no other change.
     ///
     /// # Errors
     /// As [`Engine::job`].
@@ -192,22 +200,26 @@ impl Engine {
         self.job(id).map(|job| watch::channel(job).1)
     }
 
-    /// The newest job of a share that was not cancelled.
+    /// The newest job of a share, and the newest that was not cancelled.
     ///
     /// # Errors
     /// STORE_UNAVAILABLE.
-    pub fn last_job(&self, share: ShareId) -> Result<Option<Job>, Refusal> {
+    pub fn last_jobs(&self, share: ShareId) -> Result<(Option<JobId>, Option<Job>), Refusal> {
         let selection = Selection { share: Some(share), state: None };
+        let mut newest = None;
         // One record is read as a rule: only cancelled jobs lead on to the next.
         for id in self.store.newest_first(&selection, None, 20) {
-            match self.job(id) {
-                Ok(job) if job.state == JobState::Cancelled => {}
-                // Retention removed it at this moment.
-                Err(Refusal::JobNotFound { .. }) => {}
-                job => return job.map(Some),
+            let job = match self.job(id) {
+                // Retention removed it at this moment, or it is being accepted.
+                Err(Refusal::JobNotFound { .. }) => continue,
+                job => job?,
+            };
+            newest.get_or_insert(id);
+            if job.state != JobState::Cancelled {
+                return Ok((newest, Some(job)));
             }
         }
-        Ok(None)
+        Ok((newest, None))
     }
 
     /// The jobs whose step has been at work for longer than this, and for how long.
@@ -362,5 +374,40 @@ pub mod fixture {
             started_at: None,
             finished_at: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Retention;
+
+    fn is_unknown<T>(answer: Result<T, Refusal>) -> bool {
+        matches!(answer, Err(Refusal::JobNotFound { .. }))
+    }
+
+    #[tokio::test]
+    async fn a_job_is_seen_from_when_its_share_is_taken_and_its_changes_can_be_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path(), Retention { age: Duration::MAX, jobs: usize::MAX }).unwrap();
+        let engine = Engine::new(store, Pools::new(Vec::new()), Arc::new(Meters::new().unwrap()));
+        let job = fixture::job();
+        engine.store.commit(vec![job.clone()]).await.unwrap();
+        // On disk, and listed there, before whoever asked for it goes on.
+        assert!(is_unknown(engine.job(job.id)) && is_unknown(engine.watch(job.id)));
+        assert!(is_unknown(engine.cancel(job.id).await));
+        assert_eq!(engine.last_jobs(job.share), Ok((None, None)));
+
+        engine.enliven(job.clone(), Place::default(), || {
+            assert!(engine.live.try_lock().is_none(), "somebody may end it now, and its share be taken for ever");
+            assert!(engine.claims.activate(job.share, job.id));
+        });
+        let mut watched = engine.watch(job.id).unwrap();
+        assert_eq!(engine.last_jobs(job.share).unwrap().0, Some(job.id));
+        let cancelled = engine.cancel(job.id).await.unwrap();
+        assert_eq!(watched.wait_for(|job| job.state.is_ended()).await.unwrap().clone(), cancelled);
+        assert_eq!(engine.claims.active(job.share), None);
+        assert_eq!(engine.job(job.id), Ok(cancelled));
+        engine.store.close().await;
     }
 }

@@ -1,17 +1,19 @@
 //! The pools of the node, and how their drivers are called: on threads of each pool, so that one whose disk hangs holds up
 //! nobody else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::Span;
 
+use super::LOOK_MOST;
 use super::looks::{Looks, Together};
 use crate::driver::{Assessment, Driver, DriverError, Observed};
 use crate::model::{Bytes, JobId, JobKind, PoolName, Refusal, ShareId};
@@ -34,6 +36,8 @@ const MOST_KNOWN: usize = 100_000;
 pub struct Pool {
     pub name: PoolName,
     pub driver: Arc<dyn Driver>,
+    /// The shares that the configuration says are in this pool and in no other.
+    pub named: BTreeSet<ShareId>,
     /// Space that is never promised to shares.
     pub reserve: Bytes,
     /// Limits may add up to this times (total - reserve).
@@ -42,8 +46,10 @@ pub struct Pool {
     pub turns: Arc<Semaphore>,
     /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
     pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
-    /// As many are taken as there are copies of it.
-    places: Place,
+    /// Those of the pools that had its name before as well: their jobs have not ended.
+    places: Arc<Places>,
+    /// It was waited for in vain, and has not answered since.
+    silent: AtomicBool,
     looks: Arc<Looks>,
     observing: Arc<Together<ShareId, Result<Observed, DriverError>>>,
     assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
@@ -53,25 +59,45 @@ pub struct Pool {
 #[derive(Clone, Default)]
 pub struct Place(Arc<()>);
 
+/// The places of all pools that have had the same name.
+#[derive(Default)]
+pub struct Places(Place);
+
+impl Places {
+    /// Gives a place, which is given back when it is dropped.
+    fn take(&self) -> Place {
+        self.0.clone()
+    }
+
+    pub fn taken(&self) -> usize {
+        Arc::strong_count(&self.0.0) - 1
+    }
+}
+
 impl Pool {
-    /// `turns` are shared by the pools that must wait for each other: those of one volume group.
+    /// `turns` are shared by the pools that must wait for each other: those of one volume group; `places` by all that ever
+    /// had the name.
     pub fn new(
         name: PoolName,
         driver: Arc<dyn Driver>,
+        named: BTreeSet<ShareId>,
         reserve: Bytes,
         overcommit: f64,
         turns: Arc<Semaphore>,
+        places: Arc<Places>,
     ) -> Self {
         let most = if driver.kind().is_quota() { LOOKS_TOGETHER } else { 1 };
         let [observing, assessing] = [Arc::clone(&driver), Arc::clone(&driver)];
         Self {
             name,
             driver,
+            named,
             reserve,
             overcommit,
             turns,
             ready: Mutex::default(),
-            places: Place::default(),
+            places,
+            silent: AtomicBool::new(false),
             looks: Arc::default(),
             observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),
             assessing: Together::new(most, move |asked: &[(ShareId, Bytes)]| assessing.assess_all(asked)),
@@ -115,11 +141,11 @@ impl Pool {
 
     /// Takes a place, which is given back when it is dropped.
     pub fn place(&self) -> Place {
-        self.places.clone()
+        self.places.take()
     }
 
     pub fn places_taken(&self) -> usize {
-        Arc::strong_count(&self.places.0) - 1
+        self.places.taken()
     }
 
     /// All that decides on a new job that brings a share to `target`.
@@ -128,6 +154,23 @@ impl Pool {
     /// Those of [`Driver::assess_all`] and [`Pool::call`].
     pub async fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, Refusal> {
         self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// From now on nobody who has another pool's answer waits for this one, until it has answered a question.
+    fn has_kept_silent(self: &Arc<Self>) {
+        if !self.silent.swap(true, Ordering::Relaxed) {
+            let pool = Arc::clone(self);
+            tokio::spawn(async move {
+                let driver = Arc::clone(&pool.driver);
+                // Any answer will do.
+                let _ = pool.looks.ask(move || drop(driver.space())).await;
+                pool.silent.store(false, Ordering::Relaxed);
+            });
+        }
     }
 
     fn stuck(&self) -> Refusal {
@@ -154,7 +197,7 @@ impl Pool {
 /// ends with it.
 pub struct Pools {
     now: watch::Sender<Vec<Arc<Pool>>>,
-    /// The pools that shares were found in last, where there are several pools.
+    /// Where there are several pools, those that shares were found in when all others said that they do not have them.
     known: Mutex<HashMap<ShareId, Arc<Pool>>>,
 }
 
@@ -196,64 +239,208 @@ impl Pools {
         let _ = self.now.subscribe().wait_for(|pools| !is_among(pools, pool)).await;
     }
 
-    /// Asks the pool that the share was found in last, and all pools when it is not there any more.
+    /// Asks the pool that the configuration names for the share; failing that the one that it was found in last, and all
+    /// pools when it is not there any more.
     ///
     /// # Errors
-    /// SHARE_NOT_FOUND when every pool says so; otherwise what the pool said that could not tell.
+    /// SHARE_NOT_FOUND when every pool says so; UNSUPPORTED when two pools have it; otherwise what the pool said that could
+    /// not tell.
     pub async fn find<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + Send + 'static>(
         &self,
         share: ShareId,
         ask: impl Fn(Arc<Pool>) -> A,
     ) -> Result<(Arc<Pool>, T), Refusal> {
         let all = self.all();
-        let known = match all.as_slice() {
-            [only] => Some(Arc::clone(only)),
-            _ => self.known.lock().get(&share).filter(|pool| is_among(&all, pool)).cloned(),
+        let own = match all.as_slice() {
+            [only] => Some(only),
+            several => several.iter().find(|pool| pool.named.contains(&share)),
         };
+        if let Some(pool) = own {
+            return Ok((Arc::clone(pool), ask(Arc::clone(pool)).await?));
+        }
+        let known = self.known.lock().get(&share).filter(|pool| is_among(&all, pool)).cloned();
         if let Some(pool) = known {
             match ask(Arc::clone(&pool)).await {
                 Ok(answer) => return Ok((pool, answer)),
                 // It may have moved: this question goes to all pools, or the next one if this pool could not tell.
                 Err(refusal) => {
                     self.known.lock().remove(&share);
-                    if all.len() == 1 || !matches!(refusal, Refusal::ShareNotFound { .. }) {
+                    if !matches!(refusal, Refusal::ShareNotFound { .. }) {
                         return Err(refusal);
                     }
                 }
             }
         }
-        let found = Self::search(share, all, ask).await?;
-        let mut known = self.known.lock();
-        if known.len() >= MOST_KNOWN {
-            known.clear();
+        let (found, in_no_other) = Self::search(share, all, ask).await?;
+        if in_no_other {
+            let mut known = self.known.lock();
+            if known.len() >= MOST_KNOWN {
+                known.clear();
+            }
+            known.insert(share, Arc::clone(&found.0));
         }
-        known.insert(share, Arc::clone(&found.0));
         Ok(found)
     }
 
-    /// Asks all pools at once, so that one that hangs does not hide the others.
+    /// Asks all pools at once, and tells also whether all others say that they do not have the share. One that does not
+    /// answer is waited for once, so that it does not hide the others.
     async fn search<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + Send + 'static>(
         share: ShareId,
-        pools: Vec<Arc<Pool>>,
+        mut pools: Vec<Arc<Pool>>,
         ask: impl Fn(Arc<Pool>) -> A,
-    ) -> Result<(Arc<Pool>, T), Refusal> {
+    ) -> Result<((Arc<Pool>, T), bool), Refusal> {
         let mut answers = JoinSet::new();
-        for pool in pools {
-            let answer = ask(Arc::clone(&pool));
+        for pool in &pools {
+            let (answer, pool) = (ask(Arc::clone(pool)), Arc::clone(pool));
             answers.spawn(async move { (answer.await, pool) });
         }
+        let mut found: Option<(Arc<Pool>, T)> = None;
         let mut undecided = None;
-        while let Some(answer) = answers.join_next().await {
-            match answer {
-                Ok((Ok(answer), pool)) => return Ok((pool, answer)),
-                Ok((Err(Refusal::ShareNotFound { .. }), _)) => {}
+        let late = sleep(LOOK_MOST);
+        tokio::pin!(late);
+        while found.is_none() || !pools.iter().all(|pool| pool.is_silent()) {
+            let answer = tokio::select! {
+                answer = answers.join_next() => answer,
+                () = &mut late, if found.is_some() => {
+                    pools.iter().for_each(Pool::has_kept_silent);
+                    break;
+                }
+            };
+            let (answer, pool) = match answer {
+                None => break,
+                Some(Ok(answered)) => answered,
+                Some(Err(error)) => {
+                    undecided = Some(Refusal::Internal { problem: error.to_string() });
+                    continue;
+                }
+            };
+            pools.retain(|asked| !Arc::ptr_eq(asked, &pool));
+            match (answer, &found) {
+                (Ok(_), Some((other, _))) => return Err(in_two_pools(share, &pool, other)),
+                (Ok(answer), None) => found = Some((pool, answer)),
+                (Err(Refusal::ShareNotFound { .. }), _) => {}
                 // What a pool says of the share counts more than that it can say nothing.
-                Ok((Err(Refusal::NotMounted { .. } | Refusal::Stuck { .. } | Refusal::QueueFull { .. }), _))
+                (Err(Refusal::NotMounted { .. } | Refusal::Stuck { .. } | Refusal::QueueFull { .. }), _)
                     if undecided.is_some() => {}
-                Ok((Err(refusal), _)) => undecided = Some(refusal),
-                Err(error) => undecided = Some(Refusal::Internal { problem: error.to_string() }),
+                (Err(refusal), _) => undecided = Some(refusal),
             }
         }
-        Err(undecided.unwrap_or(Refusal::ShareNotFound { share }))
+        match found {
+            Some(found) => Ok((found, pools.is_empty() && undecided.is_none())),
+            None => Err(undecided.unwrap_or(Refusal::ShareNotFound { share })),
+        }
+    }
+}
+
+fn in_two_pools(share: ShareId, one: &Pool, other: &Pool) -> Refusal {
+    let (first, second) = (one.name.as_str().min(other.name.as_str()), one.name.as_str().max(other.name.as_str()));
+    Refusal::Unsupported { what: format!("share {share} in pool {first} and in pool {second} as well") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::project_quota::ProjectQuota;
+    use std::collections::HashMap;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Instant;
+    use uuid::Uuid;
+
+    /// What a pool answers.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Says {
+        Has,
+        HasNot,
+        NotMounted,
+        Broken,
+        Nothing,
+    }
+
+    fn share() -> ShareId {
+        ShareId::from_uuid(Uuid::from_u128(7))
+    }
+
+    fn pool(name: &str, named: &[ShareId]) -> Arc<Pool> {
+        let name: PoolName = name.parse().unwrap();
+        let template = "/nowhere/{share_id}".parse().unwrap();
+        let driver = ProjectQuota::new(name.clone(), template, Vec::new(), Arc::default());
+        let named = named.iter().copied().collect();
+        let turns = Arc::new(Semaphore::new(1));
+        Arc::new(Pool::new(name, Arc::new(driver), named, Bytes::ZERO, 1.0, turns, Arc::default()))
+    }
+
+    /// The pool that has the share or the refusal, and how many pools were asked.
+    async fn found(pools: &Pools, says: &[(&str, Says)]) -> (Result<String, Refusal>, usize) {
+        let asked = AtomicUsize::new(0);
+        let says: HashMap<String, Says> = says.iter().map(|(name, says)| ((*name).to_owned(), *says)).collect();
+        let ask = |pool: Arc<Pool>| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            let says = says[pool.name.as_str()];
+            async move {
+                match says {
+                    Says::Has => Ok(()),
+                    Says::HasNot => Err(Refusal::ShareNotFound { share: share() }),
+                    Says::NotMounted => Err(Refusal::NotMounted { pool: pool.name.clone(), problem: String::new() }),
+                    Says::Broken => Err(Refusal::Internal { problem: String::new() }),
+                    Says::Nothing => std::future::pending().await,
+                }
+            }
+        };
+        let found = pools.find(share(), ask).await.map(|(pool, ())| pool.name.to_string());
+        (found, asked.into_inner())
+    }
+
+    fn twice() -> Result<String, Refusal> {
+        Err(in_two_pools(share(), &pool("b", &[]), &pool("a", &[])))
+    }
+
+    #[tokio::test]
+    async fn a_share_in_two_pools_is_in_neither_and_one_that_was_found_is_asked_for_where_it_was() {
+        let pools = Pools::new(vec![pool("a", &[]), pool("b", &[])]);
+        for _ in 0..20 {
+            assert_eq!(found(&pools, &[("a", Says::Has), ("b", Says::Has)]).await, (twice(), 2));
+        }
+        let in_b = [("a", Says::HasNot), ("b", Says::Has)];
+        assert_eq!(found(&pools, &in_b).await, (Ok("b".to_owned()), 2));
+        assert_eq!(found(&pools, &in_b).await, (Ok("b".to_owned()), 1));
+        // It has moved.
+        assert_eq!(found(&pools, &[("a", Says::Has), ("b", Says::HasNot)]).await, (Ok("a".to_owned()), 3));
+        assert_eq!(found(&pools, &[("a", Says::HasNot), ("b", Says::HasNot)]).await.0, {
+            Err(Refusal::ShareNotFound { share: share() })
+        });
+    }
+
+    #[tokio::test]
+    async fn a_share_that_the_configuration_names_is_asked_for_in_its_own_pool_alone() {
+        let pools = Pools::new(vec![pool("a", &[]), pool("b", &[share()])]);
+        assert_eq!(found(&pools, &[("a", Says::Has), ("b", Says::Has)]).await, (Ok("b".to_owned()), 1));
+        let (refusal, asked) = found(&pools, &[("a", Says::Has), ("b", Says::NotMounted)]).await;
+        assert!(matches!(refusal, Err(Refusal::NotMounted { .. })) && asked == 1);
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_cannot_tell_stops_no_other_and_is_asked_again() {
+        for says in [Says::NotMounted, Says::Broken] {
+            let pools = Pools::new(vec![pool("a", &[]), pool("b", &[])]);
+            assert_eq!(found(&pools, &[("a", says), ("b", Says::Has)]).await, (Ok("b".to_owned()), 2));
+            assert_eq!(found(&pools, &[("a", Says::Has), ("b", Says::Has)]).await, (twice(), 2));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_does_not_answer_is_waited_for_once() {
+        let pools = Pools::new(vec![pool("a", &[]), pool("b", &[])]);
+        let says = [("a", Says::Nothing), ("b", Says::Has)];
+        let begun = Instant::now();
+        assert_eq!(found(&pools, &says).await, (Ok("b".to_owned()), 2));
+        assert!(begun.elapsed() >= LOOK_MOST);
+        // Its kernel side hangs, as far as anybody knows.
+        pools.all()[0].silent.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
+        assert_eq!(found(&pools, &says).await, (Ok("b".to_owned()), 2));
+        assert!(begun.elapsed() < LOOK_MOST);
+        // It has answered: it counts again.
+        pools.all()[0].silent.store(false, Ordering::Relaxed);
+        assert_eq!(found(&pools, &[("a", Says::Has), ("b", Says::Has)]).await, (twice(), 2));
     }
 }

@@ -201,7 +201,7 @@ impl Service {
             for id in ids {
                 from = Some(id);
                 let job = match self.engine.job(id) {
-                    // Retention removed it at this moment.
+                    // Retention removed it at this moment, or it is being accepted.
                     Err(Refusal::JobNotFound { .. }) => continue,
                     job => job?,
                 };

@@ -1,5 +1,6 @@
 //! What is told of shares, pools and the node: the kernel's word, with what the jobs add to it.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -8,7 +9,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::timeout;
 
 use super::{Service, admission};
-use crate::driver::{Driver, DriverError, Observed, Problem, Space};
+use crate::driver::{Driver, DriverError, Observed, Problem, Shares, Space};
 use crate::engine::pools::Pool;
 use crate::model::{
     Bytes, CommandRecord, DriverKind, Finding, Job, JobKind, JobState, PoolName, PoolReport, ProjectLabel, Reason,
@@ -138,13 +139,15 @@ impl Service {
 
     fn jobs_of(&self, share: ShareId) -> Result<Jobs, Refusal> {
         let active = self.engine.claims.active(share);
-        let job = match active {
-            Some(id) => Some(self.engine.job(id)?),
-            None => self.engine.last_job(share)?.filter(|job| job.state == JobState::Failed),
+        let (last, job) = match active {
+            Some(id) => (active, Some(self.engine.job(id)?)),
+            None => {
+                let (newest, job) = self.engine.last_jobs(share)?;
+                let failed = job.filter(|job| job.state == JobState::Failed);
+                // Of a failure its own job tells, which a cancelled one may have come after.
+                (failed.as_ref().map(|job| job.id).or(newest), failed)
+            }
         };
-        // Of a failure its own job tells, which a cancelled one may have come after.
-        let failed = job.as_ref().filter(|_| active.is_none()).map(|job| job.id);
-        let last = failed.or_else(|| self.engine.store.newest_of(share));
         let status = match (active, job.map(|job| job.kind)) {
             (Some(_), Some(JobKind::Shrink)) => ShareStatus::Shrinking,
             (Some(_), _) => ShareStatus::Extending,
@@ -198,19 +201,30 @@ impl Service {
     /// Everything that is wrong with the pools and their shares.
     pub async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = self.stuck();
-        for found in join_all(self.engine.pools.all().iter().map(|pool| self.diagnose_pool(pool))).await {
+        let pools = self.engine.pools.all();
+        let mut listed: HashMap<ShareId, &PoolName> = HashMap::new();
+        for (pool, (found, shares)) in
+            pools.iter().zip(join_all(pools.iter().map(|pool| self.diagnose_pool(pool))).await)
+        {
             findings.extend(found);
+            for share in shares.iter().filter(|share| !pools.iter().any(|pool| pool.named.contains(share))) {
+                if let Some(other) = listed.insert(*share, &pool.name) {
+                    findings.push(finding(&pool.name, Some(*share), in_two_pools(*share, other, &pool.name)));
+                }
+            }
         }
         findings
     }
 
-    async fn diagnose_pool(&self, pool: &Arc<Pool>) -> Vec<Finding> {
+    /// What is wrong with a pool and its shares, and which these are.
+    async fn diagnose_pool(&self, pool: &Arc<Pool>) -> (Vec<Finding>, Shares) {
         let mut findings = self.pool(pool).await.findings;
+        let none = || Shares::from([]);
         // A pool that does not answer is waited for once.
         if findings.iter().any(|finding| finding.kind == Reason::Stuck) {
-            return findings;
+            return (findings, none());
         }
-        let Ok(shares) = pool.call(|driver| driver.shares()).await else { return findings };
+        let Ok(shares) = pool.call(|driver| driver.shares()).await else { return (findings, none()) };
         let observed = observe_all(pool, &shares, None, PATIENT).await;
         for (share, observed) in shares.iter().zip(observed) {
             for problem in observed.problems {
@@ -223,7 +237,7 @@ impl Service {
                 }
             }
         }
-        findings
+        (findings, shares)
     }
 
     /// Jobs at a step that takes much longer than such steps do. They are never killed: whoever changes storage must
@@ -308,6 +322,13 @@ struct Jobs {
     status: ShareStatus,
     active: Option<crate::model::JobId>,
     last: Option<crate::model::JobId>,
+}
+
+/// A share that two pools have, and no `[[share]]` of the configuration says which counts.
+fn in_two_pools(share: ShareId, one: &PoolName, other: &PoolName) -> Problem {
+    let what = format!("share {share} in pool {one} and in pool {other} as well");
+    let remedy = "take it out of one of them, or rename it there";
+    Problem::blocking(Refusal::Unsupported { what }, remedy.to_owned())
 }
 
 /// More is promised than the pool may promise. What is written already, as the volumes of a group are, is more than a

@@ -20,6 +20,7 @@ use super::calendar::Calendar;
 use super::files::{Files, Identity, remove_tree, write_over};
 use super::{Retention, Shared, StoreError, left, open, record};
 use crate::model::{Job, JobId};
+use crate::sys::sync_file_range;
 
 /// Most commits in a group: above it the wait for the flush is no longer what costs.
 const GROUP: usize = 512;
@@ -292,9 +293,10 @@ impl Committer {
         // the lock, for which threads wait that serve others.
         let failed = self.shared.db.write().take();
         drop(failed);
+        sync_file_range::end();
         let reopened = write_over(&self.files.jobs())
             .map_err(|error| error.to_string())
-            .and_then(|()| open::database(&self.files.jobs()))
+            .and_then(|()| open::database(&self.files.jobs()).map_err(|error| error.to_string()))
             .and_then(|db| self.settle(&db).map(|()| db));
         match reopened {
             Ok(db) => {
@@ -324,9 +326,10 @@ impl Committer {
         drop(marks);
         // It only writes the mark, which is written once more below.
         let _ = marker.join();
+        drop(db);
+        sync_file_range::end();
         match flushed {
             Some(Ok(_)) if shared.failure.borrow().is_none() => {
-                drop(db);
                 if let Err(error) = files.write_mark(durable) {
                     warn!(%error, "cannot write {}", files.mark().display());
                 }

@@ -24,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::meters::Meters;
-use crate::model::{Job, JobId, RequestId, ShareId};
+use crate::model::{Job, JobId, RequestId};
 use committer::Work;
 use files::{Files, Lock};
 use index::Index;
@@ -160,11 +160,6 @@ impl Store {
 
     pub fn of_request(&self, request_id: RequestId) -> Option<JobId> {
         self.shared.index.read().of_request(request_id)
-    }
-
-    /// The newest job of a share.
-    pub fn newest_of(&self, share: ShareId) -> Option<JobId> {
-        self.newest_first(&Selection { share: Some(share), state: None }, None, 1).first().copied()
     }
 
     /// The newest job of all.

@@ -56,12 +56,12 @@ pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> 
 pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
+    original::settle(&files)?;
     let parts: Vec<PathBuf> =
         [files.jobs(), files.mark(), files.left()].into_iter().filter(|part| part.exists()).collect();
     if parts.is_empty() {
         return Err(OpenError::io("there is no job store in", dir, io::ErrorKind::NotFound.into()));
     }
-    original::settle(&files)?;
     // What a compaction that was killed has left is a copy of what is moved.
     remove_tree(&files.compacted())?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::error::TrySendError;
@@ -61,6 +62,11 @@ pub enum OpenError {
     Older { dir: PathBuf, found: u64, expected: u64 },
     #[error("the job store in {} cannot be written: {problem}", dir.display())]
     NotWritable { dir: PathBuf, problem: String },
+    #[error(
+        "cannot open the job store in {}. Nothing is known to be wrong with it: make room on its disk, or have it take writes, \
+         and start growd again", dir.display()
+    )]
+    Disk { dir: PathBuf, source: io::Error },
     #[error("flushes of the job store do not reach the disk: sync_file_range is not answered by growd")]
     NotDurable,
 }
@@ -70,9 +76,26 @@ impl OpenError {
         Self::io("cannot make a copy for a look at the job store in", &files.jobs(), source)
     }
 
+    /// Why sled did not open the store.
+    fn of_sled(files: &Files, error: sled::Error) -> Self {
+        let dir = files.dir().to_owned();
+        match error {
+            sled::Error::Io(source) if is_of_disk(&source) => Self::Disk { dir, source },
+            damage => Self::Damaged { dir, problem: damage.to_string() },
+        }
+    }
+
     pub fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { operation, path: path.to_owned(), source }
     }
+}
+
+/// Whether the disk could not do what was asked of it. sled also tells of damage as of errors of files, of other kinds.
+fn is_of_disk(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    // EIO has no kind that could be named.
+    let fails = io::Error::from_raw_os_error(Errno::EIO as i32).kind();
+    [StorageFull, QuotaExceeded, ReadOnlyFilesystem, PermissionDenied, fails].contains(&error.kind())
 }
 
 pub fn open(files: Files, lock: Lock, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
@@ -90,13 +113,13 @@ fn open_above(
 
     // Its threads are started by the first flush, at the latest; without this they only wake more often.
     let _lenient = Lenient::by(SLED_MAY_SLEEP_ON);
+    let original = Original::keep(&files)?;
     let (exists, mark) = (files.jobs().exists(), files.read_mark()?);
     if let (false, Some(mark)) = (exists, mark) {
         return Err(damaged(format!("{} is gone; it held {mark} commits", files.jobs().display())));
     }
     remove_tree(&files.compacted())?;
-    let original = Original::keep(&files)?;
-    let opened = database(&files.jobs()).map_err(damaged).and_then(|db| {
+    let opened = database(&files.jobs()).map_err(|error| OpenError::of_sled(&files, error)).and_then(|db| {
         let scan = if exists { Scan::of_all(&db) } else { Scan::default() };
         scan.check(&dir, mark).map(|scan| (db, scan))
     });
@@ -105,7 +128,7 @@ fn open_above(
         Err(error) => {
             // Only one of the two can be answered, and this one says what is to be seen to first.
             let is_as_before = original.put_back().inspect_err(|_| warn!("{error}"))?;
-            if exists && !is_as_before {
+            if exists && !is_as_before && !matches!(error, OpenError::Disk { .. }) {
                 warn!(
                     "after a stop in order growd keeps no copy: sled has opened this store and may have written to it"
                 );
@@ -125,7 +148,7 @@ fn open_above(
     files.write_mark(scan.commit).map_err(|source| OpenError::io("cannot write", &files.mark(), source))?;
     let mut on_disk = db.size_on_disk().unwrap_or(0);
     if on_disk > bloat_floor && on_disk > BLOAT_RATIO * scan.live_bytes {
-        db = compact(&files, db).map_err(damaged)?;
+        db = compact(&files, db)?;
         let before = std::mem::replace(&mut on_disk, db.size_on_disk().unwrap_or(0));
         info!(before, after = on_disk, "compacted the job store");
     }
@@ -197,12 +220,14 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
 }
 
 /// Opens sled. It panics on some kinds of damage, which must become a refusal.
-pub fn database(path: &Path) -> Result<sled::Db, String> {
+///
+/// # Errors
+/// sled's.
+pub fn database(path: &Path) -> sled::Result<sled::Db> {
+    sync_file_range::begin(&path.join("db"));
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(CLEAN_EVERY_MS));
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(opened) => opened.map_err(|error| error.to_string()),
-        Err(_) => Err("opening the database panicked".to_owned()),
-    }
+    catch_unwind(AssertUnwindSafe(|| config.open()))
+        .unwrap_or_else(|_| Err(sled::Error::ReportableBug("opening the database panicked".to_owned())))
 }
 
 /// Writes the commit number, flushes, and sees whether that reached fdatasync; see `sys::sync_file_range`.
@@ -228,11 +253,10 @@ fn check_flush(
 
 /// Copies all records into a fresh database and puts it in the place of the bloated one, by one atomic exchange. When
 /// the copy cannot be made, the bloated one goes on.
-fn compact(files: &Files, db: sled::Db) -> Result<sled::Db, String> {
+fn compact(files: &Files, db: sled::Db) -> Result<sled::Db, OpenError> {
     if let Err(problem) = copy_records(&db, &files.compacted()) {
         warn!(problem, "cannot compact the job store");
-        remove_tree(&files.compacted()).map_err(|error| error.to_string())?;
-        return Ok(db);
+        return remove_tree(&files.compacted()).map(|()| db);
     }
     // Closed before its directory changes names.
     drop(db);
@@ -243,11 +267,11 @@ fn compact(files: &Files, db: sled::Db) -> Result<sled::Db, String> {
     if let Err(error) = exchanged.and_then(|()| fs::remove_dir_all(files.compacted())) {
         warn!(%error, "cannot put the compacted job store in place of {}", files.jobs().display());
     }
-    database(&files.jobs())
+    database(&files.jobs()).map_err(|error| OpenError::of_sled(files, error))
 }
 
 fn copy_records(db: &sled::Db, path: &Path) -> Result<(), String> {
-    let new = database(path)?;
+    let new = database(path).map_err(|error| error.to_string())?;
     let copy = || -> sled::Result<()> {
         for entry in db.iter() {
             let (key, value) = entry?;
@@ -291,6 +315,30 @@ mod tests {
         assert_eq!(unfinished, []);
         let size = store.size_on_disk();
         (store, size)
+    }
+
+    #[test]
+    fn what_a_disk_cannot_do_is_no_damage() {
+        let of = |error| OpenError::of_sled(&Files::new(Path::new("/state")), error);
+        let of_disk = |errno: Errno| {
+            let error = io::Error::from(errno);
+            // As sled passes on what it has remembered.
+            let remembered = io::Error::new(error.kind(), format!("{error:?}"));
+            [error, remembered].map(|error| matches!(of(sled::Error::Io(error)), OpenError::Disk { .. })) == [true; 2]
+        };
+        let disk = [Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS, Errno::EIO, Errno::EACCES, Errno::EPERM];
+        assert!(disk.into_iter().all(of_disk));
+        // What reading something else than sled wrote leads to.
+        let kinds = [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData, io::ErrorKind::Other];
+        let damage = kinds.map(|kind| sled::Error::Io(io::Error::new(kind, "corrupted")));
+        let damage = damage.into_iter().chain([
+            sled::Error::Io(Errno::EINVAL.into()),
+            sled::Error::Corruption { at: None, bt: () },
+            sled::Error::ReportableBug(String::new()),
+        ]);
+        assert!(damage.into_iter().all(|error| matches!(of(error), OpenError::Damaged { .. })));
+        let told = of(sled::Error::Io(Errno::ENOSPC.into())).to_string();
+        assert!(told.contains("start growd again") && !told.contains("set-aside"));
     }
 
     #[test]

@@ -10,8 +10,6 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-
 use super::files::{Files, copy_tree, remove_tree, sync_dir, sync_tree};
 use super::left;
 use super::open::OpenError;
@@ -52,13 +50,15 @@ impl<'a> Original<'a> {
             return Ok(false);
         }
         let (jobs, changed) = (self.files.jobs(), self.files.looked_at());
-        // On disk before the other goes. Under a name that no start puts back before the exchange, after which it is the
-        // changed one.
-        let exchanged = sync_tree(&self.copy).and_then(|()| fs::rename(&self.copy, &changed)).and_then(|()| {
-            renameat2(AT_FDCWD, &changed, AT_FDCWD, &jobs, RenameFlags::RENAME_EXCHANGE)?;
-            sync_dir(self.files.dir())
-        });
-        exchanged.map_err(|source| OpenError::io("cannot put back", &jobs, source))?;
+        let aside = |()| match fs::rename(&jobs, &changed) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(source),
+            _ => Ok(()),
+        };
+        // On disk before the other goes. Between the two renames there is no store, and the next start goes on from there.
+        let put_back = sync_tree(&self.copy).and_then(aside).and_then(|()| fs::rename(&self.copy, &jobs));
+        put_back
+            .and_then(|()| sync_dir(self.files.dir()))
+            .map_err(|source| OpenError::io("cannot put back", &jobs, source))?;
         remove_tree(&changed).map(|()| true)
     }
 
@@ -88,8 +88,14 @@ pub fn settle(files: &Files) -> Result<(), OpenError> {
     let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     for entry in entries.map_err(|source| OpenError::io("cannot read", dir, source))? {
         let path = entry.path();
-        if path != copy && entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        if path == copy || !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        if files.jobs().exists() {
             remove_tree(&path)?;
+        } else {
+            // Of before a power cut in the middle of putting it back: on disk before the store went.
+            fs::rename(&path, &copy).map_err(|source| OpenError::io("cannot rename", &path, source))?;
         }
     }
     Original { files, copy }.put_back().map(drop)
@@ -142,6 +148,31 @@ mod tests {
         write(&files, "changed");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "as it was");
+    }
+
+    #[test]
+    fn a_copy_is_put_back_whenever_a_start_was_killed_at_it() {
+        type Done = fn(&Files, &PathBuf);
+        let steps: [Done; 3] = [
+            |_, _| {},
+            |files, _| fs::rename(files.jobs(), files.looked_at()).unwrap(),
+            |files, copy| fs::rename(copy, files.jobs()).unwrap(),
+        ];
+        for killed_after in 1..=steps.len() {
+            for power_cut in [false, true] {
+                let (_dir, files) = state();
+                let mut copy = Original::keep(&files).unwrap().copy;
+                write(&files, "changed");
+                steps[..killed_after].iter().for_each(|step| step(&files, &copy));
+                if power_cut && copy.exists() {
+                    let before = std::mem::replace(&mut copy, files.dir().join(format!("{PREFIX}of-another-boot")));
+                    fs::rename(before, &copy).unwrap();
+                }
+                settle(&files).unwrap();
+                let kept = if power_cut && killed_after == 1 { "changed" } else { "as it was" };
+                assert_eq!(alone(&files), kept, "killed after step {killed_after}, power cut: {power_cut}");
+            }
+        }
     }
 
     #[test]

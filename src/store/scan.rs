@@ -40,7 +40,7 @@ pub fn scan_copy(files: &Files, mut each: impl FnMut(&Job)) -> Result<Scan, Open
     let copied = copy_tree(&files.jobs(), &copy).map_err(|source| OpenError::no_copy(files, source));
     let scan = copied.map(|()| match database(&copy) {
         Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), check),
-        Err(problem) => Scan::failed(problem),
+        Err(error) => Scan::failed(error.to_string()),
     });
     remove_tree(&copy)?;
     scan
