@@ -40,7 +40,7 @@ fn both_routes_say_and_do_the_same() {
                 assert_eq!(quotactl::get_next(fd, kind, route, 1), Ok(Some(quota)));
                 assert_eq!(quotactl::get_next(fd, kind, route, 43).unwrap().unwrap().id, LAST_PROJECT);
                 assert_eq!(quotactl::get_next(fd, kind, route, LAST_PROJECT + 1), Ok(None));
-                let nobody = quotactl::ProjectQuota { id: 4242, ..quotactl::ProjectQuota::default() };
+                let nobody = quotactl::Quota { id: 4242, ..quotactl::Quota::default() };
                 assert_eq!(quotactl::get(fd, kind, route, 4242), Ok(nobody));
             }
         }

@@ -97,7 +97,7 @@ fn unit_section<'a>(mount_points: impl Iterator<Item = &'a Path>, must_bind: boo
     }
     if must_bind {
         section.push_str(
-            "# growd does not start without its address, and after some starts it is not started again.\n\
+            "# growd does not start without its address.\n\
              Wants=network-online.target\nAfter=network-online.target\n",
         );
     }

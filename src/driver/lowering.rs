@@ -53,7 +53,7 @@ impl Lowered<'_> {
             }
             Ok(new) if new.used > new.limit => Err(self.back_to(before, new.used, too_small(new.used).into())),
             Ok(new) => {
-                self.promises.take(self.space, before.saturating_sub(new.limit), begun);
+                self.promises.subtract(self.space, before.saturating_sub(new.limit), begun);
                 Ok(Outcome::Changed { from: before, to: new.limit })
             }
             Err(unknown) => Err(self.back_to(before, used, unknown)),

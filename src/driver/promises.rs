@@ -56,7 +56,7 @@ impl Promises {
     }
 
     /// Counts a limit that was lowered at some time since `begun`.
-    pub(super) fn take(&self, space: &SpaceId, freed: Bytes, begun: Instant) {
+    pub(super) fn subtract(&self, space: &SpaceId, freed: Bytes, begun: Instant) {
         self.move_sum(space, begun, |promised| promised.saturating_sub(freed));
     }
 
@@ -101,7 +101,7 @@ mod tests {
         promises.add(&ours, Bytes::gib(2), later);
         promises.add(&other, Bytes::gib(2), later);
         assert_eq!(promises.cell(&ours).lock().as_ref().map(|sum| sum.promised), Some(Bytes::gib(3)));
-        promises.take(&ours, Bytes::gib(2), later);
+        promises.subtract(&ours, Bytes::gib(2), later);
         assert_eq!(promises.sum(&ours, || Err("the sum is known")), Ok(Bytes::gib(1)));
         promises.forget(&ours);
         assert_eq!(promises.sum(&ours, || Err("unknown")), Err("unknown"));

@@ -18,7 +18,8 @@ pub const THREADS: usize = 32;
 /// Questions that may wait for a thread when all hang. Most of those who asked have gone by then, and nothing takes their
 /// questions away before the disk answers.
 const MOST_WAITING: usize = 1024;
-/// A thread that takes none of those that wait in this time is held up, or gets so within twice the time.
+/// A thread that has taken no question for so long while some wait is held up. This is also how often somebody looks, so it is
+/// noticed after one to two of these.
 const HELD_UP: Duration = Duration::from_millis(5);
 
 type Question = Box<dyn FnOnce() + Send>;

@@ -32,6 +32,7 @@ use pools::{Place, Pool, Pools};
 use state::Event;
 
 pub use claims::{Claim, Denied};
+pub use ledger::Moment;
 
 /// How long a look at all pools waits for their answers.
 const LOOK_MOST: Duration = Duration::from_secs(5);

@@ -13,8 +13,8 @@ use std::time::SystemTime;
 
 use crate::model::{Bytes, Job, JobError, JobState, StepRecord};
 
-/// Changes of a job that can be seen and are not on disk, between two that are: to RUNNING, and its steps. After a
-/// crash the revision goes on behind them, so that it never repeats or falls.
+/// At most so many changes of a job (to RUNNING, and its steps) are seen before the next one is stored. A restart skips as
+/// many revisions, so that none is ever seen twice.
 const UNSTORED_REVISIONS: u64 = 64;
 
 #[derive(Clone, Debug, PartialEq)]

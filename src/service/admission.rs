@@ -1,7 +1,11 @@
 //! The rules by which a request is let in: pure, over what was asked and what the kernel said.
 
+use std::time::SystemTime;
+
 use crate::driver::{Bounds, Space};
-use crate::model::{Bytes, Job, JobKind, ProjectLabel, Refusal, RequestId, ShareId, TraceParent};
+use crate::model::{
+    Bytes, DriverKind, Job, JobId, JobKind, JobState, PoolName, ProjectLabel, Refusal, RequestId, ShareId, TraceParent,
+};
 
 /// A request to extend or to shrink a share, well formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +21,36 @@ pub struct SizeRequest {
     pub requested_by: String,
     /// What the job will follow.
     pub trace: Option<TraceParent>,
+}
+
+impl SizeRequest {
+    /// The job of a request that is let in, not begun.
+    pub fn into_job(self, id: JobId, pool: &PoolName, driver: DriverKind, size_before: Bytes, promised: Bytes) -> Job {
+        Job {
+            id,
+            kind: self.kind,
+            share: self.share,
+            pool: pool.clone(),
+            driver,
+            state: JobState::Queued,
+            size_before,
+            requested_size: self.new_size,
+            promised: Some(promised),
+            expected_size: self.expected_size,
+            size_after: None,
+            steps: Vec::new(),
+            error: None,
+            attempt: 1,
+            revision: 1,
+            requested_by: self.requested_by,
+            project: self.project,
+            request_id: self.request_id,
+            trace: self.trace,
+            created_at: SystemTime::now(),
+            started_at: None,
+            finished_at: None,
+        }
+    }
 }
 
 /// Whether the share is one of the project that is asked for, where its place says whose it is.

@@ -6,10 +6,11 @@ mod report;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::driver::Assessment;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::engine::pools::Pool;
-use crate::engine::{Denied, Engine};
-use crate::model::{Job, JobId, JobKind, JobState, ProjectLabel, Refusal};
+use crate::engine::{Denied, Engine, Moment};
+use crate::model::{Bytes, Job, JobId, JobKind, ProjectLabel, Refusal};
 use admission::SizeRequest;
 
 pub use crate::store::Selection;
@@ -60,7 +61,7 @@ impl Service {
             Err(Denied::Closed) => return Err(Refusal::Draining),
         };
 
-        let (share, target, kind) = (request.share, request.new_size, request.kind);
+        let (share, target) = (request.share, request.new_size);
         // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
         let moment = engine.ledger.moment();
         // What waits for a disk that hangs leaves the other pools their places.
@@ -76,67 +77,57 @@ impl Service {
         let (pool, (assessment, place)) = engine.pools.find(share, assess).await?;
         admission::check_project(&request, &assessment.observed.project)?;
         let driver = pool.driver.kind();
-        if kind == JobKind::Shrink && !driver.is_quota() {
+        if request.kind == JobKind::Shrink && !driver.is_quota() {
             let what = format!("making share {share} smaller, which no quota bounds (driver {driver}),");
             return Err(Refusal::Unsupported { what });
         }
         let current = assessment.observed.extendable()?.usable();
         admission::check_size(&request, current)?;
-        let space = assessment.space;
-        let promised = match kind {
+        let promised = self.promise(&request, &pool, assessment, &moment)?;
+        let validate_only = request.validate_only;
+        let mut job = request.into_job(engine.new_id(), &pool.name, driver, current, promised);
+        if validate_only {
+            engine.ledger.withdraw(&pool.name, promised);
+            job.id = JobId::from_uuid(uuid::Uuid::nil());
+            return Ok(job);
+        }
+        engine.accept(claim, job, place).await
+    }
+
+    /// Promises what the change takes of its pool's space, measured since `moment`, and gives it: withdraw it where no job
+    /// comes of the request.
+    fn promise(
+        &self,
+        request: &SizeRequest,
+        pool: &Pool,
+        assessment: Assessment,
+        moment: &Moment,
+    ) -> Result<Bytes, Refusal> {
+        let (ledger, space) = (&self.engine.ledger, assessment.space);
+        match request.kind {
             JobKind::Extend => {
                 let growth = assessment.growth?;
                 let left = admission::left(&space, pool.reserve, pool.overcommit);
-                let reserved = engine.ledger.reserve(&pool.name, &space.id, &moment, left, growth);
+                let reserved = ledger.reserve(&pool.name, &space.id, moment, left, growth);
                 reserved.map_err(|shortage| Refusal::PoolFull {
                     pool: pool.name.clone(),
                     free: shortage.free,
                     reserved: pool.reserve.saturating_add(shortage.queued),
                     asked: growth,
                 })?;
-                growth
+                Ok(growth)
             }
             JobKind::Shrink => {
-                admission::check_use(&request, assessment.observed.shrinkable()?)?;
+                let now = assessment.observed.shrinkable()?;
+                admission::check_use(request, now)?;
                 // Others must not have what it gives back before it has ended: the kernel's account loses it as soon as the
                 // limit is lowered, and the old limit may have to be put back. Before that it counts twice, for a moment.
-                let freed = current.saturating_sub(target);
-                engine.ledger.learn(&pool.name, space.id);
-                engine.ledger.add(&pool.name, freed);
-                freed
+                let freed = now.limit.saturating_sub(request.new_size);
+                ledger.learn(&pool.name, space.id);
+                ledger.add(&pool.name, freed);
+                Ok(freed)
             }
-        };
-
-        let mut job = Job {
-            id: engine.new_id(),
-            kind,
-            share: request.share,
-            pool: pool.name.clone(),
-            driver,
-            state: JobState::Queued,
-            size_before: current,
-            requested_size: request.new_size,
-            promised: Some(promised),
-            expected_size: request.expected_size,
-            size_after: None,
-            steps: Vec::new(),
-            error: None,
-            attempt: 1,
-            revision: 1,
-            requested_by: request.requested_by,
-            project: request.project,
-            request_id: request.request_id,
-            trace: request.trace,
-            created_at: SystemTime::now(),
-            started_at: None,
-            finished_at: None,
-        };
-        if request.validate_only {
-            engine.ledger.withdraw(&pool.name, promised);
-            job.id = JobId::from_uuid(uuid::Uuid::nil());
-            return Ok(job);
         }
-        engine.accept(claim, job, place).await
     }
 
     async fn repeated(&self, request: &SizeRequest, id: JobId) -> Result<Job, Refusal> {

@@ -89,7 +89,7 @@ impl Committer {
                 match work {
                     Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
                     Work::Tick => {
-                        self.goes_on();
+                        self.note_progress();
                         self.tick(|| waiting.is_empty() && inbox.is_empty());
                     }
                     Work::Close => closing = true,
@@ -102,14 +102,14 @@ impl Committer {
             if closing {
                 break;
             }
-            self.goes_on();
+            self.note_progress();
             *self.shared.at_work_since.lock() = None;
         }
         self.close();
     }
 
     /// Notes that the disk has answered, and takes back what was said when it did not for a while.
-    fn goes_on(&self) {
+    fn note_progress(&self) {
         // Held to the end, as by whoever says so: neither may come between the other's two steps.
         let mut at_work_since = self.shared.at_work_since.lock();
         *at_work_since = Some(Instant::now());
@@ -117,14 +117,14 @@ impl Committer {
     }
 
     fn commit_group(&mut self, waiting: &mut Vec<Waiting>) {
-        self.goes_on();
+        self.note_progress();
         let written = match &*self.shared.failure.borrow() {
             Some(problem) => Err(problem.clone()),
             None => Ok(()),
         };
         let begun = Instant::now();
         let written = written.and_then(|()| self.write(waiting.iter().flat_map(|(jobs, _)| jobs)));
-        self.goes_on();
+        self.note_progress();
         match written {
             Ok(()) => {
                 if let Some(meters) = self.shared.meters.get() {
@@ -222,7 +222,7 @@ impl Committer {
 
     /// Removes a batch of ended jobs that are no longer kept, and tells whether more may be left.
     fn sweep(&mut self) -> bool {
-        self.goes_on();
+        self.note_progress();
         let old = self.calendar.kept_for(self.retention.age);
         let expired = self.shared.index.read().expired(old, self.retention.jobs, SWEEP_BATCH);
         if expired.is_empty() {
@@ -321,7 +321,7 @@ impl Committer {
     fn close(self) {
         let db = self.shared.db.write().take();
         let flushed = db.as_ref().map(|db| db.flush());
-        self.goes_on();
+        self.note_progress();
         let Self { shared, files, durable, marking: (marks, marker), .. } = self;
         drop(marks);
         // It only writes the mark, which is written once more below.

@@ -60,7 +60,8 @@ pub struct Capacity {
     pub free: Bytes,
 }
 
-/// Space of the file system that holds an open file, asked at the root of its mount.
+/// Space of the file system that holds an open file; asked at the root of its mount where the file itself may show that of a
+/// project.
 ///
 /// # Errors
 /// Those of fstatfs(2). A mount that cannot be found or opened is none: the file itself is asked then.

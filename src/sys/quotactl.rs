@@ -148,7 +148,7 @@ pub struct QuotaState {
 
 /// Limits and use of one project.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProjectQuota {
+pub struct Quota {
     pub id: u32,
     /// 0 means no limit.
     pub hard: Bytes,
@@ -189,12 +189,12 @@ pub fn state(fd: BorrowedFd<'_>, route: Route) -> Result<QuotaState, Errno> {
 ///
 /// # Errors
 /// [`QuotaError::Off`], and those of the system call: `EPERM`, on ext4 `EROFS`.
-pub fn get(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<ProjectQuota, QuotaError> {
+pub fn get(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Quota, QuotaError> {
     match read(fd, kind, route, [Q_GETQUOTA, Q_XGETQUOTA], id) {
         // The generic answer has no id in it.
-        Ok(quota) => Ok(ProjectQuota { id, ..quota }),
+        Ok(quota) => Ok(Quota { id, ..quota }),
         // XFS knows no record; ext4 makes an empty one up.
-        Err(Errno::ENOENT) => Ok(ProjectQuota { id, ..ProjectQuota::default() }),
+        Err(Errno::ENOENT) => Ok(Quota { id, ..Quota::default() }),
         Err(errno) => Err(off_or(errno)),
     }
 }
@@ -203,7 +203,7 @@ pub fn get(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Proj
 ///
 /// # Errors
 /// As [`get`].
-pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Option<ProjectQuota>, QuotaError> {
+pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Option<Quota>, QuotaError> {
     // Whoever goes on behind the last project must come to an end: the kernel takes this id for a mistake.
     if id == NO_PROJECT {
         return Ok(None);
@@ -216,7 +216,7 @@ pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result
 }
 
 /// Reads a record with the generic command or with that of XFS.
-fn read(fd: BorrowedFd<'_>, kind: Kind, route: Route, commands: [c_uint; 2], id: u32) -> Result<ProjectQuota, Errno> {
+fn read(fd: BorrowedFd<'_>, kind: Kind, route: Route, commands: [c_uint; 2], id: u32) -> Result<Quota, Errno> {
     let [generic, xfs] = commands;
     match kind {
         Kind::Xfs => {
@@ -256,7 +256,7 @@ pub fn set_limits(fd: BorrowedFd<'_>, route: Route, id: u32, hard: Bytes, soft: 
     unsafe { call(fd, route, Q_SETQUOTA, id, (&raw mut quota).cast()) }.map_err(off_or)
 }
 
-impl From<RawQuota> for ProjectQuota {
+impl From<RawQuota> for Quota {
     fn from(raw: RawQuota) -> Self {
         let limit = |blocks| size_of_blocks(blocks, LIMIT_BLOCK);
         let (hard, soft) = (limit(raw.hard_blocks), limit(raw.soft_blocks));
@@ -264,7 +264,7 @@ impl From<RawQuota> for ProjectQuota {
     }
 }
 
-impl From<RawXfsQuota> for ProjectQuota {
+impl From<RawXfsQuota> for Quota {
     fn from(raw: RawXfsQuota) -> Self {
         let size = |blocks| size_of_blocks(blocks, BASIC_BLOCK);
         let (hard, soft, used) = (size(raw.hard_blocks), size(raw.soft_blocks), size(raw.current_blocks));
@@ -374,10 +374,10 @@ mod tests {
     fn each_command_counts_in_blocks_of_its_own() {
         let generic =
             RawQuota { hard_blocks: 3, soft_blocks: u64::MAX, current_bytes: 5, id: 7, ..RawQuota::default() };
-        let expected = ProjectQuota { id: 7, hard: Bytes::new(3072), soft: Bytes::new(u64::MAX), used: Bytes::new(5) };
-        assert_eq!(ProjectQuota::from(generic), expected);
+        let expected = Quota { id: 7, hard: Bytes::new(3072), soft: Bytes::new(u64::MAX), used: Bytes::new(5) };
+        assert_eq!(Quota::from(generic), expected);
         let xfs = RawXfsQuota { hard_blocks: 8, soft_blocks: 0, current_blocks: 16, id: 7, ..RawXfsQuota::default() };
-        let expected = ProjectQuota { id: 7, hard: Bytes::new(4096), soft: Bytes::ZERO, used: Bytes::new(8192) };
-        assert_eq!(ProjectQuota::from(xfs), expected);
+        let expected = Quota { id: 7, hard: Bytes::new(4096), soft: Bytes::ZERO, used: Bytes::new(8192) };
+        assert_eq!(Quota::from(xfs), expected);
     }
 }

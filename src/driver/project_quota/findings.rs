@@ -13,7 +13,7 @@ use crate::model::{Bytes, Reason, Refusal};
 use crate::sys::file_system::Kind;
 use crate::sys::fsxattr::Attributes;
 use crate::sys::mountinfo;
-use crate::sys::quotactl::{LIMIT_BLOCK, ProjectQuota, QuotaState};
+use crate::sys::quotactl::{LIMIT_BLOCK, Quota, QuotaState};
 
 /// All that was read of a share.
 pub(super) struct Case<'a> {
@@ -27,7 +27,7 @@ pub(super) struct Case<'a> {
     /// Another share with the same project.
     pub twin: Option<PathBuf>,
     /// `None` when there is no project to read it of, or when nothing is counted.
-    pub quota: Option<ProjectQuota>,
+    pub quota: Option<Quota>,
 }
 
 /// Mount point and device for commands; words to fill in where they cannot be found.

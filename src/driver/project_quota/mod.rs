@@ -67,7 +67,7 @@ struct Share {
     directory: OwnedFd,
     kind: Kind,
     observed: Observed,
-    quota: Option<quotactl::ProjectQuota>,
+    quota: Option<quotactl::Quota>,
 }
 
 impl Share {
@@ -77,7 +77,7 @@ impl Share {
     }
 
     /// Its quota as it is now.
-    fn read_again(&self) -> Result<quotactl::ProjectQuota, DriverError> {
+    fn read_again(&self) -> Result<quotactl::Quota, DriverError> {
         let old = self.quota.ok_or_else(|| self.just_turned_off())?;
         let new = read_quota(self.directory.as_fd(), self.kind, old.id, &self.observed.location)?;
         Ok(new.ok_or_else(|| self.just_turned_off())?)
@@ -303,7 +303,7 @@ fn read_quota(
     kind: Kind,
     id: u32,
     location: &Path,
-) -> Result<Option<quotactl::ProjectQuota>, DriverError> {
+) -> Result<Option<quotactl::Quota>, DriverError> {
     match quotactl::get(fd, kind, Route::Best, id) {
         Ok(quota) => Ok(Some(quota)),
         Err(QuotaError::Off) => Ok(None),
@@ -323,7 +323,7 @@ struct Limits {
 }
 
 /// The limits that raise a hard limit to at least `to`; `None` where it is that high already.
-fn raised(old: quotactl::ProjectQuota, to: Bytes) -> Option<Limits> {
+fn raised(old: quotactl::Quota, to: Bytes) -> Option<Limits> {
     if old.hard >= to {
         return None;
     }
@@ -356,7 +356,7 @@ mod tests {
             hard in 0..1_u64 << 62, soft in prop_oneof![Just(None), (0..1_u64 << 62).prop_map(Some)], to in 0..1_u64 << 62,
         ) {
             let old_soft = soft.unwrap_or(hard);
-            let old = quotactl::ProjectQuota { id: 1, hard: Bytes::new(hard), soft: Bytes::new(old_soft), used: Bytes::ZERO };
+            let old = quotactl::Quota { id: 1, hard: Bytes::new(hard), soft: Bytes::new(old_soft), used: Bytes::ZERO };
             let to = Bytes::new(to);
             prop_assert_eq!(raised(old, to).is_none(), old.hard >= to);
             let Some(new) = raised(old, to) else { return Ok(()) };
@@ -364,7 +364,7 @@ mod tests {
             prop_assert!(new.hard.saturating_sub(to) < Bytes::new(LIMIT_BLOCK));
             prop_assert_eq!(new.hard.get() % LIMIT_BLOCK, 0);
             // A job that goes on after a crash finds nothing to do.
-            prop_assert_eq!(raised(quotactl::ProjectQuota { hard: new.hard, soft: new.soft, ..old }, to), None);
+            prop_assert_eq!(raised(quotactl::Quota { hard: new.hard, soft: new.soft, ..old }, to), None);
         }
     }
 }

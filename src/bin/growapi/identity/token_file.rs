@@ -26,7 +26,7 @@ impl TokenFile {
             let mut words = line.split_whitespace();
             let Some(hash) = words.next() else { continue };
             let (Some(project), Some(role), None) = (words.next(), words.next(), words.next()) else {
-                bail!("{file}:{number}: a line is HASH PROJECT ROLE, with one space between");
+                bail!("{file}:{number}: a line is HASH PROJECT ROLE, separated by blanks");
             };
             let Some(hash) = parse_hash(hash) else {
                 bail!("{file}:{number}: the hash is not 64 hexadecimal digits: make one with `growapi hash-token`");
@@ -91,8 +91,8 @@ mod tests {
     fn a_wrong_line_is_named() {
         let hash = "0".repeat(64);
         for (text, problem) in [
-            (format!("\n{hash} p"), "f:2: a line is HASH PROJECT ROLE, with one space between".to_owned()),
-            (format!("{hash} p member x"), "f:1: a line is HASH PROJECT ROLE, with one space between".to_owned()),
+            (format!("\n{hash} p"), "f:2: a line is HASH PROJECT ROLE, separated by blanks".to_owned()),
+            (format!("{hash} p member x"), "f:1: a line is HASH PROJECT ROLE, separated by blanks".to_owned()),
             (format!("{hash} p owner"), "f:1: \"owner\" is not a role: write reader, member or admin".to_owned()),
             (
                 "secret p member".to_owned(),
