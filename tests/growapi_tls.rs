@@ -31,10 +31,14 @@ fn config(growd: &Growd, own: &Credentials) -> String {
     format!("node_timeout = \"5s\"\n{NOBODY}{node}{tls}")
 }
 
-/// What growapi answers to a look at a share and to an extend of it, which is in no file system with quotas.
-fn answers(front: &Front) -> [u16; 2] {
-    [front.get(&format!("/v2/p/shares/{SHARE}")).status, front.extend(SHARE, 3).status]
+/// What growapi answers to a look at a share and to an extend of it, which is in no file system with quotas: the status, and
+/// whether it says that growd has told it so.
+fn answers(front: &Front) -> [(u16, bool); 2] {
+    [front.get(&format!("/v2/p/shares/{SHARE}")), front.extend(SHARE, 3)]
+        .map(|answer| (answer.status, answer.body.contains("The storage node cannot tell of the share.")))
 }
+
+const TOLD: [(u16, bool); 2] = [(503, true); 2];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_are_called_with_the_certificate_of_the_configuration() {
@@ -42,16 +46,15 @@ async fn nodes_are_called_with_the_certificate_of_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let own = authority.client("growapi");
     let front = Front::start(dir.path(), &config(&growd, &own));
-    // growd has answered, that the pool is no file system with quotas.
-    assert_eq!(answers(&front), [409, 409]);
+    assert_eq!(answers(&front), TOLD);
 
     // Certificates are read again with the configuration: one that growd does not believe, and the right one.
     let theirs = Authority::new(dir.path(), "theirs");
     let foreign = Credentials { ca: own.ca.clone(), ..theirs.client("growapi") };
     front.reload(dir.path(), &config(&growd, &foreign));
-    until(|| answers(&front), |answers| answers.iter().all(|status| [502, 503].contains(status)));
+    until(|| answers(&front), |answers| answers.iter().all(|(status, told)| [502, 503].contains(status) && !told));
     front.reload(dir.path(), &config(&growd, &own));
-    until(|| answers(&front), |answers| *answers == [409, 409]);
+    until(|| answers(&front), |answers| *answers == TOLD);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +64,7 @@ async fn a_node_that_cannot_show_the_right_certificate_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let front =
         Front::start(dir.path(), &config(&growd, &Credentials { ca: theirs.ca(), ..authority.client("growapi") }));
-    assert_eq!(answers(&front), [503, 503]);
+    assert_eq!(answers(&front), [(503, false); 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,7 +72,7 @@ async fn what_growapi_itself_may_not_do_is_no_fault_of_the_tenant() {
     let (growd, authority) = fixture().await;
     let dir = tempfile::tempdir().unwrap();
     let reader = Front::start(dir.path(), &config(&growd, &authority.client("reader")));
-    reader.get(&format!("/v2/p/shares/{SHARE}")).refused(409);
+    assert_eq!(answers(&reader)[0], TOLD[0]);
     let stranger = tempfile::tempdir().unwrap();
     let stranger_front = Front::start(stranger.path(), &config(&growd, &authority.client("stranger")));
     stranger_front.get(&format!("/v2/p/shares/{SHARE}")).refused(502);

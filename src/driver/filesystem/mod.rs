@@ -135,6 +135,14 @@ impl Mounted {
                 let what = format!("growing {} on {} without {capability}", self.geometry.name(), self.node.display());
                 Err(Refusal::Unsupported { what }.into())
             }
+            Err(Errno::EUCLEAN) if matches!(now, Geometry::Xfs(_)) => {
+                let problem = format!(
+                    "grow the file system on {}: EUCLEAN; if the power was cut during a growth, unmount it and mount it again \
+                     first, otherwise it needs xfs_repair",
+                    self.node.display()
+                );
+                Err(Refusal::Internal { problem }.into())
+            }
             Err(errno) => Err(system("grow the file system on", &self.node)(errno)),
         }
     }
