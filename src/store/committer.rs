@@ -71,6 +71,8 @@ pub struct Committer {
     /// The commit number that was last given to the thread that writes the mark.
     pub marked: u64,
     pub marked_at: Instant,
+    /// The commit number at which the size on disk was last asked for.
+    pub measured: u64,
     pub calendar: Calendar,
     /// Up to when the calendar has counted.
     pub counted_at: Instant,
@@ -191,9 +193,12 @@ impl Committer {
             return;
         }
         self.mark();
-        // Here, since whoever asks for it shall not wait for the disk.
-        if let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok()) {
+        // Here, since whoever asks for it shall not wait for the disk; only after changes, since an idle growd sleeps.
+        if self.measured != self.commit
+            && let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok())
+        {
             self.shared.size.store(size, Ordering::Relaxed);
+            self.measured = self.commit;
         }
         let every = SWEEP_EVERY.min(self.retention.age / SWEEPS);
         if self.swept_at.is_none_or(|at| at.elapsed() > every) {

@@ -174,6 +174,7 @@ fn open_above(
         durable: scan.commit,
         marked: scan.commit,
         marked_at: Instant::now(),
+        measured: scan.commit,
         calendar,
         counted_at: Instant::now(),
         swept_at: None,
