@@ -15,17 +15,9 @@ use std::io::{ErrorKind, Read, Write};
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{Job, JobError, JobState, ShareStatus};
 use serde_json::{Value, json};
-use simulated::{Cluster, GIB, Mood, refusal, share};
+use simulated::{Cluster, GIB, Mood, one_node, refusal, share};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-
-/// One node with share 1, of 2 GiB.
-fn one_node() -> (Cluster, Front) {
-    let cluster = Cluster::new(1);
-    cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
-    let front = Front::start(cluster.dir.path(), &format!("request_timeout = \"1s\"\n{NOBODY}{}", cluster.config()));
-    (cluster, front)
-}
 
 #[test]
 fn every_form_of_input_has_its_answer() {

@@ -8,18 +8,10 @@ mod front;
 #[path = "growapi/simulated.rs"]
 mod simulated;
 
-use front::{Answer, Front, JSON, NOBODY, until};
+use front::{Answer, JSON, until};
 use growd::wire::proto::{JobState, ShareStatus};
-use simulated::{Cluster, GIB, Mood, Servers, refusal, share};
+use simulated::{Cluster, GIB, Mood, Servers, one_node, refusal, share};
 use tonic::Code;
-
-/// One node with share 1, of 2 GiB.
-fn one_node() -> (Cluster, Front) {
-    let cluster = Cluster::new(1);
-    cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
-    let front = Front::start(cluster.dir.path(), &format!("request_timeout = \"1s\"\n{NOBODY}{}", cluster.config()));
-    (cluster, front)
-}
 
 #[test]
 fn a_request_is_one_job_however_often_it_is_sent() {

@@ -316,7 +316,7 @@ impl Pools {
             };
             pools.retain(|asked| !Arc::ptr_eq(asked, &pool));
             match (answer, &found) {
-                (Ok(_), Some((other, _))) => return Err(in_two_pools(share, &pool, other)),
+                (Ok(_), Some((other, _))) => return Err(in_two_pools(share, &pool.name, &other.name)),
                 (Ok(answer), None) => found = Some((pool, answer)),
                 (Err(Refusal::ShareNotFound { .. }), _) => {}
                 // What a pool says of the share counts more than that it can say nothing.
@@ -332,8 +332,9 @@ impl Pools {
     }
 }
 
-fn in_two_pools(share: ShareId, one: &Pool, other: &Pool) -> Refusal {
-    let (first, second) = (one.name.as_str().min(other.name.as_str()), one.name.as_str().max(other.name.as_str()));
+/// The refusal of a share that two pools have, where no `[[share]]` of the configuration says which counts.
+pub fn in_two_pools(share: ShareId, one: &PoolName, other: &PoolName) -> Refusal {
+    let (first, second) = (one.as_str().min(other.as_str()), one.as_str().max(other.as_str()));
     Refusal::Unsupported { what: format!("share {share} in pool {first} and in pool {second} as well") }
 }
 
@@ -391,7 +392,7 @@ mod tests {
     }
 
     fn twice() -> Result<String, Refusal> {
-        Err(in_two_pools(share(), &pool("b", &[]), &pool("a", &[])))
+        Err(in_two_pools(share(), &pool("b", &[]).name, &pool("a", &[]).name))
     }
 
     #[tokio::test]

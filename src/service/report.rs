@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{Service, admission};
 use crate::driver::{Driver, DriverError, Observed, Problem, Shares, Space};
-use crate::engine::pools::Pool;
+use crate::engine::pools::{Pool, in_two_pools};
 use crate::model::{
     Bytes, CommandRecord, DriverKind, Finding, Job, JobKind, JobState, PoolName, PoolReport, ProjectLabel, Reason,
     Refusal, ShareId, ShareReport, ShareStatus,
@@ -209,7 +209,9 @@ impl Service {
             findings.extend(found);
             for share in shares.iter().filter(|share| !pools.iter().any(|pool| pool.named.contains(share))) {
                 if let Some(other) = listed.insert(*share, &pool.name) {
-                    findings.push(finding(&pool.name, Some(*share), in_two_pools(*share, other, &pool.name)));
+                    let remedy = "take it out of one of them, or rename it there".to_owned();
+                    let problem = Problem::blocking(in_two_pools(*share, other, &pool.name), remedy);
+                    findings.push(finding(&pool.name, Some(*share), problem));
                 }
             }
         }
@@ -322,13 +324,6 @@ struct Jobs {
     status: ShareStatus,
     active: Option<crate::model::JobId>,
     last: Option<crate::model::JobId>,
-}
-
-/// A share that two pools have, and no `[[share]]` of the configuration says which counts.
-fn in_two_pools(share: ShareId, one: &PoolName, other: &PoolName) -> Problem {
-    let what = format!("share {share} in pool {one} and in pool {other} as well");
-    let remedy = "take it out of one of them, or rename it there";
-    Problem::blocking(Refusal::Unsupported { what }, remedy.to_owned())
 }
 
 /// More is promised than the pool may promise. What is written already, as the volumes of a group are, is more than a

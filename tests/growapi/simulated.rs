@@ -18,12 +18,22 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::front::{Front, NOBODY};
+
 pub const GIB: u64 = 1 << 30;
 /// A job that no node can read.
 pub const BROKEN_JOB: &str = "broken";
 
 pub fn share(n: usize) -> String {
     format!("00000000-0000-4000-8000-{n:012}")
+}
+
+/// One node with share 1, of 2 GiB, and growapi in front of it.
+pub fn one_node() -> (Cluster, Front) {
+    let cluster = Cluster::new(1);
+    cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
+    let front = Front::start(cluster.dir.path(), &format!("request_timeout = \"1s\"\n{NOBODY}{}", cluster.config()));
+    (cluster, front)
 }
 
 /// How a node answers.
