@@ -89,7 +89,6 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
-    engine.look_at_pools().await;
     pools::warn_of_problems(&config.pools, &engine.pools.all());
     let host = nix::sys::utsname::uname()?;
     let host = Host {

@@ -124,19 +124,19 @@ impl Engine {
         Ok(job)
     }
 
-    /// Queues the jobs that a restart has interrupted; each run asks the kernel what is left to do.
+    /// Queues the jobs that a restart has interrupted; each run asks the kernel what is left to do. Looks at the pools
+    /// before the jobs do, since the start waits for that look and not for theirs.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn recover(self: &Arc<Self>, unfinished: Vec<Job>) -> Result<(), StoreError> {
         let now = SystemTime::now();
         let jobs: Vec<Job> = unfinished.iter().filter_map(|job| state::apply(job, Event::Restart, now)).collect();
-        if jobs.is_empty() {
-            return Ok(());
+        if !jobs.is_empty() {
+            info!(jobs = jobs.len(), "going on with the jobs of before the restart");
+            // Durable first: the revision must not fall when growd is killed again before they end.
+            self.store.commit(jobs.clone()).await?;
         }
-        info!(jobs = jobs.len(), "going on with the jobs of before the restart");
-        // Durable first: the revision must not fall when growd is killed again before they end.
-        self.store.commit(jobs.clone()).await?;
         for job in &jobs {
             // As it was promised: where a part has been given by now, that counts twice until the job ends.
             self.ledger.add(&job.pool, promised(job));
@@ -147,6 +147,7 @@ impl Engine {
                 }
             });
         }
+        self.look_at_pools().await;
         jobs.iter().for_each(|job| self.begin(job));
         Ok(())
     }
