@@ -257,6 +257,8 @@ fn check_flush(
 fn compact(files: &Files, db: sled::Db) -> Result<sled::Db, OpenError> {
     if let Err(problem) = copy_records(&db, &files.compacted()) {
         warn!(problem, "cannot compact the job store");
+        // The disk may be full, and a file that is still open keeps its room.
+        sync_file_range::end();
         return remove_tree(&files.compacted()).map(|()| db);
     }
     // Closed before its directory changes names.
