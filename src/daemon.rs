@@ -89,7 +89,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;
-    pools::warn_of_problems(&config.pools, &engine.pools.all());
+    maker.warn_of_problems();
     let host = nix::sys::utsname::uname()?;
     let host = Host {
         name: host.nodename().to_string_lossy().into_owned(),
@@ -125,7 +125,8 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
             changed = failure.changed() => if changed.is_err() { break },
         }
     }
-    info!("draining: running steps end, queued jobs stay for the next start");
+    let (queued, running) = engine.active();
+    info!(queued, running, "draining: running steps end, queued jobs stay for the next start");
     systemd::stopping();
     control.set_serving(false).await;
     engine.drain().await;
@@ -136,5 +137,6 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     }
     heartbeat.abort();
     engine.store.close().await;
+    info!("growd has ended");
     Ok(())
 }

@@ -117,6 +117,13 @@ async fn each_line_of_a_job_names_it_and_its_trace() {
         assert_eq!(spans[0], json!({"name": "job", "job": job.job_id, "share": share(n)}), "{line}");
         assert_eq!(spans[1], json!({"name": "step", "step": "set_limit"}));
     }
+    // The end is seen before it is told to the log.
+    eventually(async || growd.lines_of("job succeeded").len(), |lines| *lines == 2).await;
+    let ends = growd.lines_of("job succeeded");
+    for (line, job) in ends.iter().zip([&job, &other]) {
+        assert_eq!(line["span"]["job"], json!(job.job_id), "{line}");
+        assert_eq!(line["fields"]["size"], json!(16 * MIB), "{line}");
+    }
     let [accepted, _] = growd.lines_of("extend accepted").try_into().unwrap();
     let rpc = json!({"name": "rpc", "method": "growd.v1.ShareService/ExtendShare", "trace": TRACE});
     assert_eq!(accepted["span"], rpc, "{accepted}");

@@ -40,18 +40,6 @@ pub fn look(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec<Strin
     Ok(space)
 }
 
-/// Tells the log what is wrong with the pools, without waiting for them.
-pub fn warn_of_problems(configured: &[PoolConfig], pools: &[Arc<Pool>]) {
-    for (config, pool) in configured.iter().cloned().zip(pools.iter().cloned()) {
-        tokio::spawn(async move {
-            let looked = pool.call(move |driver| Ok(look(&config, driver).err().unwrap_or_default())).await;
-            for problem in looked.unwrap_or_else(|refusal| vec![refusal.to_string()]) {
-                warn!("pool {:?}: {problem}", pool.name.as_str());
-            }
-        });
-    }
-}
-
 /// Makes pools, and keeps what pools of one daemon have in common, also with those that were configured before.
 pub struct PoolMaker {
     recorder: Arc<FlightRecorder>,
@@ -95,6 +83,18 @@ impl PoolMaker {
         self.groups.retain(|_, (group, turns)| group.strong_count() + turns.strong_count() > 0);
         self.places.retain(|_, places| Arc::strong_count(places) > 1 || places.taken() > 0);
         self.made.iter().map(|(_, pool)| Arc::clone(pool)).collect()
+    }
+
+    /// Tells the log what is wrong with the pools that were made last, without waiting for them.
+    pub fn warn_of_problems(&self) {
+        for (config, pool) in self.made.iter().cloned() {
+            tokio::spawn(async move {
+                let looked = pool.call(move |driver| Ok(look(&config, driver).err().unwrap_or_default())).await;
+                for problem in looked.unwrap_or_else(|refusal| vec![refusal.to_string()]) {
+                    warn!("pool {:?}: {problem}", pool.name.as_str());
+                }
+            });
+        }
     }
 
     fn pool(&mut self, config: &PoolConfig) -> Pool {
@@ -166,17 +166,17 @@ mod tests {
         let mut maker = PoolMaker::new(Arc::default());
         let mut make = |configured: &[PoolConfig]| maker.make(configured);
         let before = make(&[config(Bytes::ZERO)]);
-        let hangs = [before[0].place(), before[0].place()];
+        let hangs = [before[0].places.take(), before[0].places.take()];
         let changed = make(&[config(Bytes::gib(1))]);
         assert!(!Arc::ptr_eq(&before[0], &changed[0]));
-        assert_eq!(changed[0].places_taken(), 2);
+        assert_eq!(changed[0].places.taken(), 2);
         drop((before, changed));
         make(&[]);
         make(&[]);
         let back = make(&[config(Bytes::ZERO)]);
-        let another = back[0].place();
-        assert_eq!(back[0].places_taken(), 3);
+        let another = back[0].places.take();
+        assert_eq!(back[0].places.taken(), 3);
         drop((hangs, another));
-        assert_eq!(back[0].places_taken(), 0);
+        assert_eq!(back[0].places.taken(), 0);
     }
 }

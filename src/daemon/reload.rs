@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use tracing::{error, info, warn};
 
 use super::access;
-use super::pools::{PoolMaker, warn_of_problems};
+use super::pools::PoolMaker;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::logging::Log;
@@ -68,7 +68,7 @@ impl Reload {
             warn!(%error, socket = %self.config.listen.display(), "the mode of the socket cannot be changed");
         }
         self.engine.pools.replace(self.maker.make(&new.pools));
-        warn_of_problems(&new.pools, &self.engine.pools.all());
+        self.maker.warn_of_problems();
         let engine = Arc::clone(&self.engine);
         tokio::spawn(async move { engine.look_at_pools().await });
         // What needs a restart stays as it is, so that the next reload tells of it again.

@@ -124,8 +124,7 @@ impl Engine {
         Ok(job)
     }
 
-    /// Queues the jobs that a restart has interrupted; each run asks the kernel what is left to do. Looks at the pools
-    /// before the jobs do, since the start waits for that look and not for theirs.
+    /// Queues the jobs that a restart has interrupted; each run asks the kernel what is left to do. Looks at the pools.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -140,15 +139,15 @@ impl Engine {
         for job in &jobs {
             // As it was promised: where a part has been given by now, that counts twice until the job ends.
             self.ledger.add(&job.pool, promised(job));
-            let place = self.pools.get(&job.pool).map_or_else(Place::default, |pool| pool.place());
+            let place = self.pools.get(&job.pool).map_or_else(Place::default, |pool| pool.places.take());
             self.enliven(job.clone(), place, || {
                 if !self.claims.activate(job.share, job.id) {
                     warn!(job = %job.id, share = %job.share, "another unfinished job has the share; this one runs beside it");
                 }
             });
         }
-        self.look_at_pools().await;
-        jobs.iter().for_each(|job| self.begin(job));
+        // The pools are asked before the jobs ask them, since the start waits for these answers and not for theirs.
+        tokio::join!(self.look_at_pools(), async { jobs.iter().for_each(|job| self.begin(job)) });
         Ok(())
     }
 
@@ -157,7 +156,7 @@ impl Engine {
     /// a moment, so that one that does not answer holds up its own jobs alone.
     pub async fn look_at_pools(self: &Arc<Self>) {
         // lvm takes a while, and what no job was promised nobody else can want.
-        let asked = |pool: &Arc<Pool>| pool.driver.kind() != DriverKind::Lvm || pool.places_taken() > 0;
+        let asked = |pool: &Arc<Pool>| pool.driver.kind() != DriverKind::Lvm || pool.places.taken() > 0;
         let looks = self.pools.all().into_iter().filter(asked).map(|pool| {
             let engine = Arc::clone(self);
             tokio::spawn(async move {
@@ -286,17 +285,18 @@ impl Engine {
 
     /// Makes ends durable, then visible. They wait while the store cannot be written. A commit that failed may be on disk
     /// all the same, so nobody may change the jobs otherwise meanwhile.
-    async fn end(&self, jobs: Vec<Job>) {
+    async fn end(&self, jobs: Vec<Job>) -> bool {
         let mut failure = self.store.failure();
         while let Err(error) = self.store.commit(jobs.clone()).await {
             warn!(%error, jobs = jobs.len(), "the end of jobs waits until the store can be written");
             tokio::select! {
                 // The next start finds them unfinished and asks the kernel.
-                () = self.claims.closed() => return,
-                writable = failure.wait_for(Option::is_none) => if writable.is_err() { return },
+                () = self.claims.closed() => return false,
+                writable = failure.wait_for(Option::is_none) => if writable.is_err() { return false },
             }
         }
         jobs.into_iter().for_each(|job| self.ended(job));
+        true
     }
 
     /// Tells everyone that a job has ended; its record is on disk.

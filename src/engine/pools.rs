@@ -47,7 +47,7 @@ pub struct Pool {
     /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
     pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
     /// Those of the pools that had its name before as well: their jobs have not ended.
-    places: Arc<Places>,
+    pub places: Arc<Places>,
     /// It was waited for in vain, and has not answered since.
     silent: AtomicBool,
     looks: Arc<Looks>,
@@ -65,7 +65,7 @@ pub struct Places(Place);
 
 impl Places {
     /// Gives a place, which is given back when it is dropped.
-    fn take(&self) -> Place {
+    pub fn take(&self) -> Place {
         self.0.clone()
     }
 
@@ -137,15 +137,6 @@ impl Pool {
     /// Those of [`Driver::observe`] and [`Pool::call`].
     pub async fn observe(&self, share: ShareId) -> Result<Observed, Refusal> {
         self.wait_for(self.observing.ask(&self.looks, share)).await
-    }
-
-    /// Takes a place, which is given back when it is dropped.
-    pub fn place(&self) -> Place {
-        self.places.take()
-    }
-
-    pub fn places_taken(&self) -> usize {
-        self.places.taken()
     }
 
     /// All that decides on a new job that brings a share to `target`.

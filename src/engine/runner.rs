@@ -13,7 +13,7 @@ use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
 use crate::logging::spans;
-use crate::model::{Bytes, Job, JobId, JobKind, JobState, Refusal, ShareId};
+use crate::model::{Bytes, Job, JobError, JobId, JobKind, Refusal, ShareId};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
@@ -87,10 +87,8 @@ impl Engine {
                 if !std::mem::replace(&mut awaited, true) {
                     info!(%problem, "the job waits: its share may be mounted yet");
                 }
-                tokio::select! {
-                    _ = changes.wait_for(|job| job.state.is_ended()) => return,
-                    () = tokio::time::sleep(MOUNT_LOOKS_EVERY) => continue,
-                }
+                tokio::time::sleep(MOUNT_LOOKS_EVERY).await;
+                continue;
             }
             pool.ready.lock().insert(id, (job.kind, Span::current()));
             tokio::select! {
@@ -287,24 +285,31 @@ impl Engine {
     /// Ends jobs as they went.
     async fn finish(&self, ends: Vec<End>) {
         let now = SystemTime::now();
-        let apply = |(Member { id, span, .. }, result): &End| {
+        let apply = |(member, result): End| {
             let event = match result {
-                Ok(size) => Event::Succeed { size: *size },
-                Err(refusal) => Event::Fail(job_error(refusal)),
+                Ok(size) => Event::Succeed { size },
+                Err(refusal) => Event::Fail(job_error(&refusal)),
             };
-            let job = state::apply(&self.job(*id).ok()?, event, now)?;
-            if job.state == JobState::Failed {
-                span.in_scope(|| {
-                    warn!(error = ?job.error, "job failed");
-                    spans::failed(&job);
-                });
-            }
-            Some(job)
+            Some((state::apply(&self.job(member.id).ok()?, event, now)?, member))
         };
         // They are at work until their ends can be seen.
-        let jobs: Vec<Job> = ends.iter().filter_map(apply).collect();
-        if !jobs.is_empty() {
-            self.end(jobs).await;
+        let (jobs, members): (Vec<Job>, Vec<Member>) = ends.into_iter().filter_map(apply).unzip();
+        if !jobs.is_empty() && self.end(jobs.clone()).await {
+            for (job, member) in jobs.iter().zip(members) {
+                member.span.in_scope(|| tell_end(job));
+            }
+        }
+    }
+}
+
+/// Tells the log, within the job's span, how it has ended.
+fn tell_end(job: &Job) {
+    let attempt = job.attempt;
+    match &job.error {
+        None => info!(size = job.size_after.map(Bytes::get), attempt, "job succeeded"),
+        Some(JobError { reason, message, .. }) => {
+            warn!(%reason, error = %message, attempt, "job failed");
+            spans::failed(job);
         }
     }
 }

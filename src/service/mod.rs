@@ -67,11 +67,11 @@ impl Service {
         // What waits for a disk that hangs leaves the other pools their places.
         let most = if engine.pools.are_several() { self.max_active_jobs.div_ceil(2) } else { self.max_active_jobs };
         let assess = move |pool: Arc<Pool>| async move {
-            let active = pool.places_taken();
+            let active = pool.places.taken();
             if active >= most {
                 return Err(Refusal::QueueFull { active, retry_after: QUEUE_RETRY_AFTER });
             }
-            let place = pool.place();
+            let place = pool.places.take();
             Ok((pool.assess(share, target).await?, place))
         };
         let (pool, (assessment, place)) = engine.pools.find(share, assess).await?;
