@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use growd::model::JobKind;
+use growd::output;
 use growd::wire::json::to_json_pretty;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
 
@@ -171,10 +172,6 @@ fn note(text: &str) -> Result<(), Failure> {
     write_to(io::stderr().lock(), &format!("{text}\n"))
 }
 
-fn write_to(mut to: impl Write, text: &str) -> Result<(), Failure> {
-    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
-        // A reader such as `head` that has seen enough is no error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::unwritten("the output", &error)),
-        _ => Ok(()),
-    }
+fn write_to(to: impl Write, text: &str) -> Result<(), Failure> {
+    output::write(to, text).map_err(|error| Failure::unwritten("the output", &error))
 }
