@@ -1,4 +1,4 @@
-//! What growd and growapi print, when there is no room for it and when its reader is gone.
+//! What growd and growapi print, also when there is no room for it and when its reader is gone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -99,4 +99,13 @@ fn without_a_stderr_the_exit_code_is_all_that_is_said() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_growd"));
     let status = command.args(["check-config", "--config"]).arg(home.config()).stderr(full()).status();
     assert_eq!(status.unwrap().code(), Some(1), "a pool is not there");
+}
+
+#[test]
+fn what_is_wrong_with_a_level_is_said_once() {
+    let home = Home::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_growd"));
+    let ran = command.args(["run", "--config"]).arg(home.config()).env("RUST_LOG", "garbage=loud").output().unwrap();
+    let level = "(off, error, warn, info, debug, trace) or such as \"info,growd::driver=debug\"";
+    assert_eq!(err(&ran), format!("growd: RUST_LOG: \"garbage=loud\" is not a level {level}\n"));
 }
