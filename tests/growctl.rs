@@ -145,6 +145,7 @@ fn bad_usage_is_told_before_growd_is_called() {
     for (args, hint) in [
         (&["extend", SHARE, "3GB"][..], "write \"3GiB\" instead"),
         (&["extend", SHARE, "3"], "has no unit"),
+        (&["extend", SHARE, "3.2GiB"], "write 3277MiB"),
         (&["extend", SHARE, "0GiB"], "must be above 0"),
         (&["shrink", SHARE, "1GB"], "write \"1GiB\" instead"),
         (&["extend", SHARE, "3GiB", "--request-id", "7"], "is not a UUID"),
@@ -171,7 +172,7 @@ fn bad_usage_is_told_before_growd_is_called() {
             ],
             "cannot read /nowhere",
         ),
-        (&[], "Usage: growctl"),
+        (&[], "jobs, job, cancel, doctor, help]"),
     ] {
         let ran = Ran::from(growctl("unix:/nowhere/growd.sock", args).output().unwrap()).exits(2);
         assert!(ran.err.contains(hint) && ran.out.is_empty(), "{args:?}: {ran:#?}");

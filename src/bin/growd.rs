@@ -65,7 +65,7 @@ enum StoreCommand {
 }
 
 fn main() -> ExitCode {
-    match execute(Arguments::parse()) {
+    match execute(pages::parse().unwrap_or_else(|error| error.exit())) {
         Ok(code) => code,
         Err(error) => {
             // Without a stderr the exit code is all that can be said.

@@ -71,7 +71,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments: Arguments = pages::parse().unwrap_or_else(|error| error.exit());
     let done = match arguments.command {
         Command::Run { log_format } => run(&arguments.config, log_format),
         Command::CheckConfig => check_config(&arguments.config),
