@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod logging;
 pub mod meters;
 pub mod model;
+pub mod output;
 pub mod pages;
 pub mod service;
 pub mod store;

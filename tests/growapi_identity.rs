@@ -315,7 +315,7 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
         assert_eq!(answer.refused(503), "The storage node cannot tell of the share.");
         assert!(answer.header("retry-after").is_some(), "{answer:?}");
     }
-    assert!(front.has_logged(words));
+    assert!(front.has_logged(&format!("reason=\"UNSUPPORTED\" status=501 problem=\"{words}\"")));
     cluster.nodes[0].with(|state| state.refusing_looks = None);
 
     // A pool that cannot be read is its owner's, and an admin's.

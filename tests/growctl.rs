@@ -90,8 +90,8 @@ fn shrink_asks_with_the_same_words_and_tells_what_is_in_use() {
     let all = ["--expect-current", "2GiB", "--request-id", REQUEST, "--project", "p"];
     fixture.run(&[&["shrink", SHARE, "1GiB"], &all[..]].concat()).exits(0);
     let ran = fixture.run(&["shrink", SHARE, "1GiB"]).exits(5);
-    assert!(ran.err.contains("used: 2GiB (2147483648 bytes)"), "{ran:#?}");
-    assert!(ran.err.contains("requested: 1GiB (1073741824 bytes)"), "{ran:#?}");
+    assert!(ran.err.contains("used: 2GiB"), "{ran:#?}");
+    assert!(ran.err.contains("requested: 1GiB"), "{ran:#?}");
     assert!(ran.err.contains("next: remove data from the share"), "{ran:#?}");
     let asked = fixture.script(|script| script.shrinks.clone());
     let expected = ShrinkShareRequest {
@@ -145,6 +145,7 @@ fn bad_usage_is_told_before_growd_is_called() {
     for (args, hint) in [
         (&["extend", SHARE, "3GB"][..], "write \"3GiB\" instead"),
         (&["extend", SHARE, "3"], "has no unit"),
+        (&["extend", SHARE, "3.2GiB"], "write 3277MiB"),
         (&["extend", SHARE, "0GiB"], "must be above 0"),
         (&["shrink", SHARE, "1GB"], "write \"1GiB\" instead"),
         (&["extend", SHARE, "3GiB", "--request-id", "7"], "is not a UUID"),
@@ -171,7 +172,7 @@ fn bad_usage_is_told_before_growd_is_called() {
             ],
             "cannot read /nowhere",
         ),
-        (&[], "Usage: growctl"),
+        (&[], "jobs, job, cancel, doctor, help]"),
     ] {
         let ran = Ran::from(growctl("unix:/nowhere/growd.sock", args).output().unwrap()).exits(2);
         assert!(ran.err.contains(hint) && ran.out.is_empty(), "{args:?}: {ran:#?}");
@@ -192,14 +193,14 @@ fn a_refusal_tells_reason_sizes_next_step_and_its_exit_code() {
     let sizes = [("current_size_bytes", "2147483648"), ("new_size_bytes", "1073741824"), ("share_id", SHARE)];
     let full = [("free_bytes", "1073741824"), ("asked_bytes", "3221225472"), ("reserved_bytes", "0")];
     for (status, exit, in_error) in [
-        (refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", &sizes), 3, "current size: 2GiB (2147483648 bytes)"),
-        (refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", &sizes), 3, "new size: 1GiB (1073741824 bytes)"),
+        (refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", &sizes), 3, "current size: 2GiB"),
+        (refusal(Code::InvalidArgument, "SIZE_NOT_GREATER", &sizes), 3, "new size: 1GiB"),
         (refusal(Code::PermissionDenied, "FORBIDDEN", &[]), 3, "error: FORBIDDEN: "),
         (refusal(Code::NotFound, "SHARE_NOT_FOUND", &[]), 4, "`growctl shares`"),
         (refusal(Code::Aborted, "SHARE_BUSY", &[("job_id", JOB)]), 5, &format!("`growctl job {JOB} --watch`")),
         (refusal(Code::FailedPrecondition, "QUOTA_NOT_ENFORCED", &[]), 5, "turn the quotas of the file system on"),
         (refusal(Code::AlreadyExists, "REQUEST_ID_REUSED", &[]), 5, "--request-id"),
-        (refusal(Code::ResourceExhausted, "POOL_FULL", &full), 6, "asked: 3GiB (3221225472 bytes)"),
+        (refusal(Code::ResourceExhausted, "POOL_FULL", &full), 6, "asked: 3GiB"),
         (refusal(Code::Unavailable, "DRAINING", &[]), 7, "systemctl status growd"),
         (refusal(Code::Internal, "INTERNAL", &[]), 1, "journalctl -u growd"),
         (Status::unknown("odd"), 1, "error: UNKNOWN: odd"),

@@ -119,10 +119,33 @@ async fn a_flipped_byte_in_the_file_is_refused() {
     let mut bytes = std::fs::read(&db).unwrap();
     places(&bytes).into_iter().for_each(|at| bytes[at] ^= 0x20);
     std::fs::write(&db, bytes).unwrap();
-    assert_refused(&home, "is damaged");
+    assert_refused(&home, "is damaged: the file db is damaged");
     // Nothing of it can be read, which must not look like an empty export.
     let export = home.growd(&["store", "export"]);
     assert_eq!(export.status.code(), Some(1), "{export:?}");
+    for look in [home.growd(&["store", "verify"]), export] {
+        assert!(err(&look).contains(": the file db is damaged"), "{}", err(&look));
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_gone_is_told_alike_by_a_start_and_by_a_look() {
+    let home = Home::new();
+    settled(&home).await;
+    let jobs = home.state().join("jobs");
+    std::fs::remove_dir_all(&jobs).unwrap();
+    let gone = format!("is damaged: {} is gone; it held 1", jobs.display());
+    assert_refused(&home, &gone);
+    for command in ["verify", "export"] {
+        let look = home.growd(&["store", command]);
+        assert!(err(&look).contains(&gone) && err(&look).contains("growd store set-aside"), "{}", err(&look));
+    }
+    std::fs::remove_file(home.state().join("jobs.mark")).unwrap();
+    for command in ["verify", "export"] {
+        let look = home.growd(&["store", command]);
+        assert_eq!(look.status.code(), Some(1), "{look:?}");
+        assert!(err(&look).contains(&format!("there is no job store in {}", home.state().display())), "{look:?}");
+    }
 }
 
 #[tokio::test]
@@ -192,6 +215,8 @@ async fn a_store_that_was_set_aside_is_kept_whole_and_an_empty_one_starts() {
     let jobs = settled(&home).await;
     std::fs::write(home.state().join("jobs.mark"), "rubbish").unwrap();
     assert_refused(&home, "is damaged");
+    let export = home.growd(&["store", "export"]);
+    assert_eq!((export.status.code(), exported(&out(&export))), (Some(1), ids(&jobs)));
     let before = home.files();
     let aside = home.growd(&["store", "set-aside"]);
     assert!(aside.status.success(), "{aside:?}");

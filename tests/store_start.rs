@@ -134,6 +134,9 @@ fn a_wrong_command_line_and_the_help_have_their_exit_codes() {
     let help = home.growd(&["--help"]);
     assert!(help.status.success() && out(&help).contains("Exit codes: 0 done"), "{help:?}");
     assert_eq!(home.growd(&["store", "nonsense"]).status.code(), Some(2));
+    let nothing = home.growd(&[]);
+    assert_eq!(nothing.status.code(), Some(2));
+    assert!(err(&nothing).contains("[subcommands: run, check-config, store, help]"), "{}", err(&nothing));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! `growd`, the share host agent of a storage node.
 
-use std::io::Write;
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::Config;
 use growd::daemon::pools::{PoolMaker, look};
 use growd::logging::LogFormat;
+use growd::model::Job;
 use growd::store::offline;
-use growd::{daemon, logging, pages, wire};
+use growd::{daemon, logging, output, pages, wire};
 // For its malloc, which takes the place of libc's.
 use tikv_jemalloc_sys as _;
 
@@ -64,10 +65,11 @@ enum StoreCommand {
 }
 
 fn main() -> ExitCode {
-    match execute(Arguments::parse()) {
+    match execute(pages::parse().unwrap_or_else(|error| error.exit())) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("growd: {error:#}");
+            // Without a stderr the exit code is all that can be said.
+            let _ = writeln!(io::stderr(), "growd: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -78,7 +80,7 @@ fn execute(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Run { log_format } => run(config()?, arguments.config, log_format),
         Command::CheckConfig { drop_in: true } => {
-            print!("{}", daemon::drop_in::drop_in(&config()?)?);
+            print(&daemon::drop_in::drop_in(&config()?)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::CheckConfig { drop_in: false } => check_config(&config()?),
@@ -116,14 +118,14 @@ fn check_config(config: &Config) -> Result<ExitCode> {
     let pools = PoolMaker::new(Arc::default()).make(&config.pools);
     for (config, pool) in config.pools.iter().zip(pools) {
         match look(config, &*pool.driver) {
-            Ok(space) => println!("pool {}: {} of {}", pool.name, space.filesystem, space.total.rounded()),
+            Ok(space) => print(&format!("pool {}: {} of {}\n", pool.name, space.filesystem, space.total.rounded()))?,
             Err(found) => {
                 problems.extend(found.iter().map(|problem| format!("pool {:?}: {problem}", pool.name.as_str())));
             }
         }
     }
     for problem in &problems {
-        eprintln!("{problem}");
+        let _ = writeln!(io::stderr(), "{problem}");
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -132,39 +134,45 @@ fn store(config: &Config, command: &StoreCommand) -> Result<ExitCode> {
     match command {
         StoreCommand::Verify => {
             let verdict = offline::verify(&config.state_dir, |_| {})?;
-            println!(
-                "{} jobs, {} of them unfinished; last commit {}; {} problems",
+            print(&format!(
+                "{} jobs, {} of them unfinished; last commit {}; {} problems\n",
                 verdict.jobs, verdict.unfinished, verdict.commit, verdict.problems
-            );
+            ))?;
             if let Some(problem) = verdict.first_problem {
                 bail!("first problem: {problem}");
             }
         }
         StoreCommand::Export => {
-            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-            let mut failed = None;
+            let mut out = BufWriter::new(io::stdout().lock());
+            let mut written = Ok(());
             let verdict = offline::verify(&config.state_dir, |job| {
-                let line = wire::json::to_json(&wire::job_message(job.clone()))
-                    .map_err(anyhow::Error::from)
-                    .and_then(|line| writeln!(out, "{line}").map_err(Into::into));
-                if let Err(error) = line {
-                    failed.get_or_insert(error);
+                if written.is_ok() {
+                    written = write_line(&mut out, job);
                 }
             })?;
-            out.flush()?;
-            if let Some(error) = failed {
-                return Err(error.context("cannot write the export"));
-            }
+            output::ended(written.and_then(|()| out.flush())).context(UNWRITTEN)?;
             if let Some(problem) = verdict.first_problem {
                 bail!("the export is not complete; {} problems, the first: {problem}", verdict.problems);
             }
         }
         StoreCommand::SetAside => {
             let aside = offline::set_aside(&config.state_dir).context("cannot set the store aside")?;
-            println!("the store is in {} now", aside.display());
+            let done = format!("the store is in {} now", aside.display());
+            print(&format!("{done}\n")).context(done)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_line(out: &mut impl Write, job: &Job) -> io::Result<()> {
+    let line = wire::json::to_json(&wire::job_message(job.clone())).map_err(io::Error::other)?;
+    writeln!(out, "{line}")
+}
+
+const UNWRITTEN: &str = "cannot write the output";
+
+fn print(text: &str) -> Result<()> {
+    output::write(io::stdout().lock(), text).context(UNWRITTEN)
 }
 
 #[cfg(test)]

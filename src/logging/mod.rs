@@ -29,7 +29,7 @@ pub enum LogFormat {
 pub enum LogError {
     #[error("cannot log to the journal")]
     Journal(#[from] io::Error),
-    #[error("RUST_LOG: {0}")]
+    #[error("RUST_LOG")]
     Level(#[from] LevelError),
     #[cfg(feature = "otlp")]
     #[error("cannot export spans")]

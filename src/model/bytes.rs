@@ -92,8 +92,8 @@ pub enum ParseBytesError {
     NoUnit { text: String },
     #[error("{text:?} uses a decimal unit: sizes are binary here, write {binary:?} instead")]
     DecimalUnit { text: String, binary: String },
-    #[error("{text:?} is not a whole number of bytes")]
-    NotWhole { text: String },
+    #[error("{text:?} is not a whole number of bytes: write {near}, or use a smaller unit")]
+    NotWhole { text: String, near: Bytes },
     #[error("{text:?} is above the largest size, {}B", Bytes::MAX_FILE.get())]
     TooLarge { text: String },
 }
@@ -127,13 +127,16 @@ impl FromStr for Bytes {
         let scale = 10_u128.checked_pow(fraction.len() as u32).ok_or_else(form)?;
         let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| too_large())?;
         let scaled = digits.checked_mul(1_u128 << shift).ok_or_else(too_large)?;
+        let bytes = u64::try_from(scaled / scale).ok().filter(|bytes| *bytes <= Self::MAX_FILE.get());
+        let bytes = bytes.ok_or_else(too_large)?;
         if scaled % scale != 0 {
-            return Err(ParseBytesError::NotWhole { text: text.to_owned() });
+            // The next whole number of the next smaller unit.
+            let smaller = shift.saturating_sub(10);
+            let near = (scaled >> smaller).div_ceil(scale).min(u128::from(Self::MAX_FILE.get()) >> smaller);
+            let near = u64::try_from(near << smaller).map_or(Self::MAX_FILE, Self);
+            return Err(ParseBytesError::NotWhole { text: text.to_owned(), near });
         }
-        match u64::try_from(scaled / scale) {
-            Ok(bytes) if bytes <= Self::MAX_FILE.get() => Ok(Self(bytes)),
-            _ => Err(too_large()),
-        }
+        Ok(Self(bytes))
     }
 }
 
@@ -151,8 +154,12 @@ mod tests {
             ("2GB", "write \"2GiB\""),
             ("2g", "write \"2GiB\""),
             ("10", "write 10GiB"),
-            ("0.3B", "whole number"),
+            ("3.2GiB", "whole number of bytes: write 3277MiB,"),
+            ("0.9999GiB", "write 1GiB,"),
+            ("7.9999999999999999EiB", "write 8191PiB,"),
+            ("0.3B", "write 1B,"),
             ("16EiB", "largest"),
+            ("16.3EiB", "largest"),
             ("99999999999999999999999999999999999999999GiB", "largest"),
             ("-1GiB", "not a size"),
             ("1..5GiB", "not a size"),
@@ -192,7 +199,10 @@ mod tests {
             let parts = (u128::from(whole) * scale + fraction.parse::<u128>().unwrap()) << shift;
             match text.parse::<Bytes>() {
                 Ok(size) => prop_assert_eq!(u128::from(size.get()) * scale, parts),
-                Err(ParseBytesError::NotWhole { .. }) => prop_assert_ne!(parts % scale, 0),
+                Err(ParseBytesError::NotWhole { near, .. }) => {
+                    prop_assert_ne!(parts % scale, 0);
+                    prop_assert_eq!(near.to_string().parse(), Ok(near));
+                }
                 Err(ParseBytesError::TooLarge { .. }) => prop_assert!(parts / scale > u128::from(Bytes::MAX_FILE.get())),
                 Err(error) => prop_assert!(false, "{error}"),
             }

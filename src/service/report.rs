@@ -24,6 +24,8 @@ const NAMES_WITHIN: Duration = Duration::from_secs(5);
 const SIZES_WITHIN: Duration = Duration::from_secs(9);
 /// As long as [`Pool::call`] waits.
 const PATIENT: Duration = Duration::MAX;
+/// What there is to do about a share that two places have.
+const IN_ONE: &str = "take it out of one of them, or rename it there";
 const WAITING: &str = "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself";
 
 /// The node at one moment.
@@ -209,8 +211,7 @@ impl Service {
             findings.extend(found);
             for share in shares.iter().filter(|share| !pools.iter().any(|pool| pool.named.contains(share))) {
                 if let Some(other) = listed.insert(*share, &pool.name) {
-                    let remedy = "take it out of one of them, or rename it there".to_owned();
-                    let problem = Problem::blocking(in_two_pools(*share, other, &pool.name), remedy);
+                    let problem = Problem::blocking(in_two_pools(*share, other, &pool.name), IN_ONE.to_owned());
                     findings.push(finding(&pool.name, Some(*share), problem));
                 }
             }
@@ -350,10 +351,16 @@ fn unreadable(refusal: Refusal, driver: DriverKind) -> Problem {
         }
         (Refusal::Stuck { .. }, _) => WAITING,
         (Refusal::ShareNotFound { .. }, _) => "make what its [[share]] in growd.toml names, or take that out",
-        (Refusal::Unsupported { .. }, DriverKind::Btrfs) => {
-            "make the share with btrfs subvolume create, or move what is in its place out of the pool"
+        (Refusal::Unsupported { .. }, driver) => {
+            let otherwise = match driver {
+                DriverKind::Btrfs => {
+                    "make the share with btrfs subvolume create, or move what is in its place out of the pool"
+                }
+                _ => "move what is in the place of the share out of the pool",
+            };
+            // First: what is in a place may well be the share.
+            &format!("if it is in two places, {IN_ONE}; otherwise {otherwise}")
         }
-        (Refusal::Unsupported { .. }, _) => "move what is in the place of the share out of the pool",
         _ => "journalctl -u growd, dmesg",
     };
     Problem::blocking(refusal, remedy.to_owned())
@@ -417,10 +424,19 @@ mod tests {
         let unsupported = Refusal::Unsupported { what };
         assert!(unreadable(unsupported.clone(), DriverKind::Btrfs).remedy.contains("btrfs subvolume create"));
         for refusal in [unsupported, Refusal::Internal { problem: "EIO".to_owned() }] {
-            for driver in [DriverKind::ProjectQuota, DriverKind::Btrfs, DriverKind::Image, DriverKind::Lvm] {
+            for driver in DriverKind::ALL {
                 let problem = unreadable(refusal.clone(), driver);
                 assert!(!problem.remedy.contains("doctor"), "{problem:?}");
             }
+        }
+    }
+
+    #[test]
+    fn nobody_is_told_first_to_move_a_share_that_is_in_two_places() {
+        let what = "share 7 at /p/a/7 and at /p/b/7 as well".to_owned();
+        for driver in DriverKind::ALL {
+            let remedy = unreadable(Refusal::Unsupported { what: what.clone() }, driver).remedy;
+            assert!(remedy.starts_with(&format!("if it is in two places, {IN_ONE}; ")), "{driver}: {remedy}");
         }
     }
 }

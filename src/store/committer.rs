@@ -377,7 +377,7 @@ pub fn start_marking(files: &Files) -> io::Result<(SyncSender<u64>, JoinHandle<(
 /// The record of a job as the database has it now, flushed or not, and its commit number.
 pub fn read(db: &sled::Db, id: JobId) -> Result<Option<(Job, u64)>, String> {
     let key = record::key(id);
-    let Some(value) = db.get(key).map_err(|error| error.to_string())? else { return Ok(None) };
+    let Some(value) = db.get(key).map_err(|error| open::told(&error))? else { return Ok(None) };
     record::decode(&key, &value).map(Some).map_err(|error| format!("the record of job {id}: {error}"))
 }
 

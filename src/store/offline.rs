@@ -31,6 +31,9 @@ pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> 
     let files = Files::new(dir);
     let _lock = files.lock()?;
     original::settle(&files)?;
+    if !files.jobs().exists() {
+        return Err(files.read_mark()?.map_or_else(|| none_in(dir), |mark| OpenError::gone(&files, mark)));
+    }
     let scan = scan_copy(&files, each)?;
     let mut verdict = Verdict {
         jobs: scan.jobs.len(),
@@ -39,6 +42,7 @@ pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> 
         problems: scan.problems,
         first_problem: scan.first_problem.map(|(problem, _)| problem),
     };
+    // Behind the scan: no damage of the mark keeps a job from being seen.
     if let Some(mark) = files.read_mark()?
         && mark > verdict.commit
     {
@@ -60,7 +64,7 @@ pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     let parts: Vec<PathBuf> =
         [files.jobs(), files.mark(), files.left()].into_iter().filter(|part| part.exists()).collect();
     if parts.is_empty() {
-        return Err(OpenError::io("there is no job store in", dir, io::ErrorKind::NotFound.into()));
+        return Err(none_in(dir));
     }
     // What a compaction that was killed has left is a copy of what is moved.
     remove_tree(&files.compacted())?;
@@ -74,4 +78,8 @@ pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     sync_dir(&aside).map_err(|source| OpenError::io("cannot sync", &aside, source))?;
     sync_dir(dir).map_err(|source| OpenError::io("cannot sync", dir, source))?;
     Ok(aside)
+}
+
+fn none_in(dir: &Path) -> OpenError {
+    OpenError::io("there is no job store in", dir, io::ErrorKind::NotFound.into())
 }

@@ -76,17 +76,32 @@ impl OpenError {
         Self::io("cannot make a copy for a look at the job store in", &files.jobs(), source)
     }
 
+    /// There is no database, and a mark says that there was.
+    pub fn gone(files: &Files, mark: u64) -> Self {
+        let problem = format!("{} is gone; it held {mark} commits", files.jobs().display());
+        Self::Damaged { dir: files.dir().to_owned(), problem }
+    }
+
     /// Why sled did not open the store.
     fn of_sled(files: &Files, error: sled::Error) -> Self {
         let dir = files.dir().to_owned();
         match error {
             sled::Error::Io(source) if is_of_disk(&source) => Self::Disk { dir, source },
-            damage => Self::Damaged { dir, problem: damage.to_string() },
+            damage => Self::Damaged { dir, problem: told(&damage) },
         }
     }
 
     pub fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { operation, path: path.to_owned(), source }
+    }
+}
+
+/// sled's error for people: of damage it tells in its own terms.
+pub fn told(error: &sled::Error) -> String {
+    match error {
+        sled::Error::Corruption { at: Some(place), .. } => format!("the file db is damaged at offset {}", place.lid()),
+        sled::Error::Corruption { at: None, .. } => "the file db is damaged".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -109,14 +124,13 @@ fn open_above(
     retention: Retention,
 ) -> Result<(Store, Vec<Job>), OpenError> {
     let dir = files.dir().to_owned();
-    let damaged = |problem: String| OpenError::Damaged { dir: dir.clone(), problem };
 
     // Its threads are started by the first flush, at the latest; without this they only wake more often.
     let _lenient = Lenient::by(SLED_MAY_SLEEP_ON);
     let original = Original::keep(&files)?;
     let (exists, mark) = (files.jobs().exists(), files.read_mark()?);
     if let (false, Some(mark)) = (exists, mark) {
-        return Err(damaged(format!("{} is gone; it held {mark} commits", files.jobs().display())));
+        return Err(OpenError::gone(&files, mark));
     }
     remove_tree(&files.compacted())?;
     let opened = database(&files.jobs()).map_err(|error| OpenError::of_sled(&files, error)).and_then(|db| {
@@ -342,6 +356,8 @@ mod tests {
         assert!(damage.into_iter().all(|error| matches!(of(error), OpenError::Damaged { .. })));
         let told = of(sled::Error::Io(Errno::ENOSPC.into())).to_string();
         assert!(told.contains("start growd again") && !told.contains("set-aside"));
+        let told = of(sled::Error::Corruption { at: None, bt: () }).to_string();
+        assert!(told.contains("is damaged: the file db is damaged. growd has changed nothing"), "{told}");
     }
 
     #[test]

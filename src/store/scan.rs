@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::calendar::Calendar;
 use super::files::{Files, copy_tree, remove_tree};
 use super::index::Entry;
-use super::open::{OpenError, database};
+use super::open::{OpenError, database, told};
 use super::record::{self, RecordError};
 use crate::model::{Job, JobId};
 
@@ -40,7 +40,7 @@ pub fn scan_copy(files: &Files, mut each: impl FnMut(&Job)) -> Result<Scan, Open
     let copied = copy_tree(&files.jobs(), &copy).map_err(|source| OpenError::no_copy(files, source));
     let scan = copied.map(|()| match database(&copy) {
         Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), check),
-        Err(error) => Scan::failed(error.to_string()),
+        Err(error) => Scan::failed(told(&error)),
     });
     remove_tree(&copy)?;
     scan
@@ -104,7 +104,7 @@ impl Scan {
                 match entry {
                     Ok((key, _)) if !rest.lock().reach(&key) => break,
                     Ok((key, value)) => scan.take(&key, &value, &mut check),
-                    Err(error) => scan.note(format!("the database stops with: {error}"), false),
+                    Err(error) => scan.note(format!("the database stops with: {}", told(&error)), false),
                 }
             }
         }));

@@ -164,7 +164,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(node = node.name, pool, ?error, "shares are missing from a list");
+                    tracing::warn!(node = node.name, pool, %error, "shares are missing from a list");
                     // A node may be asked for several lists, and is one node.
                     page.missing.insert(node.name.clone());
                     failure.get_or_insert(error);
@@ -224,7 +224,7 @@ pub async fn details(node: &Node, share: Share) -> Result<Details, String> {
     }
     let id = share.share_id.clone();
     Details::of(node, share).await.map_err(|error| {
-        tracing::warn!(node = node.name, share = id, ?error, "a share is missing from a list");
+        tracing::warn!(node = node.name, share = id, %error, "a share is missing from a list");
         node.name.clone()
     })
 }

@@ -15,7 +15,7 @@ mod refusal;
 mod routes;
 mod view;
 
-use std::io::BufRead;
+use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::ApiConfig;
 use growd::logging::{self, Log, LogFormat};
-use growd::pages;
 use growd::wire::http;
+use growd::{output, pages};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -71,7 +71,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments: Arguments = pages::parse().unwrap_or_else(|error| error.exit());
     let done = match arguments.command {
         Command::Run { log_format } => run(&arguments.config, log_format),
         Command::CheckConfig => check_config(&arguments.config),
@@ -83,7 +83,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("growapi: {error:#}");
+            // Without a stderr the exit code is all that can be said.
+            let _ = writeln!(io::stderr(), "growapi: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -159,7 +160,7 @@ fn reload(path: &Path, first: &ApiConfig, current: &Current, log: &Log) {
 
 fn hash_token() -> Result<()> {
     let mut token = String::new();
-    std::io::stdin().lock().read_line(&mut token).context("cannot read a token from stdin")?;
+    io::stdin().lock().read_line(&mut token).context("cannot read a token from stdin")?;
     let token = token.trim_end_matches(['\n', '\r']);
     if token.len() < TOKEN_LEAST {
         bail!("a token has at least {TOKEN_LEAST} characters; `openssl rand -hex 32` makes one");
@@ -167,6 +168,6 @@ fn hash_token() -> Result<()> {
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         bail!("a token has no spaces and only characters of ASCII, since it travels in a header");
     }
-    println!("{}", identity::hex(&identity::hash(token.as_bytes())));
-    Ok(())
+    let line = identity::hex(&identity::hash(token.as_bytes())) + "\n";
+    output::write(io::stdout().lock(), &line).context("cannot write the output")
 }

@@ -23,21 +23,27 @@ Exit codes:
   8    the job failed or was cancelled
   130  stopped waiting by Ctrl-C; the job goes on";
 
+/// Heading of the options that all verbs have.
+const EVERY: &str = "Options of every command";
+
 /// Asks growd, the share host agent of this node: what shares there are, to change their sizes, what became of it.
 #[derive(Debug, Parser)]
 #[command(name = "growctl", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Where growd listens: unix:/path or https://host:port
-    #[arg(long, global = true, env = "GROWD_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "ENDPOINT")]
+    #[arg(long, env = "GROWD_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "ENDPOINT")]
+    #[arg(global = true, help_heading = EVERY)]
     pub endpoint: String,
     #[command(flatten)]
     pub tls: Tls,
     /// Tables for people or one JSON document for programs; errors too, but for arguments that cannot be read
-    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    #[arg(long, short, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    #[arg(global = true, help_heading = EVERY)]
     pub output: Output,
     /// How long growd may take to answer a call, connecting included; does not limit --wait and --watch
     // growd says after 40 s that a pool is stuck.
-    #[arg(long, global = true, default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(global = true, help_heading = EVERY)]
     pub timeout: Duration,
     #[command(subcommand)]
     pub verb: Verb,
@@ -47,13 +53,13 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Tls {
     /// For https: the authority of growd's certificate, a PEM file
-    #[arg(long, global = true, env = "GROWD_CA", value_name = "FILE")]
+    #[arg(long, env = "GROWD_CA", value_name = "FILE", global = true, help_heading = EVERY)]
     ca: Option<PathBuf>,
     /// For https: the own certificate, a PEM file
-    #[arg(long, global = true, env = "GROWD_CERT", value_name = "FILE")]
+    #[arg(long, env = "GROWD_CERT", value_name = "FILE", global = true, help_heading = EVERY)]
     cert: Option<PathBuf>,
     /// For https: the key of the own certificate, a PEM file
-    #[arg(long, global = true, env = "GROWD_KEY", value_name = "FILE")]
+    #[arg(long, env = "GROWD_KEY", value_name = "FILE", global = true, help_heading = EVERY)]
     key: Option<PathBuf>,
 }
 
@@ -83,7 +89,10 @@ pub enum Verb {
         pool: Option<PoolName>,
     },
     /// Shows one share
-    Share { id: ShareId },
+    Share {
+        /// The share
+        id: ShareId,
+    },
     /// Extends a share; returns when the job is accepted, which is on disk and survives restarts
     Extend(ResizeArgs),
     /// Lowers the quota of a share, not below what is in use; returns when the job is accepted, as extend does. A volume or
@@ -93,6 +102,7 @@ pub enum Verb {
     Jobs(JobsArgs),
     /// Shows one job
     Job {
+        /// The job
         id: JobId,
         /// Follow the job until it has ended; exits 8 when it failed or was cancelled
         #[arg(long)]
@@ -166,6 +176,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_tells_what_a_verb_takes_before_what_all_take() {
+        let mut cli = Cli::command();
+        cli.build();
+        for verb in cli.get_subcommands_mut().filter(|verb| !["pages", "help"].contains(&verb.get_name())) {
+            let help = verb.render_help().to_string();
+            let (own, every) = help.split_once(&format!("\n{EVERY}:\n")).unwrap();
+            for option in ["--endpoint ", "--ca ", "--cert ", "--key ", "--output ", "--timeout "] {
+                assert!(every.contains(option) && !own.contains(option), "{option}: {help}");
+            }
+            // Of `cancel` the verb says it.
+            let unexplained = |line: &&str| line.starts_with("  ") && line.trim_end().ends_with('>');
+            assert!(verb.get_name() == "cancel" || help.lines().find(unexplained).is_none(), "{help}");
+        }
     }
 
     #[test]

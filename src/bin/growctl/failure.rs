@@ -8,13 +8,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Chain;
-use growd::model::Bytes;
 use growd::wire::client::ConnectError;
 use growd::wire::proto;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::advice::{self, RETRY_AFTER_SECONDS};
+use crate::render::exact;
 
 /// The exit codes; `--help` documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +144,9 @@ impl Failure {
         let mut text = format!("error: {}: {}\n", self.reason, self.message);
         for (key, value) in &self.metadata {
             if let (Some(name), Ok(bytes)) = (key.strip_suffix("_bytes"), value.parse()) {
-                let _ = writeln!(text, "  {}: {} ({bytes} bytes)", name.replace('_', " "), Bytes::new(bytes));
+                // `growctl pools` calls so what can still be promised, and what is not written yet it calls free.
+                let name = if name == "free" { "available" } else { name };
+                let _ = writeln!(text, "  {}: {}", name.replace('_', " "), exact(bytes));
             }
         }
         let _ = writeln!(text, "  next: {}", self.next);
@@ -306,13 +308,24 @@ mod tests {
         assert_eq!(
             failure.text(),
             "error: SIZE_NOT_GREATER: New size must be greater\n  \
-             current size: 2GiB (2147483648 bytes)\n  \
-             new size: 1073741825B (1073741825 bytes)\n  \
+             current size: 2GiB\n  \
+             new size: 1073741825B (about 1GiB)\n  \
              next: ask for more than the current size (`growctl share s`); `growctl shrink` lowers a quota\n"
         );
         let json: serde_json::Value = serde_json::from_str(&failure.json()).unwrap();
         assert_eq!(json["error"]["code"], "INVALID_ARGUMENT");
         assert_eq!(json["error"]["metadata"]["current_size_bytes"], "2147483648");
+    }
+
+    #[test]
+    fn what_a_full_pool_can_give_is_called_as_in_the_list_of_pools() {
+        let sizes = [("free_bytes", "53561917440"), ("reserved_bytes", "0"), ("asked_bytes", "1098987339776")];
+        let failure = Failure::from(CallError::from(refusal(Code::ResourceExhausted, "POOL_FULL", &sizes)));
+        let text = failure.text();
+        let sizes = "  asked: 1048076MiB (about 1023.5GiB)\n  \
+             available: 52306560KiB (about 49.9GiB)\n  \
+             reserved: 0B\n";
+        assert!(text.contains(sizes) && !text.contains("free:"), "{text}");
     }
 
     #[test]

@@ -14,10 +14,11 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use growd::model::JobKind;
 use growd::wire::json::to_json_pretty;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
+use growd::{output, pages};
 
 use args::{Cli, JobsArgs, Output, ResizeArgs, Verb};
 use calls::Calls;
@@ -25,7 +26,7 @@ use failure::{Exit, Failure};
 use render::{detail, list};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = pages::parse().unwrap_or_else(|error| error.exit());
     let output = cli.output;
     match run(cli) {
         Ok(code) => code,
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     if let Verb::Pages { directory } = &cli.verb {
-        let written = growd::pages::write(&Cli::command(), directory);
+        let written = pages::write(&Cli::command(), directory);
         return written.map(|()| ExitCode::SUCCESS).map_err(|error| Failure::unwritten("the pages", &error));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
@@ -171,10 +172,6 @@ fn note(text: &str) -> Result<(), Failure> {
     write_to(io::stderr().lock(), &format!("{text}\n"))
 }
 
-fn write_to(mut to: impl Write, text: &str) -> Result<(), Failure> {
-    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
-        // A reader such as `head` that has seen enough is no error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::unwritten("the output", &error)),
-        _ => Ok(()),
-    }
+fn write_to(to: impl Write, text: &str) -> Result<(), Failure> {
+    output::write(to, text).map_err(|error| Failure::unwritten("the output", &error))
 }

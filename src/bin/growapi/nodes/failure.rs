@@ -15,19 +15,23 @@ use crate::view::GIB_SHIFT;
 /// Seconds that clients are asked to wait for a node that is restarting or was cut off.
 pub const RETRY_AFTER: u64 = 5;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Failure {
     /// growd's own refusal.
+    #[error("{}: {}", .0.reason, .0.message)]
     Refused(Refused),
     /// There is no connection, or it broke.
+    #[error("not reachable: {problem}")]
     Unreachable { problem: String },
     /// Somebody takes connections there and closes them before a request is sent.
+    #[error("it closes connections before a request is sent: {problem}")]
     Closed { problem: String },
     /// growd does not let growapi make the call.
+    #[error("it denies growapi the call: {problem}")]
     Denied { problem: String },
-    /// No answer in time.
+    #[error("no answer in time")]
     Silent,
-    /// An answer that growd does not give.
+    #[error("it answered what growd does not answer: {problem}")]
     Nonsense { problem: String },
 }
 
@@ -255,6 +259,15 @@ mod tests {
         assert_eq!(draining.into_refusal(Some(3)).retry_after, Some(RETRY_AFTER));
         let gone = Failure::Unreachable { problem: String::new() };
         assert_eq!(gone.into_refusal(None).retry_after, Some(RETRY_AFTER));
+    }
+
+    #[test]
+    fn the_log_tells_a_failure_in_words() {
+        let busy = refused(Code::Aborted, "SHARE_BUSY", &[("http_status", "409")]);
+        assert_eq!(busy.to_string(), "SHARE_BUSY: refused: SHARE_BUSY");
+        assert_eq!(Failure::Silent.to_string(), "no answer in time");
+        let gone = Failure::Unreachable { problem: "Connection refused".to_owned() };
+        assert_eq!(gone.to_string(), "not reachable: Connection refused");
     }
 
     #[test]

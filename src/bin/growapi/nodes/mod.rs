@@ -240,7 +240,9 @@ impl Nodes {
                 Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {}
                 Err(failure) => {
                     if let Failure::Refused(refused) = &failure {
-                        tracing::info!(share = %id, node = node.name, ?refused, "a node cannot tell of a share");
+                        let (reason, status, problem) = (&refused.reason, refused.http_status, &refused.message);
+                        let node = &node.name;
+                        tracing::info!(share = %id, node, reason, status, problem, "a node cannot tell of a share");
                     }
                     worst.get_or_insert(failure.cannot_tell());
                 }

@@ -54,16 +54,19 @@ pub fn pools(pools: &[Pool]) -> Option<String> {
         ("FINDINGS", false),
     ];
     let row = |pool: &Pool| {
+        // Only one that could not be read has no size.
+        let told = |figure: String| if pool.total_bytes == 0 { NONE.to_owned() } else { figure };
+        let size = |bytes: u64| told(rounded(bytes));
         [
             pool.name.clone(),
             pool.driver.clone(),
             or_none(&pool.filesystem).to_owned(),
-            rounded(pool.total_bytes),
-            rounded(pool.free_bytes),
-            rounded(pool.promised_bytes),
-            rounded(pool.queued_bytes),
-            rounded(pool.available_bytes),
-            pool.shares.to_string(),
+            size(pool.total_bytes),
+            size(pool.free_bytes),
+            size(pool.promised_bytes),
+            size(pool.queued_bytes),
+            size(pool.available_bytes),
+            told(pool.shares.to_string()),
             kinds(&pool.findings),
         ]
     };
@@ -274,6 +277,23 @@ mod tests {
         assert!(
             text.contains("AVAILABLE") && text.contains("100GiB") && text.ends_with("QUOTA_NOT_ENFORCED\n"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_read_has_no_figures() {
+        let pool = Pool {
+            name: "home".to_owned(),
+            driver: "project-quota".to_owned(),
+            reserve_bytes: 1 << 30,
+            overcommit: 1.0,
+            findings: vec![Finding { kind: "NOT_MOUNTED".to_owned(), ..Finding::default() }],
+            ..Pool::default()
+        };
+        assert_eq!(
+            pools(&[pool]).unwrap(),
+            "POOL  DRIVER         FS  TOTAL  FREE  PROMISED  QUEUED  AVAILABLE  SHARES  FINDINGS\n\
+             home  project-quota  -       -     -         -       -          -       -  NOT_MOUNTED\n"
         );
     }
 

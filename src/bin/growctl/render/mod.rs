@@ -49,7 +49,7 @@ fn duration(from: Option<&Timestamp>, to: Option<&Timestamp>) -> Option<String> 
 }
 
 /// The size that can be typed again, with a round figure where that is hard to read.
-fn exact(bytes: u64) -> String {
+pub fn exact(bytes: u64) -> String {
     let size = Bytes::new(bytes);
     let (exact, rounded) = (size.to_string(), size.rounded());
     if exact == rounded { exact } else { format!("{exact} (about {rounded})") }
