@@ -98,7 +98,7 @@ pub enum Verb {
         #[arg(long)]
         watch: bool,
     },
-    /// Cancels a job that is still queued
+    /// Cancels a job that has not begun, nor can have before a restart of growd
     Cancel { id: JobId },
     /// Looks for everything that would make an extend fail or a quota not hold; exits 1 when there is any finding
     Doctor,
