@@ -139,16 +139,14 @@ fn new_size(text: &str) -> Result<Bytes, String> {
     }
 }
 
-/// Those of [`JobState`].
-const STATES: [&str; 5] = ["queued", "running", "succeeded", "failed", "cancelled"];
-
 #[derive(Debug, Args)]
 pub struct JobsArgs {
     /// Only jobs of this share
     #[arg(long, value_name = "ID")]
     pub share: Option<ShareId>,
     /// Only jobs in this state
-    #[arg(long, value_parser = PossibleValuesParser::new(STATES).try_map(|state| state.parse::<JobState>()), ignore_case = true)]
+    #[arg(long, ignore_case = true, value_parser = PossibleValuesParser::new(JobState::ALL.map(JobState::as_str))
+        .try_map(|state| state.parse::<JobState>()))]
     pub state: Option<JobState>,
     /// Only jobs with this project label
     #[arg(long, value_name = "LABEL")]
@@ -178,8 +176,8 @@ mod tests {
 
     #[test]
     fn every_state_of_a_job_can_be_asked_for_in_either_case_and_is_completed() {
-        for (typed, state) in STATES.into_iter().zip(JobState::ALL) {
-            for typed in [typed, state.as_str()] {
+        for state in JobState::ALL {
+            for typed in [state.as_str(), &state.as_str().to_lowercase()] {
                 let cli = Cli::try_parse_from(["growctl", "jobs", "--state", typed]).unwrap();
                 assert!(
                     matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(asked), .. }) if asked == state),
@@ -189,7 +187,7 @@ mod tests {
         }
         let mut completion = Vec::new();
         clap_complete::generate(clap_complete::Shell::Bash, &mut Cli::command(), "growctl", &mut completion);
-        assert!(String::from_utf8(completion).unwrap().contains(&STATES.join(" ")));
+        assert!(String::from_utf8(completion).unwrap().contains(&JobState::ALL.map(JobState::as_str).join(" ")));
     }
 
     #[test]
