@@ -306,14 +306,22 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
 
     // growd's words about a share are for whoever is known to own it; of others only the status is told, or nothing at all.
     let words = "refused with UNSUPPORTED";
-    let refusal = refusal(Code::Unimplemented, "UNSUPPORTED", 501, &[]);
-    cluster.nodes[0].with(|state| state.refusing_looks = Some(refusal));
+    let refuse = |code, reason, http| {
+        cluster.nodes[0].with(|state| state.refusing_looks = Some(refusal(code, reason, http, &[])));
+    };
+    refuse(Code::Unimplemented, "UNSUPPORTED", 501);
     assert_eq!(member.get(&path("p", 7)).refused(501), words);
     other.get(&path("q", 7)).refused(404);
     other.extend("q", &share(7), 5).refused(404);
-    for answer in [other.get(&path("q", 9)), other.extend("q", &share(9), 5), admin.get(&path("p", 9))] {
-        assert_eq!(answer.refused(503), "The storage node cannot tell of the share.");
-        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    // Only what may pass by itself is asked for again.
+    for (code, reason, http, status) in
+        [(Code::Unimplemented, "UNSUPPORTED", 501, 501), (Code::FailedPrecondition, "NOT_MOUNTED", 409, 503)]
+    {
+        refuse(code, reason, http);
+        for answer in [other.get(&path("q", 9)), other.extend("q", &share(9), 5), admin.get(&path("p", 9))] {
+            assert_eq!(answer.refused(status), "The storage node cannot tell of the share.");
+            assert_eq!(answer.header("retry-after").is_some(), status == 503, "{answer:?}");
+        }
     }
     assert!(front.has_logged(&format!("reason=\"UNSUPPORTED\" status=501 problem=\"{words}\"")));
     cluster.nodes[0].with(|state| state.refusing_looks = None);

@@ -125,6 +125,20 @@ fn a_series_of_requests_with_one_id_is_as_many_jobs() {
     assert!(asked(1, "shrink", 6).refused(400).contains("(current: 5, new: 6)"));
 }
 
+/// As clients make them that count.
+#[test]
+fn ids_that_begin_alike_are_ids_of_their_own() {
+    let (cluster, front) = one_node();
+    let path = format!("/v2/p/shares/{}/action", share(1));
+    for (jobs, n, size) in [(1, 1, 5), (2, 2, 6), (2, 1, 5), (2, 2, 6), (3, 1, 7), (4, 2, 8), (4, 1, 7), (4, 2, 8)] {
+        let id = format!("req-00000000-0000-4000-8000-{n:012}");
+        let body = format!("{{\"os-extend\": {{\"new_size\": {size}}}}}");
+        front.ask("POST", &path, &[JSON, ("X-OpenStack-Request-ID", &id)], body.as_bytes()).accepted();
+        assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), jobs, "{size} with {id}");
+        cluster.nodes[0].finish(&share(1));
+    }
+}
+
 /// Nobody can tell an admin's cancellation of this very request from that of an earlier one.
 #[test]
 fn a_job_that_was_cancelled_before_its_request_was_answered_is_not_begun_again() {

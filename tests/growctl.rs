@@ -152,7 +152,7 @@ fn bad_usage_is_told_before_growd_is_called() {
         (&["extend", SHARE, "3GiB", "--expect-current", "2G"], "write \"2GiB\" instead"),
         (&["share", "../etc"], "\"../etc\" is not a UUID"),
         (&["job", "6d0ad3f47c5e4c0e9a3e0c2d2f7c9a11"], "is not the UUID of a job"),
-        (&["jobs", "--state", "done"], "possible values: queued, running, succeeded, failed, cancelled"),
+        (&["jobs", "--state", "done"], "possible values: QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED"),
         (&["jobs", "--limit", "0"], "0 is not in"),
         (&["shares", "--pool", "a/b"], "is not a pool name"),
         (&["node", "--timeout", "soon"], "--timeout"),

@@ -165,11 +165,12 @@ async fn a_failed_extend_is_told_and_the_share_can_be_extended_again() {
 
     let broken = daemon.inject("quotactl_fd:error=EIO").await;
     // It may be anybody's, for all that growapi knows.
-    front.extend(&share(1), 3).refused(503);
+    let cannot_tell = "The storage node cannot tell of the share.";
+    assert_eq!(front.extend(&share(1), 3).refused(500), cannot_tell);
     drop(broken);
     assert_eq!(status(&front, 1), ("available".to_owned(), 2));
     let broken = daemon.inject("quotactl_fd:error=EIO").await;
-    front.extend(&share(1), 3).refused(500);
+    assert_ne!(front.extend(&share(1), 3).refused(500), cannot_tell);
     drop(broken);
     let broken = daemon.inject("fsync:error=EIO").await;
     front.extend(&share(1), 3).accepted();

@@ -1,4 +1,4 @@
-//! SIGHUP and changed certificates: what follows at once, what stays as it was, and that nobody's connection is lost.
+//! SIGHUP and changed certificates: what follows at once, what stays as it was, and that nobody's call is lost.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
 
@@ -8,8 +8,14 @@ use std::fs;
 
 use access::*;
 use growd::wire::client::{self, Credentials};
+use growd::wire::limits::STRANGERS_STREAMS_MOST;
 use serde_json::Value;
+use tokio::time::timeout;
+use tonic::Code;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 async fn start(config: &str) -> (Growd, Channel) {
     let growd = Growd::start(tempfile::tempdir().unwrap(), config).await;
@@ -97,6 +103,41 @@ async fn roles_follow_on_connections_that_are_there_already() {
     assert_eq!(reason(&extend(&channel).await), "NOT_MOUNTED");
     let unknown = "configuration: [access]: group:no-such-group is not known on this host, and has no role";
     assert!(messages(&growd, "ERROR").iter().any(|error| error == unknown), "{:?}", messages(&growd, "ERROR"));
+}
+
+/// With the role come as many calls at once as a caller with a role may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gets_a_role_is_a_stranger_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "ours");
+    let (tcp, pool) = (tcp(&authority.node(), &authority), pool("a"));
+    let growd = Growd::start(dir, &[&*tcp, &pool].concat()).await;
+    let channel = client::connect_as(&growd.https(), Some(&authority.client("api"))).await.unwrap();
+    let watch = async || {
+        let request = HealthCheckRequest::default();
+        let mut watch = HealthClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+        watch
+    };
+    let mut watched = vec![watch().await];
+    // Who may call what stays as it was, and so do the connections.
+    growd.configure(&[&*tcp, &pool, &crate::pool("b")].concat());
+    assert!(growd.reload().await);
+    for _ in 1..STRANGERS_STREAMS_MOST {
+        watched.push(watch().await);
+    }
+    growd.configure(&[&*tcp, "[access]\nreaders = [\"cn:api\"]\n", &pool].concat());
+    assert!(growd.reload().await);
+    // A client with calls at hand tries the connection that ends once more, and tells that it has not sent the call.
+    let connects_again = async { while node(&channel).await.is_err_and(|status| status.code() == Code::Cancelled) {} };
+    timeout(PATIENCE, connects_again).await.expect("the call waits for the other ones to end");
+    node(&channel).await.unwrap();
+    // What was at hand goes on.
+    let pid = nix::unistd::Pid::from_raw(growd.pid().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    for mut watch in watched {
+        while watch.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
+/// Characters of a refused text that are repeated.
+const SHOWN_MOST: usize = 100;
+
 /// Why a text is not the id or name that it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {expected}")]
@@ -14,11 +17,16 @@ pub struct InvalidName {
 }
 
 impl InvalidName {
-    /// Characters of a refused text that are repeated: it goes into logs, and into answers whose length clients limit.
-    pub const TEXT_MOST: usize = 100;
-
     pub fn new(text: &str, expected: &'static str) -> Self {
-        Self { text: text.chars().take(Self::TEXT_MOST).collect(), expected }
+        Self { text: shortened(text), expected }
+    }
+}
+
+/// What of a refused text is repeated: it goes into logs, and into answers whose length clients limit.
+pub fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -179,7 +187,9 @@ mod tests {
         ];
         for error in errors {
             let told = error.to_string();
-            assert!(told.starts_with(&format!("{:?} is not ", "ü".repeat(100))), "{told}");
+            assert!(told.starts_with(&format!("\"{}…\" is not ", "ü".repeat(100))), "{told}");
         }
+        let whole = "-".repeat(100);
+        assert!(whole.parse::<PoolName>().unwrap_err().to_string().starts_with(&format!("{whole:?} is not ")));
     }
 }

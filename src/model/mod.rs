@@ -12,7 +12,7 @@ mod trace;
 
 pub use access::{Credentials, Identity, Name, Role, Roles, TlsFiles};
 pub use bytes::{Bytes, ParseBytesError};
-pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId};
+pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId, shortened};
 pub use job::{Job, JobError, JobKind, JobState, StepRecord};
 pub use refusal::{Reason, Refusal};
 pub use share::{CommandRecord, DriverKind, Finding, PoolReport, ShareReport, ShareStatus, ThinPool, ThinUse};

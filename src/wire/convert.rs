@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use super::proto;
 use crate::model::{
-    Bytes, CommandRecord, Finding, InvalidName, Job, JobId, JobKind, JobState, PoolReport, ProjectLabel, Refusal,
-    ShareId, ShareReport, ShareStatus, TraceParent,
+    Bytes, CommandRecord, Finding, Job, JobId, JobKind, JobState, PoolReport, ProjectLabel, Refusal, ShareId,
+    ShareReport, ShareStatus, TraceParent, shortened,
 };
 use crate::service::NodeReport;
 use crate::service::admission::SizeRequest;
@@ -49,7 +49,7 @@ pub fn size_request(
 }
 
 pub fn share_id(text: &str) -> Result<ShareId, Refusal> {
-    text.parse().map_err(|_| Refusal::InvalidShareId { given: text.chars().take(InvalidName::TEXT_MOST).collect() })
+    text.parse().map_err(|_| Refusal::InvalidShareId { given: shortened(text) })
 }
 
 pub fn job_id(text: &str) -> Result<JobId, Refusal> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
-use parking_lot::RwLock;
+use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
@@ -61,25 +61,25 @@ pub struct Rules {
 
 /// The rules, which may change at any time, and what was turned away by them.
 pub struct Guard {
-    pub rules: RwLock<Rules>,
+    pub rules: watch::Sender<Rules>,
     turned_away: TurnedAway,
     meters: Arc<Meters>,
 }
 
 impl Guard {
     pub fn new(rules: Rules, meters: Arc<Meters>) -> Self {
-        Self { rules: RwLock::new(rules), turned_away: TurnedAway::default(), meters }
+        Self { rules: watch::Sender::new(rules), turned_away: TurnedAway::default(), meters }
     }
 
     /// Whether the caller may call anything but the health service.
     pub fn knows(&self, peer: &Peer) -> bool {
-        self.rules.read().roles.of(&peer.identities).is_some()
+        self.rules.borrow().roles.of(&peer.identities).is_some()
     }
 
     /// The role that the call takes, which the caller has.
     fn check(&self, rpc: &str, peer: &Peer) -> Result<Option<Role>, Refusal> {
         let Some(needed) = role_for(rpc) else { return Ok(None) };
-        let rules = self.rules.read();
+        let rules = self.rules.borrow();
         let refusal = match rules.roles.of(&peer.identities) {
             Some(role) if role >= needed && is_reflection(rpc) && !rules.reflection => {
                 return Err(Refusal::Unsupported { what: "server reflection is switched off".to_owned() });
@@ -174,13 +174,12 @@ mod tests {
     fn roles_open_what_they_should_and_nothing_else() {
         let guard = Guard::new(Rules::default(), Arc::new(Meters::new().unwrap()));
         let name = |id: &str| Identity::Cn(id.to_owned());
-        {
-            let mut rules = guard.rules.write();
+        guard.rules.send_modify(|rules| {
             rules.reflection = true;
             rules.roles.grant(name("r"), Role::Reader);
             rules.roles.grant(name("o"), Role::Operator);
             rules.roles.grant(name("a"), Role::Admin);
-        }
+        });
         let reason = |rpc: &str, identities: &[Identity]| {
             let peer = Peer { identities: identities.to_vec(), ..Peer::default() };
             guard.check(rpc, &peer).map_err(|refusal| refusal.reason()).err()
@@ -198,7 +197,7 @@ mod tests {
             assert_eq!(reason(rpc, &[Identity::User(0)]), None, "{rpc}");
         }
         assert_eq!(reason("/grpc.health.v1.Health/Check", &[]), None);
-        guard.rules.write().reflection = false;
+        guard.rules.send_modify(|rules| rules.reflection = false);
         assert_eq!(reason(others[0], &[name("a")]), Some(Reason::Unsupported));
     }
 }

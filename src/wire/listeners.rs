@@ -65,7 +65,7 @@ impl Connected for Connection {
 pub struct Connections {
     /// Of those with a role.
     pub known: ReceiverStream<io::Result<Connection>>,
-    pub strangers: ReceiverStream<io::Result<Connection>>,
+    pub strangers: mpsc::Receiver<io::Result<Connection>>,
 }
 
 /// All connections, until the streams are dropped; at most so many of each listener, of which few are of strangers.
@@ -95,7 +95,7 @@ pub fn connections(
         Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, door()))),
         None => {}
     }
-    Connections { known: ReceiverStream::new(of_known), strangers: ReceiverStream::new(of_strangers) }
+    Connections { known: ReceiverStream::new(of_known), strangers: of_strangers }
 }
 
 /// So many connections may be there at once.

@@ -2,14 +2,17 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio_stream::wrappers::WatchStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -53,9 +56,10 @@ impl Control {
         let _ = self.service.set(service);
     }
 
-    /// Who may call what from now on, also on connections that are there already.
+    /// Who may call what from now on, also on connections that are there already. Those of callers who had no role when
+    /// they connected end without losing a call.
     pub fn set_rules(&self, rules: Rules) {
-        *self.guard.rules.write() = rules;
+        self.guard.rules.send_if_modified(|current| mem::replace(current, rules) != *current);
     }
 
     /// What the health service says of growd as a whole and of each of its services.
@@ -179,18 +183,29 @@ pub async fn serve(
     let most = usize::try_from(connections).unwrap_or(usize::MAX);
     let tcp = tcp.map(|tcp| (tcp.listener, tcp.tls));
     let Connections { known, strangers } = listeners::connections(listener, tcp, most, &guard, &meters);
-    let serve = |connections, streams| {
-        let server = server(streams).layer(GateLayer(Arc::clone(&guard)));
+    let stop = move || {
         let mut stopped = stopped.clone();
-        let stop = async move {
-            // A sender that is gone says the same.
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        };
-        server.serve_with_incoming_shutdown(services.clone(), connections, stop)
+        // A sender that is gone says the same.
+        async move { drop(stopped.wait_for(|stopped| *stopped).await) }
     };
-    let servers = (serve(known, STREAMS_MOST), serve(strangers, STRANGERS_STREAMS_MOST));
+    let layer = GateLayer(Arc::clone(&guard));
+    let known = server(STREAMS_MOST).layer(layer.clone()).serve_with_incoming_shutdown(services.clone(), known, stop());
+    let strangers = Arc::new(Mutex::new(strangers));
+    // Whoever gets a role by a change of the rules is a stranger no more: all strangers' connections end in good order,
+    // and their callers connect again as what they are by then. Calls at hand do not hold that up.
+    let each_rules = WatchStream::new(guard.rules.subscribe()).take_until(stop());
+    let strangers = each_rules.map(Ok).try_for_each_concurrent(None, move |_| {
+        let connections = stream::unfold(Arc::clone(&strangers), async |strangers| {
+            let connection = strangers.lock().await.recv().await?;
+            Some((connection, strangers))
+        });
+        let (mut rules, stop) = (guard.rules.subscribe(), stop());
+        let changed = async move { tokio::select!(_ = rules.changed() => {}, () = stop => {}) };
+        let server = server(STRANGERS_STREAMS_MOST).layer(layer.clone());
+        server.serve_with_incoming_shutdown(services.clone(), connections, changed)
+    });
     Ok((control, async {
-        tokio::try_join!(servers.0, servers.1)?;
+        tokio::try_join!(known, strangers)?;
         Ok(())
     }))
 }

@@ -6,7 +6,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use growd::model::{ProjectLabel, RequestId, TraceParent};
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
 
 use crate::api::{Api, Current};
 use crate::identity::{Project, Role, Who};
@@ -37,15 +37,19 @@ impl Traced {
     /// The id by which to ask where this one already has a job of an earlier request: behind the newest such job of the
     /// share, or behind the share when it has none. Always the same one, so that its repetition is recognised as well.
     pub fn behind(&self, newest: &str) -> RequestId {
-        let (own, _) = self.id.as_uuid().as_u64_pair();
         let (_, hash) = Uuid::new_v5(self.id.as_uuid(), newest.as_bytes()).as_u64_pair();
-        RequestId::from_uuid(Builder::from_custom_bytes(Uuid::from_u64_pair(own, hash).into_bytes()).into_uuid())
+        RequestId::from_uuid(Uuid::from_u64_pair(self.first_half_behind(), hash))
     }
 
-    /// Whether the id is this one, or one behind it: these have its first half, but for the version.
+    /// Whether the id is this one, or one behind it.
     pub fn has_asked_with(&self, id: &str) -> bool {
-        let first_half = |id: &RequestId| id.as_uuid().as_u64_pair().0 & !0xf000;
-        id.parse().is_ok_and(|id| first_half(&id) == first_half(&self.id))
+        let is_behind = |id: &RequestId| id.as_uuid().as_u64_pair().0 == self.first_half_behind();
+        id.parse().is_ok_and(|id| id == self.id || is_behind(&id))
+    }
+
+    /// Of all ids behind this one. From the whole of it: the ids of a client that counts begin alike.
+    fn first_half_behind(&self) -> u64 {
+        Uuid::new_v5(self.id.as_uuid(), &[]).as_u64_pair().0
     }
 
     fn fresh() -> RequestId {

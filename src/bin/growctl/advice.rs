@@ -49,7 +49,7 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
             format!("somebody else changed the size: look (`growctl share {share}`) and decide anew")
         }
         Reason::NotMounted => {
-            "mount the pool's file system, or turn its quotas on, then check with `growctl doctor`".to_owned()
+            "`growctl doctor` names what the share or its pool is waiting for, and the command".to_owned()
         }
         Reason::QuotaNotEnforced => {
             "turn the quotas of the file system on; `growctl doctor` names the command".to_owned()
@@ -108,6 +108,9 @@ mod tests {
             let line = next_step(reason.as_str(), &BTreeMap::new());
             assert!(!line.is_empty() && !line.contains('\n'), "{reason}: {line}");
         }
+        // It may be a mount, quotas, an inactive volume, a detached image, a pvmove: all of them doctor names.
+        let not_ready = next_step("NOT_MOUNTED", &BTreeMap::new());
+        assert!(not_ready.contains("`growctl doctor`") && !not_ready.contains("mount"), "{not_ready}");
         assert!(next_step("FROM_A_LATER_VERSION", &BTreeMap::new()).contains("growctl doctor"));
     }
 

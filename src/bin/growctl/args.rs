@@ -108,7 +108,7 @@ pub enum Verb {
         #[arg(long)]
         watch: bool,
     },
-    /// Cancels a job that is still queued
+    /// Cancels a job that has not begun, nor can have before a restart of growd
     Cancel { id: JobId },
     /// Looks for everything that would make an extend fail or a quota not hold; exits 1 when there is any finding
     Doctor,
@@ -149,16 +149,14 @@ fn new_size(text: &str) -> Result<Bytes, String> {
     }
 }
 
-/// Those of [`JobState`].
-const STATES: [&str; 5] = ["queued", "running", "succeeded", "failed", "cancelled"];
-
 #[derive(Debug, Args)]
 pub struct JobsArgs {
     /// Only jobs of this share
     #[arg(long, value_name = "ID")]
     pub share: Option<ShareId>,
     /// Only jobs in this state
-    #[arg(long, value_parser = PossibleValuesParser::new(STATES).try_map(|state| state.parse::<JobState>()), ignore_case = true)]
+    #[arg(long, ignore_case = true, value_parser = PossibleValuesParser::new(JobState::ALL.map(JobState::as_str))
+        .try_map(|state| state.parse::<JobState>()))]
     pub state: Option<JobState>,
     /// Only jobs with this project label
     #[arg(long, value_name = "LABEL")]
@@ -204,8 +202,8 @@ mod tests {
 
     #[test]
     fn every_state_of_a_job_can_be_asked_for_in_either_case_and_is_completed() {
-        for (typed, state) in STATES.into_iter().zip(JobState::ALL) {
-            for typed in [typed, state.as_str()] {
+        for state in JobState::ALL {
+            for typed in [state.as_str(), &state.as_str().to_lowercase()] {
                 let cli = Cli::try_parse_from(["growctl", "jobs", "--state", typed]).unwrap();
                 assert!(
                     matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(asked), .. }) if asked == state),
@@ -215,7 +213,7 @@ mod tests {
         }
         let mut completion = Vec::new();
         clap_complete::generate(clap_complete::Shell::Bash, &mut Cli::command(), "growctl", &mut completion);
-        assert!(String::from_utf8(completion).unwrap().contains(&STATES.join(" ")));
+        assert!(String::from_utf8(completion).unwrap().contains(&JobState::ALL.map(JobState::as_str).join(" ")));
     }
 
     #[test]

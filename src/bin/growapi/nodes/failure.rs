@@ -105,10 +105,13 @@ impl Failure {
     }
 
     /// Of a node that refuses to tell of a share nobody is known to have: the share may be in a pool of it that cannot be
-    /// read, or nowhere. Without growd's words, which may tell of another project's share, or of places on the node.
+    /// read, or nowhere. Without growd's words, which may tell of another project's share, or of places on the node. What
+    /// is wrong in the state of things may pass, and growd may then know the share or not; what growd cannot do stays so.
     pub fn cannot_tell(mut self) -> Self {
         if let Self::Refused(refused) = &mut self {
-            refused.http_status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+            if refused.http_status < 500 {
+                refused.http_status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+            }
             refused.message = "The storage node cannot tell of the share.".to_owned();
         }
         self
@@ -245,6 +248,20 @@ mod tests {
         ] {
             let (status, message) = heard(refused(code, reason, &[("http_status", http)]), Some(3));
             assert_eq!((status.to_string().as_str(), message), (http, format!("refused: {reason}")));
+        }
+    }
+
+    #[test]
+    fn a_node_that_cannot_tell_is_asked_again_only_where_that_may_help() {
+        for (code, reason, http, expected) in [
+            (Code::FailedPrecondition, "NOT_MOUNTED", "409", (503, Some(RETRY_AFTER))),
+            (Code::Unavailable, "STUCK", "503", (503, Some(RETRY_AFTER))),
+            (Code::Unimplemented, "UNSUPPORTED", "501", (501, None)),
+            (Code::Internal, "INTERNAL", "500", (500, None)),
+        ] {
+            let refusal = refused(code, reason, &[("http_status", http)]).cannot_tell().into_refusal(None);
+            assert_eq!((refusal.status.as_u16(), refusal.retry_after), expected, "{reason}");
+            assert_eq!(refusal.message, "The storage node cannot tell of the share.");
         }
     }
 

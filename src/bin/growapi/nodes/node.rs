@@ -8,7 +8,7 @@ use growd::model::{JobKind, ShareId, TraceParent};
 use growd::wire::client::{self, Credentials};
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListJobsRequest, ListJobsResponse};
+use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListJobsRequest};
 use growd::wire::proto::{ListSharesRequest, ListSharesResponse, Share};
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
@@ -62,7 +62,8 @@ impl Node {
     /// Every [`Failure`].
     pub async fn share(&self, id: ShareId) -> Result<Share, Failure> {
         let request = GetShareRequest { share_id: id.to_string() };
-        let share = self.call(|channel| get_share(channel, request.clone())).await?;
+        let ask = |channel, request| async move { ShareServiceClient::new(channel).get_share(request).await };
+        let share = self.call(request, ask).await?;
         if share.share_id == id.to_string() { Ok(share) } else { Err(Failure::nonsense("it tells of another share")) }
     }
 
@@ -70,7 +71,8 @@ impl Node {
     /// Every [`Failure`].
     pub async fn job(&self, job_id: &str) -> Result<Job, Failure> {
         let request = GetJobRequest { job_id: job_id.to_owned() };
-        let answer = self.call(|channel| get_job(channel, request.clone())).await;
+        let ask = |channel, request| async move { JobServiceClient::new(channel).get_job(request).await };
+        let answer = self.call(request, ask).await;
         // No pool holds up this answer, and a list asks for many jobs.
         if let Err(Failure::Silent) = answer {
             self.note_down("no answer in time");
@@ -84,7 +86,8 @@ impl Node {
     /// Every [`Failure`].
     pub async fn jobs_of(&self, share: ShareId) -> Result<Vec<Job>, Failure> {
         let request = ListJobsRequest { share_id: share.to_string(), ..ListJobsRequest::default() };
-        self.call(|channel| list_jobs(channel, request.clone())).await.map(|answer| answer.jobs)
+        let ask = |channel, request| async move { JobServiceClient::new(channel).list_jobs(request).await };
+        self.call(request, ask).await.map(|answer| answer.jobs)
     }
 
     /// Must carry a request id, since it may be sent again.
@@ -99,11 +102,11 @@ impl Node {
     ) -> Result<Taken, Failure> {
         let share_id = request.share_id.clone();
         let asked = AtomicU32::new(0);
-        let ask = |channel| {
+        let ask = |channel, request| {
             asked.fetch_add(1, Ordering::Relaxed);
-            client::resize(channel, kind, request.clone(), caller)
+            client::resize(channel, kind, request, caller)
         };
-        let job = self.call(ask).await?;
+        let job = self.call(request, ask).await?;
         let fits = job.share_id == share_id && !job.job_id.is_empty();
         let repeated = asked.into_inner() > 1;
         if fits { Ok(Taken { job, repeated }) } else { Err(Failure::nonsense("it took the job of another share")) }
@@ -124,17 +127,19 @@ impl Node {
         let page_token = behind.map(|share| client::page_behind(share, pool, project)).unwrap_or_default();
         let project_id = project.map(str::to_owned);
         let request = ListSharesRequest { pool: pool.to_owned(), page_size, page_token, project_id };
-        self.call(|channel| list_shares(channel, request.clone())).await
+        let ask = |channel, request| async move { ShareServiceClient::new(channel).list_shares(request).await };
+        self.call(request, ask).await
     }
 
-    async fn call<T, F>(&self, ask: impl Fn(Channel) -> F) -> Result<T, Failure>
+    async fn call<Q, T, F>(&self, request: Q, ask: impl Fn(Channel, Q) -> F) -> Result<T, Failure>
     where
+        Q: Clone,
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let attempts = async {
             let mut retries = 0;
             loop {
-                match self.attempt(&ask).await {
+                match self.attempt(request.clone(), &ask).await {
                     Err(Failure::Unreachable { .. } | Failure::Closed { .. }) if retries < RETRIES => {
                         let pause = PAUSE * (1 << retries);
                         tokio::time::sleep(pause / 2 + jitter(pause)).await;
@@ -164,14 +169,14 @@ impl Node {
         answer
     }
 
-    async fn attempt<T, F>(&self, ask: &impl Fn(Channel) -> F) -> Result<T, Failure>
+    async fn attempt<Q, T, F>(&self, request: Q, ask: &impl Fn(Channel, Q) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
         // Connects again by itself from then on.
         let channel =
             self.channel.get_or_try_init(|| client::connect_as(&self.endpoint, self.credentials.as_ref())).await?;
-        Ok(ask(channel.clone()).await?.into_inner())
+        Ok(ask(channel.clone(), request).await?.into_inner())
     }
 
     fn note_down(&self, problem: &str) {
@@ -192,7 +197,9 @@ impl Node {
 pub async fn watch_health(node: Weak<Node>) {
     loop {
         let Some(held) = node.upgrade() else { return };
-        if held.call(check_health).await == Err(Failure::Silent) {
+        let check = |channel, request| async move { HealthClient::new(channel).check(request).await };
+        // NOT_SERVING is an answer too: growd recovers or drains, and still tells of its shares.
+        if held.call(HealthCheckRequest::default(), check).await == Err(Failure::Silent) {
             held.note_down("no answer in time");
         }
         drop(held);
@@ -204,28 +211,4 @@ pub async fn watch_health(node: Weak<Node>) {
 fn jitter(most: Duration) -> Duration {
     let random = (uuid::Uuid::new_v4().as_u128() & 0xffff) as u32;
     most * random / 0x1_0000
-}
-
-// Each takes its channel with it: a closure cannot lend what its future needs.
-
-async fn get_share(channel: Channel, request: GetShareRequest) -> Result<Response<Share>, Status> {
-    ShareServiceClient::new(channel).get_share(request).await
-}
-
-async fn list_shares(channel: Channel, request: ListSharesRequest) -> Result<Response<ListSharesResponse>, Status> {
-    ShareServiceClient::new(channel).list_shares(request).await
-}
-
-async fn get_job(channel: Channel, request: GetJobRequest) -> Result<Response<Job>, Status> {
-    JobServiceClient::new(channel).get_job(request).await
-}
-
-async fn list_jobs(channel: Channel, request: ListJobsRequest) -> Result<Response<ListJobsResponse>, Status> {
-    JobServiceClient::new(channel).list_jobs(request).await
-}
-
-async fn check_health(channel: Channel) -> Result<Response<()>, Status> {
-    // NOT_SERVING is an answer too: growd recovers or drains, and still tells of its shares.
-    let request = HealthCheckRequest { service: String::new() };
-    HealthClient::new(channel).check(request).await.map(|_| Response::new(()))
 }
