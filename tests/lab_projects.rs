@@ -108,7 +108,7 @@ async fn places_say_whose_a_share_is(kind: Kind, disk: &str) {
     listed(&clients, None).await;
     let told = clients.diagnose().await.findings;
     let told = told.iter().find(|finding| finding.share_id == share(1)).unwrap();
-    let (twice, heal) = (" as well is not supported here", "if it is in two places, take it out of one of them,");
+    let (twice, heal) = (" as well is not supported here", "take it out of one of them,");
     assert!(told.message.ends_with(twice) && told.remedy.starts_with(heal), "{told:?}");
     assert_refused(&clients.extend(&share(1), 3 * GIB).await.unwrap_err(), "UNSUPPORTED");
     std::fs::remove_dir(place("e", 1)).unwrap();

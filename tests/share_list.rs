@@ -14,8 +14,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use access::{Growd, PATIENCE, pool};
 use growd::model::JobState;
 use growd::wire::client;
+use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{ListSharesRequest, ShareStatus};
+use growd::wire::proto::{DiagnoseRequest, ListSharesRequest, ShareStatus};
 use store::{Home, job_of};
 
 fn scrape(growd: &Growd) -> String {
@@ -64,4 +65,17 @@ async fn shares_and_pools_that_cannot_be_read_are_told() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     assert!(time >= begin, "{time} is before {begin}");
+}
+
+/// Who is told to move something there would look for a share that is in the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_on_a_file_system_that_its_driver_cannot_use_is_told_with_what_to_change() {
+    for driver in ["project-quota", "btrfs"] {
+        let config = format!("[[pool]]\nname = \"home\"\ndriver = \"{driver}\"\npath = \"/proc/{{share_id}}\"\n");
+        let growd = Growd::start(tempfile::tempdir().unwrap(), &config).await;
+        let mut node = NodeServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+        let [found] = node.diagnose(DiagnoseRequest {}).await.unwrap().into_inner().findings.try_into().unwrap();
+        assert!(found.share_id.is_empty() && !found.remedy.contains("move"), "{found:?}");
+        assert!(found.remedy.starts_with("mount "), "{found:?}");
+    }
 }

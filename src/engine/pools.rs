@@ -326,7 +326,7 @@ impl Pools {
 /// The refusal of a share that two pools have, where no `[[share]]` of the configuration says which counts.
 pub fn in_two_pools(share: ShareId, one: &PoolName, other: &PoolName) -> Refusal {
     let (first, second) = (one.as_str().min(other.as_str()), one.as_str().max(other.as_str()));
-    Refusal::Unsupported { what: format!("share {share} in pool {first} and in pool {second} as well") }
+    Refusal::InTwoPlaces { share, one: format!("in pool {first}"), other: format!("in pool {second}") }
 }
 
 #[cfg(test)]

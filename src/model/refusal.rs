@@ -182,6 +182,9 @@ pub enum Refusal {
     StoreUnavailable { problem: String },
     #[error("{what} is not supported here")]
     Unsupported { what: String },
+    /// Two pools, or two projects of one, have it: nothing tells which is meant.
+    #[error("share {share} {one} and {other} as well is not supported here")]
+    InTwoPlaces { share: ShareId, one: String, other: String },
     #[error("{problem}")]
     Internal { problem: String },
 }
@@ -216,7 +219,7 @@ impl Refusal {
             Self::Draining => Reason::Draining,
             Self::Stuck { .. } | Self::ShareStuck { .. } => Reason::Stuck,
             Self::StoreUnavailable { .. } => Reason::StoreUnavailable,
-            Self::Unsupported { .. } => Reason::Unsupported,
+            Self::Unsupported { .. } | Self::InTwoPlaces { .. } => Reason::Unsupported,
             Self::Internal { .. } => Reason::Internal,
         }
     }
@@ -234,7 +237,9 @@ impl Refusal {
                     ("new_size_bytes", bytes(requested)),
                 ]
             }
-            Self::ShareNotFound { share } | Self::ShareStuck { share, .. } => vec![("share_id", share.to_string())],
+            Self::ShareNotFound { share } | Self::ShareStuck { share, .. } => {
+                vec![("share_id", share.to_string())]
+            }
             Self::JobNotFound { job } => vec![("job_id", job.to_string())],
             Self::ShareBusy { share, job } => vec![("share_id", share.to_string()), ("job_id", job.to_string())],
             Self::RequestIdReused { request_id, job, .. } => {
@@ -299,6 +304,7 @@ impl Refusal {
             | Self::Draining
             | Self::StoreUnavailable { .. }
             | Self::Unsupported { .. }
+            | Self::InTwoPlaces { .. }
             | Self::Internal { .. } => Vec::new(),
         }
     }

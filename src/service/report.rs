@@ -26,6 +26,7 @@ const SIZES_WITHIN: Duration = Duration::from_secs(9);
 const PATIENT: Duration = Duration::MAX;
 /// What there is to do about a share that two places have.
 const IN_ONE: &str = "take it out of one of them, or rename it there";
+const OTHER_FILE_SYSTEM: &str = "mount one at its path that its driver can use, or change either in growd.toml";
 const WAITING: &str = "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself";
 
 /// The node at one moment.
@@ -185,7 +186,11 @@ impl Service {
         let (space, shares) = match pool.call(|driver| Ok((driver.space()?, driver.shares()?.len()))).await {
             Ok(answer) => answer,
             Err(refusal) => {
-                report.findings.push(finding(&pool.name, None, unreadable(refusal, report.driver)));
+                let problem = match refusal {
+                    Refusal::Unsupported { .. } => Problem::blocking(refusal, OTHER_FILE_SYSTEM.to_owned()),
+                    refusal => unreadable(refusal, report.driver),
+                };
+                report.findings.push(finding(&pool.name, None, problem));
                 return report;
             }
         };
@@ -351,16 +356,11 @@ fn unreadable(refusal: Refusal, driver: DriverKind) -> Problem {
         }
         (Refusal::Stuck { .. }, _) => WAITING,
         (Refusal::ShareNotFound { .. }, _) => "make what its [[share]] in growd.toml names, or take that out",
-        (Refusal::Unsupported { .. }, driver) => {
-            let otherwise = match driver {
-                DriverKind::Btrfs => {
-                    "make the share with btrfs subvolume create, or move what is in its place out of the pool"
-                }
-                _ => "move what is in the place of the share out of the pool",
-            };
-            // First: what is in a place may well be the share.
-            &format!("if it is in two places, {IN_ONE}; otherwise {otherwise}")
+        (Refusal::InTwoPlaces { .. }, _) => IN_ONE,
+        (Refusal::Unsupported { .. }, DriverKind::Btrfs) => {
+            "make the share with btrfs subvolume create, or move what is in its place out of the pool"
         }
+        (Refusal::Unsupported { .. }, _) => "move what is in the place of the share out of the pool",
         _ => "journalctl -u growd, dmesg",
     };
     Problem::blocking(refusal, remedy.to_owned())
@@ -428,15 +428,6 @@ mod tests {
                 let problem = unreadable(refusal.clone(), driver);
                 assert!(!problem.remedy.contains("doctor"), "{problem:?}");
             }
-        }
-    }
-
-    #[test]
-    fn nobody_is_told_first_to_move_a_share_that_is_in_two_places() {
-        let what = "share 7 at /p/a/7 and at /p/b/7 as well".to_owned();
-        for driver in DriverKind::ALL {
-            let remedy = unreadable(Refusal::Unsupported { what: what.clone() }, driver).remedy;
-            assert!(remedy.starts_with(&format!("if it is in two places, {IN_ONE}; ")), "{driver}: {remedy}");
         }
     }
 }

@@ -175,8 +175,8 @@ impl Places {
                 return Err(Refusal::ShareNotFound { share }.into());
             }
             Err(Closed::Twice(one, other)) => {
-                let what = format!("share {share} at {} and at {} as well", one.display(), other.display());
-                return Err(Refusal::Unsupported { what }.into());
+                let at = |path: PathBuf| format!("at {}", path.display());
+                return Err(Refusal::InTwoPlaces { share, one: at(one), other: at(other) }.into());
             }
             Err(Closed::At(path, errno)) => (path, errno),
         };
