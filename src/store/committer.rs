@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -18,7 +19,8 @@ use tracing::{error, info, warn};
 
 use super::calendar::Calendar;
 use super::files::{Files, Identity, remove_tree, write_over};
-use super::{Retention, Shared, StoreError, left, open, record};
+use super::open::{self, OpenError};
+use super::{INBOX, Retention, Shared, StoreError, left, record};
 use crate::model::{Job, JobId};
 use crate::sys::sync_file_range;
 
@@ -56,33 +58,72 @@ pub const HANGS: &str = "its disk does not answer: a write has not ended for mor
 /// Jobs that wait to be written, and who waits for it.
 type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
 
-pub struct Committer {
-    pub shared: Arc<Shared>,
-    pub files: Files,
+struct Committer {
+    shared: Arc<Shared>,
+    files: Files,
     /// The file that was opened.
-    pub identity: Identity,
-    pub retention: Retention,
+    identity: Identity,
+    retention: Retention,
     /// The thread that writes the mark: no group waits for the flushes of the mark.
-    pub marking: (SyncSender<u64>, JoinHandle<()>),
+    marking: (SyncSender<u64>, JoinHandle<()>),
     /// The highest commit number given out.
-    pub commit: u64,
+    commit: u64,
     /// The highest commit number that is on disk for certain.
-    pub durable: u64,
+    durable: u64,
     /// The commit number that was last given to the thread that writes the mark.
-    pub marked: u64,
-    pub marked_at: Instant,
+    marked: u64,
+    marked_at: Instant,
     /// The commit number at which the size on disk was last asked for.
-    pub measured: u64,
-    pub calendar: Calendar,
+    measured: u64,
+    calendar: Calendar,
     /// Up to when the calendar has counted.
-    pub counted_at: Instant,
-    pub swept_at: Option<Instant>,
+    counted_at: Instant,
+    swept_at: Option<Instant>,
     /// Jobs of failed groups that may or may not be on disk.
-    pub unanswered: HashSet<JobId>,
+    unanswered: HashSet<JobId>,
+}
+
+/// Starts the thread that writes the database. It ends at [`Work::Close`], or when nobody is left who could send.
+///
+/// # Errors
+/// When a thread cannot be started, or the database is not where it was opened.
+pub fn start(
+    shared: Arc<Shared>,
+    files: Files,
+    retention: Retention,
+    calendar: Calendar,
+) -> Result<(mpsc::Sender<Work>, JoinHandle<()>), OpenError> {
+    let dir = files.dir().to_owned();
+    let no_thread = |source| OpenError::io("cannot start a thread for", &dir, source);
+    let (inbox, outbox) = mpsc::channel(INBOX);
+    let commit = shared.durable.load(Ordering::Acquire);
+    let committer = Committer {
+        shared: Arc::clone(&shared),
+        marking: start_marking(&files).map_err(no_thread)?,
+        identity: files.identity().map_err(|source| OpenError::io("cannot find", &files.jobs(), source))?,
+        files,
+        retention,
+        commit,
+        durable: commit,
+        marked: commit,
+        marked_at: Instant::now(),
+        measured: commit,
+        calendar,
+        counted_at: Instant::now(),
+        swept_at: None,
+        unanswered: HashSet::new(),
+    };
+    let run = move || {
+        if catch_unwind(AssertUnwindSafe(|| committer.run(outbox))).is_err() {
+            shared.failure.send_replace(Some("its thread has panicked; growd needs a restart".to_owned()));
+        }
+    };
+    let thread = std::thread::Builder::new().name("committer".to_owned()).spawn(run).map_err(no_thread)?;
+    Ok((inbox, thread))
 }
 
 impl Committer {
-    pub fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
+    fn run(mut self, mut inbox: mpsc::Receiver<Work>) {
         let mut waiting = Vec::new();
         while let Some(first) = inbox.blocking_recv() {
             let mut next = Some(first);
@@ -358,7 +399,7 @@ fn put(db: &sled::Db, key: &[u8], value: Vec<u8>) -> Result<(), String> {
 
 /// Starts the thread that writes the mark; it ends when the sender is dropped. It begins with the removal of the copy that
 /// the start has left, which nobody needs to wait for.
-pub fn start_marking(files: &Files) -> io::Result<(SyncSender<u64>, JoinHandle<()>)> {
+fn start_marking(files: &Files) -> io::Result<(SyncSender<u64>, JoinHandle<()>)> {
     let files = files.clone();
     let (marks, inbox) = sync_channel::<u64>(1);
     let mark = move || {

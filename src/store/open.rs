@@ -1,13 +1,12 @@
 //! Opening the store: everything is checked before anything is trusted, and nothing is deleted or replaced.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -17,12 +16,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::calendar::Calendar;
-use super::committer::{Committer, HANGS, Work, start_marking};
+use super::committer::{self, HANGS, Work};
 use super::files::{Files, Lock, remove_tree, sync_dir};
 use super::index::Index;
 use super::original::Original;
 use super::scan::Scan;
-use super::{INBOX, Retention, Shared, Store, record};
+use super::{Retention, Shared, Store, record};
 use crate::model::Job;
 use crate::sys::sync_file_range;
 use crate::sys::timer_slack::Lenient;
@@ -123,22 +122,53 @@ fn open_above(
     lock: Lock,
     retention: Retention,
 ) -> Result<(Store, Vec<Job>), OpenError> {
-    let dir = files.dir().to_owned();
-
     // Its threads are started by the first flush, at the latest; without this they only wake more often.
     let _lenient = Lenient::by(SLED_MAY_SLEEP_ON);
-    let original = Original::keep(&files)?;
+    let (mut db, mut scan) = checked(&files)?;
+    // Another number than the last start's: sled writes nothing for a value that is there already.
+    scan.commit += 1;
+    let calendar = scan.calendar.take().unwrap_or_default();
+    note_start(&files, &db, scan.commit, &calendar)?;
+    let mut on_disk = db.size_on_disk().unwrap_or(0);
+    if on_disk > bloat_floor && on_disk > BLOAT_RATIO * scan.live_bytes {
+        db = compact(&files, db)?;
+        let before = std::mem::replace(&mut on_disk, db.size_on_disk().unwrap_or(0));
+        info!(before, after = on_disk, "compacted the job store");
+    }
+    let shared = Arc::new(Shared {
+        db: RwLock::new(Some(db)),
+        index: RwLock::new(Index::from(scan.jobs.as_slice())),
+        durable: AtomicU64::new(scan.commit),
+        size: AtomicU64::new(on_disk),
+        failure: watch::channel(None).0,
+        at_work_since: Mutex::default(),
+        meters: OnceLock::new(),
+    });
+    let (inbox, committer) = committer::start(Arc::clone(&shared), files, retention, calendar)?;
+    start_ticking(inbox.downgrade(), Arc::clone(&shared));
+    let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
+    Ok((store, scan.unfinished))
+}
+
+/// The database, with all that is in it. When anything is wrong, the files are put back as they were.
+fn checked(files: &Files) -> Result<(sled::Db, Scan), OpenError> {
+    let dir = files.dir();
+    let original = Original::keep(files)?;
     let (exists, mark) = (files.jobs().exists(), files.read_mark()?);
     if let (false, Some(mark)) = (exists, mark) {
-        return Err(OpenError::gone(&files, mark));
+        return Err(OpenError::gone(files, mark));
     }
     remove_tree(&files.compacted())?;
-    let opened = database(&files.jobs()).map_err(|error| OpenError::of_sled(&files, error)).and_then(|db| {
+    let opened = database(&files.jobs()).map_err(|error| OpenError::of_sled(files, error)).and_then(|db| {
         let scan = if exists { Scan::of_all(&db) } else { Scan::default() };
-        scan.check(&dir, mark).map(|scan| (db, scan))
+        scan.check(dir, mark).map(|scan| (db, scan))
     });
-    let (mut db, mut scan) = match opened {
-        Ok(opened) => opened,
+    match opened {
+        Ok(opened) => {
+            // Before anything is committed: a later start that finds it takes the store for one that nobody has used since.
+            original.retire()?;
+            Ok(opened)
+        }
         Err(error) => {
             // Only one of the two can be answered, and this one says what is to be seen to first.
             let is_as_before = original.put_back().inspect_err(|_| warn!("{error}"))?;
@@ -147,65 +177,18 @@ fn open_above(
                     "after a stop in order growd keeps no copy: sled has opened this store and may have written to it"
                 );
             }
-            return Err(error);
+            Err(error)
         }
-    };
-    // Before anything is committed: a later start that finds it takes the store for one that nobody has used since.
-    original.retire()?;
-    // Another number than the last start's: sled writes nothing for a value that is there already.
-    scan.commit += 1;
-    let calendar = scan.calendar.take().unwrap_or_default();
-    check_flush(&dir, &db, scan.commit, &calendar, sync_file_range::redirected_calls)?;
-    for created in [&files.jobs(), &dir] {
+    }
+}
+
+/// The first commit of this start, which is on disk for certain then, and the names of all files with it.
+fn note_start(files: &Files, db: &sled::Db, commit: u64, calendar: &Calendar) -> Result<(), OpenError> {
+    check_flush(files.dir(), db, commit, calendar, sync_file_range::redirected_calls)?;
+    for created in [&files.jobs(), files.dir()] {
         sync_dir(created).map_err(|source| OpenError::io("cannot sync", created, source))?;
     }
-    files.write_mark(scan.commit).map_err(|source| OpenError::io("cannot write", &files.mark(), source))?;
-    let mut on_disk = db.size_on_disk().unwrap_or(0);
-    if on_disk > bloat_floor && on_disk > BLOAT_RATIO * scan.live_bytes {
-        db = compact(&files, db)?;
-        let before = std::mem::replace(&mut on_disk, db.size_on_disk().unwrap_or(0));
-        info!(before, after = on_disk, "compacted the job store");
-    }
-
-    let (failure, _) = watch::channel(None);
-    let shared = Arc::new(Shared {
-        db: RwLock::new(Some(db)),
-        index: RwLock::new(Index::from(std::mem::take(&mut scan.jobs).as_slice())),
-        durable: AtomicU64::new(scan.commit),
-        size: AtomicU64::new(on_disk),
-        failure,
-        at_work_since: Mutex::default(),
-        meters: OnceLock::new(),
-    });
-    let (inbox, outbox) = mpsc::channel(INBOX);
-    let committer = Committer {
-        shared: Arc::clone(&shared),
-        marking: start_marking(&files).map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?,
-        identity: files.identity().map_err(|source| OpenError::io("cannot find", &files.jobs(), source))?,
-        files,
-        retention,
-        commit: scan.commit,
-        durable: scan.commit,
-        marked: scan.commit,
-        marked_at: Instant::now(),
-        measured: scan.commit,
-        calendar,
-        counted_at: Instant::now(),
-        swept_at: None,
-        unanswered: HashSet::new(),
-    };
-    let committer = std::thread::Builder::new()
-        .name("committer".to_owned())
-        .spawn(move || {
-            let shared = Arc::clone(&committer.shared);
-            if catch_unwind(AssertUnwindSafe(|| committer.run(outbox))).is_err() {
-                shared.failure.send_replace(Some("its thread has panicked; growd needs a restart".to_owned()));
-            }
-        })
-        .map_err(|source| OpenError::io("cannot start a thread for", &dir, source))?;
-    start_ticking(inbox.downgrade(), Arc::clone(&shared));
-    let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
-    Ok((store, scan.unfinished))
+    files.write_mark(commit).map_err(|source| OpenError::io("cannot write", &files.mark(), source))
 }
 
 /// Has the committer see to its upkeep, and says so when its disk keeps it from doing anything.
