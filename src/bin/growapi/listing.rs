@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use growd::model::{ProjectLabel, ShareId};
-use growd::wire::proto::Share;
+use growd::wire::proto::{ListSharesResponse, Share};
 
 use crate::nodes::{Failure, Node, Nodes};
 use crate::owners::{Owners, Stretch};
@@ -112,104 +112,154 @@ pub struct Listed {
 /// # Errors
 /// 400 for a marker that is no share of the project; what the nodes say when none of them answers.
 pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) -> Result<Page, Refusal> {
-    let mut page = Page::default();
+    let mut list = List {
+        nodes,
+        owners,
+        project: match &query.of_project {
+            Some(other) if query.all_projects => Some(other.as_str()),
+            None if query.all_projects => None,
+            _ => Some(project),
+        },
+        query,
+        skip: query.offset,
+        page: Page::default(),
+        answered: false,
+        failure: None,
+    };
     if query.named {
-        return Ok(page);
+        return Ok(list.page);
     }
-    let project = match &query.of_project {
-        Some(other) if query.all_projects => Some(other.as_str()),
-        None if query.all_projects => None,
-        _ => Some(project),
-    };
-    let of_node = |node: &Arc<Node>| {
-        let stretches = project.map_or_else(|| vec![Stretch::all()], |project| owners.stretches(project, &node.name));
-        stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect::<Vec<_>>()
-    };
-    let mut stretches: VecDeque<(Arc<Node>, Stretch)> = nodes.iter().flat_map(of_node).collect();
+    let mut stretches: VecDeque<_> = nodes.iter().flat_map(|node| list.stretches(node)).collect();
     let mut behind = match &query.marker {
         Some(marker) => Some(skip_to(nodes, &mut stretches, marker).await?),
         None => None,
     };
-    let mut skip = query.offset;
-    let (mut answered, mut failure) = (false, None);
-    // Whose shares they are is not known of a pool that cannot be read; one with an owner has the owner's.
-    let may_have = |node: &Node, pool: &str| {
-        owners.owner(&node.name, pool, "").is_none_or(|owner| project.is_none_or(|project| owner == project))
-    };
-    'stretches: for (node, Stretch { pool, project }) in stretches {
-        let mut behind = behind.take();
-        loop {
-            // One more than the page takes tells whether another page follows.
-            let wanted = match query.status {
-                None => (skip + query.limit + 1 - page.shares.len()).min(PAGE_MOST),
-                Some(_) => PAGE_MOST,
-            };
-            let asked = u32::try_from(wanted).unwrap_or(u32::MAX);
-            let answer = if node.is_down() {
-                Err(Failure::down())
-            } else {
-                nodes.page(&node, &pool, project.as_deref(), behind, asked).await
-            };
-            let answer = match answer {
-                Ok(answer) => answer,
-                // The node has no pool of that name.
-                Err(failure) if failure.has_reason("INVALID_REQUEST") && !pool.is_empty() => {
-                    answered = true;
-                    break;
-                }
-                // The node has answered, unless its growd still starts.
-                Err(Failure::Refused(refused)) if !pool.is_empty() && refused.reason != "STORE_UNAVAILABLE" => {
-                    answered = true;
-                    page.unreadable.insert((node.name.clone(), pool));
-                    break;
-                }
-                Err(error) => {
-                    tracing::warn!(node = node.name, pool, %error, "shares are missing from a list");
-                    // A node may be asked for several lists, and is one node.
-                    page.missing.insert(node.name.clone());
-                    failure.get_or_insert(error);
-                    break;
-                }
-            };
-            answered = true;
-            let unreadable = answer.unreadable_pools.into_iter().filter(|pool| may_have(&node, pool));
-            page.unreadable.extend(unreadable.map(|pool| (node.name.clone(), pool)));
+    for (node, stretch) in stretches {
+        list.read(&node, &stretch, behind.take()).await;
+        if list.page.more {
+            break;
+        }
+    }
+    match list.failure {
+        Some(failure) if !list.answered => Err(failure.into_refusal(None)),
+        _ => Ok(list.page),
+    }
+}
+
+/// A page in the making.
+struct List<'a> {
+    nodes: &'a Nodes,
+    owners: &'a Owners,
+    /// Whose shares are listed; `None` for those of all projects.
+    project: Option<&'a str>,
+    query: &'a Query,
+    /// How many shares are still to be passed over.
+    skip: usize,
+    page: Page,
+    /// Whether any node has answered.
+    answered: bool,
+    /// Why the first one did not that has not answered.
+    failure: Option<Failure>,
+}
+
+impl List<'_> {
+    fn stretches(&self, node: &Arc<Node>) -> Vec<(Arc<Node>, Stretch)> {
+        let stretches =
+            self.project.map_or_else(|| vec![Stretch::all()], |project| self.owners.stretches(project, &node.name));
+        stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect()
+    }
+
+    /// Takes the shares of a stretch, until the page is full.
+    async fn read(&mut self, node: &Arc<Node>, stretch: &Stretch, mut behind: Option<ShareId>) {
+        while let Some(answer) = self.ask(node, stretch, behind).await {
+            let unreadable = answer.unreadable_pools.into_iter().filter(|pool| self.may_have(node, pool));
+            let unreadable: Vec<_> = unreadable.map(|pool| (node.name.clone(), pool)).collect();
+            self.page.unreadable.extend(unreadable);
             behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
             // A growd that does not know of projects yet tells of all shares.
-            let of_project = |share: &Share| project.as_ref().is_none_or(|project| *project == share.project_id);
+            let of_project =
+                |share: &Share| stretch.project.as_ref().is_none_or(|project| *project == share.project_id);
             for share in answer.shares.into_iter().filter(of_project) {
-                let mut listed = Listed { node: Arc::clone(&node), share, details: None };
-                if let Some(status) = &query.status {
-                    // Of most shares it is known without asking for a job.
-                    if !may_be_shown(listed.share.status(), status) {
-                        continue;
-                    }
-                    match details(&node, listed.share.clone()).await {
-                        Ok(details) if details.status == status => listed.details = Some(details),
-                        Ok(_) => continue,
-                        Err(node) => {
-                            page.missing.insert(node);
-                            continue;
-                        }
-                    }
-                }
-                if skip > 0 {
-                    skip -= 1;
-                } else if page.shares.len() == query.limit {
-                    page.more = true;
-                    break 'stretches;
+                let Some(listed) = self.chosen(node, share).await else { continue };
+                if self.skip > 0 {
+                    self.skip -= 1;
+                } else if self.page.shares.len() == self.query.limit {
+                    self.page.more = true;
+                    return;
                 } else {
-                    page.shares.push(listed);
+                    self.page.shares.push(listed);
                 }
             }
             if answer.next_page_token.is_empty() || behind.is_none() {
-                break;
+                return;
             }
         }
     }
-    match failure {
-        Some(failure) if !answered => Err(failure.into_refusal(None)),
-        _ => Ok(page),
+
+    /// The next shares of a stretch; `None` when the node does not tell them, which is noted.
+    async fn ask(
+        &mut self,
+        node: &Arc<Node>,
+        Stretch { pool, project }: &Stretch,
+        behind: Option<ShareId>,
+    ) -> Option<ListSharesResponse> {
+        // One more than the page takes tells whether another page follows.
+        let wanted = match self.query.status {
+            None => (self.skip + self.query.limit + 1 - self.page.shares.len()).min(PAGE_MOST),
+            Some(_) => PAGE_MOST,
+        };
+        let answer = if node.is_down() {
+            Err(Failure::down())
+        } else {
+            let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+            self.nodes.page(node, pool, project.as_deref(), behind, wanted).await
+        };
+        match answer {
+            Ok(answer) => {
+                self.answered = true;
+                return Some(answer);
+            }
+            // The node has no pool of that name.
+            Err(failure) if failure.has_reason("INVALID_REQUEST") && !pool.is_empty() => self.answered = true,
+            // The node has answered, unless its growd still starts.
+            Err(Failure::Refused(refused)) if !pool.is_empty() && refused.reason != "STORE_UNAVAILABLE" => {
+                self.answered = true;
+                self.page.unreadable.insert((node.name.clone(), pool.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(node = node.name, pool, %error, "shares are missing from a list");
+                // A node may be asked for several lists, and is one node.
+                self.page.missing.insert(node.name.clone());
+                self.failure.get_or_insert(error);
+            }
+        }
+        None
+    }
+
+    /// The share, unless it is of another status than the list. Of most it is known without asking for a job.
+    async fn chosen(&mut self, node: &Arc<Node>, share: Share) -> Option<Listed> {
+        let Some(status) = &self.query.status else {
+            return Some(Listed { node: Arc::clone(node), share, details: None });
+        };
+        if !may_be_shown(share.status(), status) {
+            return None;
+        }
+        match details(node, share.clone()).await {
+            Ok(details) if details.status == status => {
+                Some(Listed { node: Arc::clone(node), share, details: Some(details) })
+            }
+            Ok(_) => None,
+            Err(node) => {
+                self.page.missing.insert(node);
+                None
+            }
+        }
+    }
+
+    /// Whose shares they are is not known of a pool that cannot be read; one with an owner has the owner's.
+    fn may_have(&self, node: &Node, pool: &str) -> bool {
+        let owner = self.owners.owner(&node.name, pool, "");
+        owner.is_none_or(|owner| self.project.is_none_or(|project| owner == project))
     }
 }
 
