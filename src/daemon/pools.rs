@@ -15,7 +15,7 @@ use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use crate::driver::project_quota::ProjectQuota;
 use crate::driver::promises::Promises;
 use crate::driver::{Driver, Space};
-use crate::engine::pools::{Places, Pool, TURNS, TURNS_TOGETHER};
+use crate::engine::pools::{Pool, Seats, TURNS, TURNS_TOGETHER};
 use crate::model::PoolName;
 
 /// What is wrong with a pool as the node has it; asks its disk, which may hang.
@@ -50,7 +50,7 @@ pub struct PoolMaker {
     /// time; whoever waits for that should still be QUEUED.
     groups: BTreeMap<String, (Weak<VolumeGroup>, Weak<Semaphore>)>,
     /// A pool that hangs must not come by new ones through a change of its configuration.
-    places: BTreeMap<PoolName, Arc<Places>>,
+    seats: BTreeMap<PoolName, Arc<Seats>>,
     made: Vec<(PoolConfig, Arc<Pool>)>,
 }
 
@@ -62,7 +62,7 @@ impl PoolMaker {
             images: Arc::default(),
             lvm: None,
             groups: BTreeMap::new(),
-            places: BTreeMap::new(),
+            seats: BTreeMap::new(),
             made: Vec::new(),
         }
     }
@@ -81,7 +81,7 @@ impl PoolMaker {
         });
         self.made = made.collect::<Vec<_>>();
         self.groups.retain(|_, (group, turns)| group.strong_count() + turns.strong_count() > 0);
-        self.places.retain(|_, places| Arc::strong_count(places) > 1 || places.taken() > 0);
+        self.seats.retain(|_, seats| Arc::strong_count(seats) > 1 || seats.taken() > 0);
         self.made.iter().map(|(_, pool)| Arc::clone(pool)).collect()
     }
 
@@ -128,9 +128,9 @@ impl PoolMaker {
                 (Arc::new(driver), turns(TURNS_TOGETHER))
             }
         };
-        let places = Arc::clone(self.places.entry(name()).or_default());
+        let seats = Arc::clone(self.seats.entry(name()).or_default());
         let named = config.backend.named();
-        Pool::new(name(), driver, named, config.reserve, config.overcommit, turns, places)
+        Pool::new(name(), driver, named, config.reserve, config.overcommit, turns, seats)
     }
 
     fn group(&mut self, lvm: &LvmConfig) -> (Arc<VolumeGroup>, Arc<Semaphore>) {
@@ -166,17 +166,17 @@ mod tests {
         let mut maker = PoolMaker::new(Arc::default());
         let mut make = |configured: &[PoolConfig]| maker.make(configured);
         let before = make(&[config(Bytes::ZERO)]);
-        let hangs = [before[0].places.take(), before[0].places.take()];
+        let hangs = [before[0].seats.take(), before[0].seats.take()];
         let changed = make(&[config(Bytes::gib(1))]);
         assert!(!Arc::ptr_eq(&before[0], &changed[0]));
-        assert_eq!(changed[0].places.taken(), 2);
+        assert_eq!(changed[0].seats.taken(), 2);
         drop((before, changed));
         make(&[]);
         make(&[]);
         let back = make(&[config(Bytes::ZERO)]);
-        let another = back[0].places.take();
-        assert_eq!(back[0].places.taken(), 3);
+        let another = back[0].seats.take();
+        assert_eq!(back[0].seats.taken(), 3);
         drop((hangs, another));
-        assert_eq!(back[0].places.taken(), 0);
+        assert_eq!(back[0].seats.taken(), 0);
     }
 }

@@ -15,7 +15,7 @@ use nix::unistd::syncfs;
 
 use super::lowering::Lowered;
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, Pool, unsupported};
+use super::places::{Ground, Opened, Places, PoolDirectory, unsupported};
 use super::promises::Promises;
 use super::shell::Quoted;
 use super::{
@@ -51,7 +51,7 @@ pub struct Btrfs {
 
 /// The pool's directory, and what holds for all shares on its file system.
 struct Base {
-    pool: Pool,
+    pool: PoolDirectory,
     /// `None` where it is not btrfs.
     quotas: Option<QuotaState>,
     read_only: bool,
@@ -163,7 +163,7 @@ impl Btrfs {
     /// through, and refuse when it is used up. So through the share itself a limit that was reached could never be raised.
     /// The pool's own subvolume may be full as well, and its mount read-only where that of a share with a place of its
     /// own is not.
-    fn write_limit(&self, pool: &Pool, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
+    fn write_limit(&self, pool: &PoolDirectory, found: &Share, to: Bytes, old: Bytes) -> Result<(), DriverError> {
         let location = &found.observed.location;
         let set_through = |fd: &OwnedFd| btrfs::limit_referenced(fd.as_fd(), found.id, to);
         let set = match set_through(&pool.fd) {

@@ -17,7 +17,7 @@ use nix::unistd::{fsync, ftruncate};
 use super::filesystem::{self, Device};
 use super::neighbours::{Neighbour, Neighbours};
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, Pool, free, unsupported};
+use super::places::{Ground, Opened, Places, PoolDirectory, free, unsupported};
 use super::shell::Quoted;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, SpaceId, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
@@ -66,7 +66,7 @@ impl Neighbour for Places {
 
 /// A share's file at one moment.
 struct Share {
-    pool: Pool,
+    pool: PoolDirectory,
     file: OwnedFd,
     size: Bytes,
     /// Blocks that it has, wherever they are.
@@ -297,7 +297,7 @@ impl Driver for Image {
 }
 
 /// How much the images of a pool lack of their size.
-fn lack(places: &Places, pool: &Pool) -> Result<Bytes, DriverError> {
+fn lack(places: &Places, pool: &PoolDirectory) -> Result<Bytes, DriverError> {
     let mut lack = Bytes::ZERO;
     for share in places.list(pool)?.iter().copied() {
         // What is no image promises nothing; its own share says what is wrong.

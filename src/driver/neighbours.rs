@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::places::{Places, Pool};
+use super::places::{Places, PoolDirectory};
 use super::{DriverError, system};
 use crate::model::PoolName;
 use crate::sys::mountinfo::{Table, above};
@@ -55,7 +55,7 @@ impl<T: Neighbour> Neighbours<T> {
     }
 
     /// Those of other pools on the file system of this one, with their directories.
-    pub fn beside(&self, own: &Places, pool: &Pool) -> Result<Vec<(Arc<T>, Pool)>, DriverError> {
+    pub fn beside(&self, own: &Places, pool: &PoolDirectory) -> Result<Vec<(Arc<T>, PoolDirectory)>, DriverError> {
         if self.others(own).is_empty() {
             return Ok(Vec::new());
         }
@@ -75,7 +75,7 @@ impl<T: Neighbour> Neighbours<T> {
         all.iter().filter_map(Weak::upgrade).filter(|other| other.places().pool() != own.pool()).collect()
     }
 
-    fn on_the_mount_of(&self, own: &Places, pool: &Pool) -> Result<Vec<Arc<T>>, Errno> {
+    fn on_the_mount_of(&self, own: &Places, pool: &PoolDirectory) -> Result<Vec<Arc<T>>, Errno> {
         let moved = own.note_real_path(pool)?;
         let mut found = self.found.lock();
         let known = match found.take() {

@@ -28,7 +28,7 @@ use crate::model::{Bytes, DriverKind, Job, JobId, JobState, Reason, Refusal, Sha
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
-use pools::{Place, Pool, Pools};
+use pools::{Pool, Pools, Seat};
 use state::Event;
 
 pub use claims::{Claim, Denied};
@@ -57,7 +57,7 @@ pub struct Engine {
 struct Live {
     job: watch::Sender<Job>,
     /// Given back with all this.
-    _place: Place,
+    _seat: Seat,
     /// Its cancellation is on its way to the disk: it must not start.
     cancelling: bool,
     /// When the step at work began.
@@ -93,10 +93,10 @@ impl Engine {
 
     /// Has a job that is durable seen as one that has not ended, once `claimed` has marked its share: nobody can end the
     /// job, and so give the share free, before.
-    fn enliven(&self, job: Job, place: Place, claimed: impl FnOnce()) {
+    fn enliven(&self, job: Job, seat: Seat, claimed: impl FnOnce()) {
         let id = job.id;
         let live =
-            Live { job: watch::channel(job).0, _place: place, cancelling: false, step_begun: None, telling: false };
+            Live { job: watch::channel(job).0, _seat: seat, cancelling: false, step_begun: None, telling: false };
         let mut all = self.live.lock();
         claimed();
         all.insert(id, live);
@@ -113,13 +113,13 @@ impl Engine {
     /// # Errors
     /// STORE_UNAVAILABLE. The job may be on disk then: a restart of growd would carry it out, while a store that can be
     /// written again forgets it. What it was promised is given back.
-    pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, place: Place) -> Result<Job, Refusal> {
+    pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, seat: Seat) -> Result<Job, Refusal> {
         let stored = self.store.commit(vec![job.clone()]).await;
         if let Err(error) = stored {
             self.ledger.withdraw(&job.pool, promised(&job));
             return Err(store_refusal(&error));
         }
-        self.enliven(job.clone(), place, || claim.accepted(job.id));
+        self.enliven(job.clone(), seat, || claim.accepted(job.id));
         self.begin(&job);
         Ok(job)
     }
@@ -139,8 +139,8 @@ impl Engine {
         for job in &jobs {
             // As it was promised: where a part has been given by now, that counts twice until the job ends.
             self.ledger.add(&job.pool, promised(job));
-            let place = self.pools.get(&job.pool).map_or_else(Place::default, |pool| pool.places.take());
-            self.enliven(job.clone(), place, || {
+            let seat = self.pools.get(&job.pool).map_or_else(Seat::default, |pool| pool.seats.take());
+            self.enliven(job.clone(), seat, || {
                 if !self.claims.activate(job.share, job.id) {
                     warn!(job = %job.id, share = %job.share, "another unfinished job has the share; this one runs beside it");
                 }
@@ -156,7 +156,7 @@ impl Engine {
     /// a moment, so that one that does not answer holds up its own jobs alone.
     pub async fn look_at_pools(self: &Arc<Self>) {
         // lvm takes a while, and what no job was promised nobody else can want.
-        let asked = |pool: &Arc<Pool>| pool.driver.kind() != DriverKind::Lvm || pool.places.taken() > 0;
+        let asked = |pool: &Arc<Pool>| pool.driver.kind() != DriverKind::Lvm || pool.seats.taken() > 0;
         let looks = self.pools.all().into_iter().filter(asked).map(|pool| {
             let engine = Arc::clone(self);
             tokio::spawn(async move {
@@ -400,7 +400,7 @@ mod tests {
         assert!(is_unknown(engine.cancel(job.id).await));
         assert_eq!(engine.last_jobs(job.share), Ok((None, None)));
 
-        engine.enliven(job.clone(), Place::default(), || {
+        engine.enliven(job.clone(), Seat::default(), || {
             assert!(engine.live.try_lock().is_none(), "somebody may end it now, and its share be taken for ever");
             assert!(engine.claims.activate(job.share, job.id));
         });

@@ -47,7 +47,7 @@ pub struct Pool {
     /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
     pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
     /// Those of the pools that had its name before as well: their jobs have not ended.
-    pub places: Arc<Places>,
+    pub seats: Arc<Seats>,
     /// It was waited for in vain, and has not answered since.
     silent: AtomicBool,
     looks: Arc<Looks>,
@@ -55,17 +55,17 @@ pub struct Pool {
     assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
 }
 
-/// A place among the jobs of a pool: from the question whether one can be accepted until it has ended.
+/// A seat among the jobs of a pool: from the question whether one can be accepted until it has ended.
 #[derive(Clone, Default)]
-pub struct Place(Arc<()>);
+pub struct Seat(Arc<()>);
 
-/// The places of all pools that have had the same name.
+/// The seats of all pools that have had the same name.
 #[derive(Default)]
-pub struct Places(Place);
+pub struct Seats(Seat);
 
-impl Places {
-    /// Gives a place, which is given back when it is dropped.
-    pub fn take(&self) -> Place {
+impl Seats {
+    /// Gives a seat, which is given back when it is dropped.
+    pub fn take(&self) -> Seat {
         self.0.clone()
     }
 
@@ -75,7 +75,7 @@ impl Places {
 }
 
 impl Pool {
-    /// `turns` are shared by the pools that must wait for each other: those of one volume group; `places` by all that ever
+    /// `turns` are shared by the pools that must wait for each other: those of one volume group; `seats` by all that ever
     /// had the name.
     pub fn new(
         name: PoolName,
@@ -84,7 +84,7 @@ impl Pool {
         reserve: Bytes,
         overcommit: f64,
         turns: Arc<Semaphore>,
-        places: Arc<Places>,
+        seats: Arc<Seats>,
     ) -> Self {
         let most = if driver.kind().is_quota() { LOOKS_TOGETHER } else { 1 };
         let [observing, assessing] = [Arc::clone(&driver), Arc::clone(&driver)];
@@ -96,7 +96,7 @@ impl Pool {
             overcommit,
             turns,
             ready: Mutex::default(),
-            places,
+            seats,
             silent: AtomicBool::new(false),
             looks: Arc::default(),
             observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),

@@ -64,17 +64,17 @@ impl Service {
         let (share, target) = (request.share, request.new_size);
         // The moment is taken before the kernel is asked, so that no job that ends in between counts in neither.
         let moment = engine.ledger.moment();
-        // What waits for a disk that hangs leaves the other pools their places.
+        // What waits for a disk that hangs leaves the other pools their seats.
         let most = if engine.pools.are_several() { self.max_active_jobs.div_ceil(2) } else { self.max_active_jobs };
         let assess = move |pool: Arc<Pool>| async move {
-            let active = pool.places.taken();
+            let active = pool.seats.taken();
             if active >= most {
                 return Err(Refusal::QueueFull { active, retry_after: QUEUE_RETRY_AFTER });
             }
-            let place = pool.places.take();
-            Ok((pool.assess(share, target).await?, place))
+            let seat = pool.seats.take();
+            Ok((pool.assess(share, target).await?, seat))
         };
-        let (pool, (assessment, place)) = engine.pools.find(share, assess).await?;
+        let (pool, (assessment, seat)) = engine.pools.find(share, assess).await?;
         admission::check_project(&request, &assessment.observed.project)?;
         let driver = pool.driver.kind();
         if request.kind == JobKind::Shrink && !driver.is_quota() {
@@ -91,7 +91,7 @@ impl Service {
             job.id = JobId::from_uuid(uuid::Uuid::nil());
             return Ok(job);
         }
-        engine.accept(claim, job, place).await
+        engine.accept(claim, job, seat).await
     }
 
     /// Promises what the change takes of its pool's space, measured since `moment`, and gives it: withdraw it where no job

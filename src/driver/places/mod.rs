@@ -65,15 +65,15 @@ pub(super) struct Ground {
     /// What should be mounted at the pool's directory.
     pub what: &'static str,
     /// Whether it is.
-    pub is_there: fn(&Pool) -> Result<bool, Errno>,
+    pub is_there: fn(&PoolDirectory) -> Result<bool, Errno>,
     /// The command that would make the file system that is there the right one: its quotas are off.
-    pub turn_on: fn(&Pool) -> Option<String>,
+    pub turn_on: fn(&PoolDirectory) -> Option<String>,
     /// Whether a share, maybe of another mount, is on the pool's file system.
-    pub holds: fn(&Pool, BorrowedFd<'_>) -> Result<bool, Errno>,
+    pub holds: fn(&PoolDirectory, BorrowedFd<'_>) -> Result<bool, Errno>,
 }
 
 /// The pool's directory, open.
-pub(super) struct Pool {
+pub(super) struct PoolDirectory {
     pub fd: OwnedFd,
     pub path: PathBuf,
     pub device: dev_t,
@@ -81,7 +81,7 @@ pub(super) struct Pool {
     pub version: Version,
 }
 
-impl Pool {
+impl PoolDirectory {
     pub fn space_id(&self) -> SpaceId {
         SpaceId(format!("dev {}:{}", major(self.device), minor(self.device)))
     }
@@ -113,7 +113,7 @@ impl Places {
     }
 
     /// Opens the pool's directory. Its path is the administrator's, who may have put symbolic links into it.
-    pub fn open_pool(&self) -> Result<Pool, DriverError> {
+    pub fn open_pool(&self) -> Result<PoolDirectory, DriverError> {
         let path = self.template.directory();
         let not_there = |problem: &str| {
             let problem = format!("{} {problem}", path.display());
@@ -128,12 +128,17 @@ impl Places {
         Ok(self.opened(fd, &status))
     }
 
-    fn opened(&self, fd: OwnedFd, status: &FileStat) -> Pool {
-        Pool { fd, path: self.template.directory().to_owned(), device: status.st_dev, version: Version::of(status) }
+    fn opened(&self, fd: OwnedFd, status: &FileStat) -> PoolDirectory {
+        PoolDirectory {
+            fd,
+            path: self.template.directory().to_owned(),
+            device: status.st_dev,
+            version: Version::of(status),
+        }
     }
 
     /// Notes where the pool's directory is, for [`Self::open_beside`], and tells whether that is new.
-    pub fn note_real_path(&self, pool: &Pool) -> Result<bool, Errno> {
+    pub fn note_real_path(&self, pool: &PoolDirectory) -> Result<bool, Errno> {
         let path = Some(path_of(pool.fd.as_fd())?);
         let mut known = self.real.lock();
         let is_new = *known != path;
@@ -148,7 +153,7 @@ impl Places {
 
     /// Opens the pool's directory for whoever has looked where [`Self::real_path`] leads, and stays on that way; `None`
     /// when nothing is there.
-    pub fn open_beside(&self) -> Result<Option<Pool>, Errno> {
+    pub fn open_beside(&self) -> Result<Option<PoolDirectory>, Errno> {
         match open_without_links(&self.real_path(), DIRECTORY) {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
             Err(errno) => Err(errno),
@@ -157,7 +162,7 @@ impl Places {
     }
 
     /// Whether another pool is on the file system of this one.
-    pub fn is_shared_with(&self, pool: &Pool, other: &Pool) -> Result<bool, Errno> {
+    pub fn is_shared_with(&self, pool: &PoolDirectory, other: &PoolDirectory) -> Result<bool, Errno> {
         (self.ground.holds)(pool, other.fd.as_fd())
     }
 
@@ -167,7 +172,7 @@ impl Places {
     /// When nothing is there: [`Refusal::NotMounted`] if it may be because the pool is not mounted, else
     /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount, a directory instead of a
     /// file and the other way round, or a share that two projects have.
-    pub fn open_share(&self, pool: &Pool, share: ShareId) -> Result<Opened, DriverError> {
+    pub fn open_share(&self, pool: &PoolDirectory, share: ShareId) -> Result<Opened, DriverError> {
         let (path, errno) = match self.find(pool, share, self.ground.way) {
             Ok(opened) => return Ok(opened),
             Err(Closed::Nowhere) => {
@@ -192,11 +197,11 @@ impl Places {
     }
 
     /// As [`Self::open_share`], in a way of one's own, for whoever need not know why not.
-    pub fn try_open(&self, pool: &Pool, share: ShareId, way: OFlag) -> Option<Opened> {
+    pub fn try_open(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Option<Opened> {
         self.find(pool, share, way).ok()
     }
 
-    fn find(&self, pool: &Pool, share: ShareId, way: OFlag) -> Result<Opened, Closed> {
+    fn find(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Result<Opened, Closed> {
         if let Some(path) = self.explicit.get(&share) {
             let closed = |errno| if errno == Errno::ENOENT { Closed::Nowhere } else { Closed::At(path.clone(), errno) };
             // It may be a mount point. A tenant can mount there as well, a FUSE on a directory of his own, but not what
@@ -223,7 +228,7 @@ impl Places {
     }
 
     /// Looks into the folders of all projects, since two may have the share: then it is neither's.
-    fn search(&self, pool: &Pool, share: ShareId, way: OFlag) -> Result<Opened, Closed> {
+    fn search(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Result<Opened, Closed> {
         let mut found: Option<Opened> = None;
         let closed = |errno| Closed::At(pool.path.clone(), errno);
         for project in self.projects(pool).map_err(closed)? {
@@ -261,7 +266,7 @@ impl Places {
 
     /// The folder of a project; `None` where there is none, or what leads to it is a link, a file or another mount: those
     /// are not followed, so that nothing in them is a share of this pool.
-    fn open_folder(&self, pool: &Pool, project: &ProjectLabel) -> Result<Option<OwnedFd>, Errno> {
+    fn open_folder(&self, pool: &PoolDirectory, project: &ProjectLabel) -> Result<Option<OwnedFd>, Errno> {
         match open_beneath(pool.fd.as_fd(), &self.template.folder_of(project), DIRECTORY) {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => Ok(None),
             folder => folder.map(Some),
@@ -269,7 +274,7 @@ impl Places {
     }
 
     /// The projects that have a directory.
-    fn projects(&self, pool: &Pool) -> Result<Vec<ProjectLabel>, Errno> {
+    fn projects(&self, pool: &PoolDirectory) -> Result<Vec<ProjectLabel>, Errno> {
         let mut projects = Vec::new();
         for entry in Dir::openat(pool.fd.as_fd(), ".", DIRECTORY, Mode::empty())?.iter() {
             let entry = entry?;
@@ -283,7 +288,7 @@ impl Places {
     /// Refuses when the directory is on a file system that such a pool cannot be on: it is then most likely the empty
     /// directory that the pool's own should be mounted on. One of the right type may also be the pool's own with quotas
     /// that are off, which nothing tells from what lies below a mount that is still to come.
-    pub fn check_mounted(&self, pool: &Pool) -> Result<(), DriverError> {
+    pub fn check_mounted(&self, pool: &PoolDirectory) -> Result<(), DriverError> {
         let is_there = (self.ground.is_there)(pool).map_err(system("read the quota state of", &pool.path))?;
         if is_there {
             return Ok(());
@@ -316,7 +321,7 @@ impl Places {
     }
 
     /// As [`Self::list`]. When the convention finds none, the pool may not be mounted, and is refused then.
-    pub fn list_mounted(&self, pool: &Pool) -> Result<Shares, DriverError> {
+    pub fn list_mounted(&self, pool: &PoolDirectory) -> Result<Shares, DriverError> {
         let shares = self.list(pool)?;
         if !shares.iter().any(|share| !self.is_explicit(*share)) {
             self.check_mounted(pool)?;
@@ -325,7 +330,7 @@ impl Places {
     }
 
     /// All shares that the pool's directory or the folders of its projects have, and those with a place of their own.
-    pub fn list(&self, pool: &Pool) -> Result<Shares, DriverError> {
+    pub fn list(&self, pool: &PoolDirectory) -> Result<Shares, DriverError> {
         let failed = system("list", &pool.path);
         if self.template.has_projects() {
             return self.list_projects(pool).map(in_order).map_err(failed);
@@ -340,7 +345,7 @@ impl Places {
         Ok(shares)
     }
 
-    fn list_projects(&self, pool: &Pool) -> Result<BTreeSet<ShareId>, Errno> {
+    fn list_projects(&self, pool: &PoolDirectory) -> Result<BTreeSet<ShareId>, Errno> {
         let (mut known, mut twice) = (HashMap::new(), Vec::new());
         for project in self.projects(pool)?.into_iter().map(Arc::new) {
             let Some(folder) = self.open_folder(pool, &project)? else { continue };
@@ -356,7 +361,7 @@ impl Places {
     }
 
     /// The shares whose places say this project, or none when it is empty.
-    pub fn list_of(&self, pool: &Pool, project: &ProjectLabel) -> Result<Shares, DriverError> {
+    pub fn list_of(&self, pool: &PoolDirectory, project: &ProjectLabel) -> Result<Shares, DriverError> {
         let read = || -> Result<BTreeSet<ShareId>, Errno> {
             let legal = self.template.project_of(OsStr::new(project.as_str())).is_some();
             let folder = if legal { self.open_folder(pool, project)? } else { None };

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::driver::DriverError;
 use crate::driver::directory_version::Seen;
 use crate::driver::neighbours::Neighbour;
-use crate::driver::places::{Opened, Places, Pool};
+use crate::driver::places::{Opened, Places, PoolDirectory};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
 use crate::sys::open_beneath::DIRECTORY;
@@ -41,7 +41,7 @@ impl Census {
     }
 
     /// The place of another share of the pool with the same project.
-    pub fn twin(&self, pool: &Pool, share: ShareId, project_id: u32) -> Result<Option<PathBuf>, DriverError> {
+    pub fn twin(&self, pool: &PoolDirectory, share: ShareId, project_id: u32) -> Result<Option<PathBuf>, DriverError> {
         let places = &self.places;
         let mut last = self.last.lock();
         let scan = match last.take().filter(|scan| scan.is_trusted(pool.version)) {
@@ -57,7 +57,7 @@ impl Census {
     }
 }
 
-fn scan(places: &Places, pool: &Pool) -> Result<Scan, DriverError> {
+fn scan(places: &Places, pool: &PoolDirectory) -> Result<Scan, DriverError> {
     let mut by_project = Scan::new();
     for share in places.list(pool)?.iter().copied() {
         if let Some((_, project)) = project_of(places, pool, share) {
@@ -68,7 +68,7 @@ fn scan(places: &Places, pool: &Pool) -> Result<Scan, DriverError> {
 }
 
 /// The project of a share; `None` for what is none, has none or cannot be read, and so cannot be accused.
-fn project_of(places: &Places, pool: &Pool, share: ShareId) -> Option<(Opened, u32)> {
+fn project_of(places: &Places, pool: &PoolDirectory, share: ShareId) -> Option<(Opened, u32)> {
     let opened = places.try_open(pool, share, DIRECTORY)?;
     let attributes = fsxattr::get(opened.fd.as_fd()).ok()?;
     (attributes.project_id != 0).then_some((opened, attributes.project_id))

@@ -6,7 +6,7 @@ use nix::sys::statfs::fstatfs;
 
 use super::ProjectQuota;
 use crate::driver::lowering::Lowered;
-use crate::driver::places::Pool;
+use crate::driver::places::PoolDirectory;
 use crate::driver::{Bounds, DriverError, Outcome, system};
 use crate::model::{Bytes, ShareId};
 use crate::sys::journal;
@@ -34,7 +34,7 @@ impl ProjectQuota {
 }
 
 /// As the file system counts limits: XFS in its blocks. A limit that is set so reads the same.
-fn in_blocks(pool: &Pool, size: Bytes) -> Result<Bytes, DriverError> {
+fn in_blocks(pool: &PoolDirectory, size: Bytes) -> Result<Bytes, DriverError> {
     let block = fstatfs(&pool.fd).map_err(system("statfs", &pool.path))?.block_size();
     Ok(size.rounded_up_to(u64::try_from(block).unwrap_or(1).max(1)))
 }

@@ -18,7 +18,7 @@ use nix::sys::stat::fstat;
 use self::census::Census;
 use self::findings::Case;
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, Pool};
+use super::places::{Ground, Opened, Places, PoolDirectory};
 use super::promises::Promises;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, answer_each, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
@@ -53,13 +53,13 @@ pub struct ProjectQuota {
 
 /// The pool's directory, and what holds for all shares on its file system.
 struct Base {
-    pool: Pool,
+    pool: PoolDirectory,
     /// `None` where it has no project quotas.
     kind: Option<Kind>,
     quotas: QuotaState,
     read_only: bool,
     /// Of the other pools on it.
-    others: Vec<(Arc<Census>, Pool)>,
+    others: Vec<(Arc<Census>, PoolDirectory)>,
 }
 
 /// A share that was found, and what its quota is.
@@ -102,7 +102,7 @@ impl ProjectQuota {
         self.look_around(self.places.open_pool()?)
     }
 
-    fn look_around(&self, pool: Pool) -> Result<Base, DriverError> {
+    fn look_around(&self, pool: PoolDirectory) -> Result<Base, DriverError> {
         let fd = pool.fd.as_fd();
         let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
         let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd, Route::Best));
@@ -151,7 +151,7 @@ impl ProjectQuota {
         Ok(Share { directory, kind, observed, quota })
     }
 
-    fn space_of(&self, pool: &Pool) -> Result<Space, DriverError> {
+    fn space_of(&self, pool: &PoolDirectory) -> Result<Space, DriverError> {
         let (id, fd) = (pool.space_id(), pool.fd.as_fd());
         let capacity = file_system::capacity(fd).map_err(system("measure", &pool.path))?;
         let kind = capacity.kind.ok_or_else(|| unsupported(pool))?;
@@ -193,7 +193,7 @@ impl ProjectQuota {
         Ok(Outcome::Changed { from: old.hard, to: new.hard })
     }
 
-    fn write_limits(&self, pool: &Pool, found: &Share, hard: Bytes, soft: Bytes) -> Result<(), DriverError> {
+    fn write_limits(&self, pool: &PoolDirectory, found: &Share, hard: Bytes, soft: Bytes) -> Result<(), DriverError> {
         let old = found.quota.ok_or_else(|| found.just_turned_off())?;
         match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
             Ok(()) => Ok(()),
@@ -311,7 +311,7 @@ fn read_quota(
     }
 }
 
-fn unsupported(pool: &Pool) -> Refusal {
+fn unsupported(pool: &PoolDirectory) -> Refusal {
     Refusal::Unsupported { what: format!("a share on a file system other than XFS and ext4 ({})", pool.path.display()) }
 }
 
