@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use tracing::{Span, info, warn};
 
@@ -69,40 +70,7 @@ impl Engine {
         if self.claims.accepting() > 0 {
             let _ = timeout(GIVE_WAY, self.claims.none_accepting()).await;
         }
-        let mut awaited = false;
-        let (pool, turn) = loop {
-            let Some(pool) = self.pools.get(&job.pool) else {
-                let problem = "it is not in the configuration any more".to_owned();
-                if let Some(member) = self.start(id, Span::current()) {
-                    self.finish(vec![(member, Err(Refusal::NotMounted { pool: job.pool, problem }))]).await;
-                }
-                return;
-            };
-            // It takes no turn meanwhile: those behind it may be mounted.
-            let awaits = tokio::select! {
-                awaits = self.awaits_mount(&job, &pool) => awaits,
-                () = self.pools.replaced(&pool) => continue,
-            };
-            if let Some(problem) = awaits {
-                if !std::mem::replace(&mut awaited, true) {
-                    info!(%problem, "the job waits: its share may be mounted yet");
-                }
-                tokio::time::sleep(MOUNT_LOOKS_EVERY).await;
-                continue;
-            }
-            pool.ready.lock().insert(id, (job.kind, Span::current()));
-            tokio::select! {
-                // Looked at first: a job that has not begun does not begin with a pool that is configured no more.
-                biased;
-                () = self.pools.replaced(&pool) => {}
-                // A cancelled job gives up its place, or a stuck pool would collect them.
-                _ = changes.wait_for(|job| job.state.is_ended()) => {}
-                turn = Arc::clone(&pool.turns).acquire_owned() => break (pool, turn),
-            }
-            if pool.ready.lock().remove(&id).is_none() || changes.borrow().state.is_ended() {
-                return;
-            }
-        };
+        let Some((pool, turn)) = self.turn(&job, &mut changes).await else { return };
         let jobs = pool.take_ready(id);
         if jobs.is_empty() {
             // Another has taken this one along. It is still one of those who look, see `change`.
@@ -113,6 +81,53 @@ impl Engine {
         let engine = Arc::clone(&self);
         // It fails only when growd ends.
         let _ = tokio::task::spawn_blocking(move || engine.carry_out(&pool, jobs)).await;
+    }
+
+    /// Waits for a turn in the pool that has the name of the job's by then. `None` when the job has ended meanwhile, or
+    /// another has taken it along.
+    async fn turn(
+        self: &Arc<Self>,
+        job: &Job,
+        changes: &mut watch::Receiver<Job>,
+    ) -> Option<(Arc<Pool>, OwnedSemaphorePermit)> {
+        let mut awaited = false;
+        loop {
+            let Some(pool) = self.pools.get(&job.pool) else {
+                self.end_without_pool(job).await;
+                return None;
+            };
+            // It takes no turn meanwhile: those behind it may be mounted.
+            let awaits = tokio::select! {
+                awaits = self.awaits_mount(job, &pool) => awaits,
+                () = self.pools.replaced(&pool) => continue,
+            };
+            if let Some(problem) = awaits {
+                if !std::mem::replace(&mut awaited, true) {
+                    info!(%problem, "the job waits: its share may be mounted yet");
+                }
+                tokio::time::sleep(MOUNT_LOOKS_EVERY).await;
+                continue;
+            }
+            pool.ready.lock().insert(job.id, (job.kind, Span::current()));
+            tokio::select! {
+                // Looked at first: a job that has not begun does not begin with a pool that is configured no more.
+                biased;
+                () = self.pools.replaced(&pool) => {}
+                // A cancelled job gives up its seat, or a stuck pool would collect them.
+                _ = changes.wait_for(|job| job.state.is_ended()) => {}
+                turn = Arc::clone(&pool.turns).acquire_owned() => return Some((pool, turn.ok()?)),
+            }
+            if pool.ready.lock().remove(&job.id).is_none() || changes.borrow().state.is_ended() {
+                return None;
+            }
+        }
+    }
+
+    async fn end_without_pool(self: &Arc<Self>, job: &Job) {
+        if let Some(member) = self.start(job.id, Span::current()) {
+            let problem = "it is not in the configuration any more".to_owned();
+            self.finish(vec![(member, Err(Refusal::NotMounted { pool: job.pool.clone(), problem }))]).await;
+        }
     }
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
