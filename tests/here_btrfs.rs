@@ -15,10 +15,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use btrfs_race::a_writer_that_is_faster_keeps_its_data_and_the_old_limit;
-use daemon::{Clients, Daemon, MIB, btrfs_pool, share};
+use daemon::{Daemon, MIB, btrfs_pool, share};
 use growd::driver::{Driver, Step};
 use growd::model::{Bytes, Reason, ShareId};
-use growd::wire::proto::JobState;
 use support::btrfs::Btrfs;
 use support::{fill, lab};
 
@@ -39,16 +38,10 @@ async fn a_share_that_has_reached_its_limit_or_is_beyond_it_is_extended() {
     let daemon = Daemon::start(dir.path(), &btrfs_pool(&fs)).await;
     let clients = daemon.clients().await;
     for (n, place) in (1..).zip(&places) {
-        extended(&clients, n, 32 * MIB).await;
+        assert_eq!(clients.extended(n, 32 * MIB).await.size_after_bytes, Some(32 * MIB));
         assert_eq!(fs.limit(place), Some(32 * MIB));
         assert_eq!(fill(&place.join("more"), 8 * MIB).unwrap(), 8 * MIB);
     }
-}
-
-async fn extended(clients: &Clients, n: u32, size: u64) {
-    let job = clients.extend(&share(n), size).await.unwrap();
-    let job = clients.end_of(&job.job_id).await;
-    assert_eq!((job.state(), job.size_after_bytes), (JobState::Succeeded, Some(size)), "{job:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

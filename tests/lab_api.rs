@@ -242,8 +242,7 @@ async fn lists_page_by_page_over_more_than_a_hundred() {
     made.reverse();
     let first = clients.list_jobs(ListJobsRequest::default()).await;
     assert_eq!(first.jobs.len(), 100);
-    let added = clients.extend(&share(1), 3 * MIB).await.unwrap();
-    clients.end_of(&added.job_id).await;
+    let added = clients.extended(1, 3 * MIB).await;
     let mut seen: Vec<String> = first.jobs.into_iter().map(|job| job.job_id).collect();
     let next = ListJobsRequest { page_size: 2, page_token: first.next_page_token, ..Default::default() };
     seen.extend(rest_of_jobs(&clients, next).await);
@@ -272,13 +271,8 @@ async fn node_pools_and_findings_say_what_is_true_and_what_heals_it() {
     create_shares(&fs, 2, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "reserve = \"1GiB\"\novercommit = 2.0")).await;
     let clients = daemon.clients().await;
-    let diagnose = async || {
-        let answer = clients.node.clone().diagnose(proto::DiagnoseRequest {}).await.unwrap();
-        answer.into_inner().findings
-    };
-    assert_eq!(diagnose().await, []);
-    let job = clients.extend(&share(1), 16 * MIB).await.unwrap();
-    clients.end_of(&job.job_id).await;
+    assert_eq!(clients.diagnose().await.findings, []);
+    clients.extended(1, 16 * MIB).await;
 
     let node = clients.node().await;
     assert_eq!(node.hostname, lab::run("uname", &["-n"]).trim());
@@ -299,13 +293,13 @@ async fn node_pools_and_findings_say_what_is_true_and_what_heals_it() {
     assert!(0 < pool.free_bytes && pool.free_bytes < total && pool.findings.is_empty(), "{pool:?}");
 
     fs.set_limits(project(2), 4 * MIB, 8 * MIB);
-    let findings = diagnose().await;
+    let findings = clients.diagnose().await.findings;
     let [finding] = &findings[..] else { panic!("{findings:?}") };
     assert_eq!((finding.kind.as_str(), finding.pool.as_str()), ("SOFT_LIMIT_FIRST", "home"));
     assert_eq!((finding.share_id.as_str(), finding.message.is_empty()), (&*share(2), false));
     // The remedy is a command that heals it.
     lab::run("sh", &["-c", &finding.remedy]);
-    assert_eq!(diagnose().await, []);
+    assert_eq!(clients.diagnose().await.findings, []);
     assert_eq!((fs.soft_limit(project(2)), fs.hard_limit(project(2))), (0, 8 * MIB));
 }
 
@@ -376,6 +370,5 @@ async fn a_pool_that_hangs_holds_up_no_other_whatever_its_callers_do() {
     let findings = diagnosis.unwrap().into_inner().findings;
     assert!(findings.iter().any(|finding| finding.kind == "STUCK" && finding.pool == "home"), "{findings:?}");
     drop(hang);
-    let get = proto::GetShareRequest { share_id: share(1) };
-    assert_eq!(clients.shares.clone().get_share(get).await.unwrap().into_inner().size_bytes, Some(8 * MIB));
+    assert_eq!(clients.share(&share(1)).await.size_bytes, Some(8 * MIB));
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use daemon::*;
-use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest, WatchJobRequest};
+use growd::wire::proto::{ExtendShareRequest, JobState, ListJobsRequest, WatchJobRequest};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, lab};
 use tokio::sync::{Mutex, MutexGuard};
@@ -58,14 +58,6 @@ async fn history(clients: &Clients) -> Vec<String> {
     all.jobs.into_iter().map(|job| job.job_id).collect()
 }
 
-/// Extends a share and follows the job to its end.
-async fn extended(clients: &Clients, n: u32, size: u64) -> Job {
-    let job = clients.extend(&share(n), size).await.unwrap();
-    let ended = clients.end_of(&job.job_id).await;
-    assert_eq!((ended.state(), ended.size_after_bytes), (JobState::Succeeded, Some(size)), "{ended:?}");
-    ended
-}
-
 /// What the service manager hears; a watchdog of two seconds, which kills nobody here.
 struct Manager(UnixDatagram);
 
@@ -106,7 +98,7 @@ async fn ids_sort_and_jobs_end_whatever_the_clock_says() {
     for restart in [false, true] {
         for step in STEPS {
             size += MIB;
-            accepted.push(extended(&clients, 1, size).await.job_id);
+            accepted.push(clients.extended(1, size).await.job_id);
             if restart {
                 assert!(daemon.terminate());
             }
@@ -116,7 +108,7 @@ async fn ids_sort_and_jobs_end_whatever_the_clock_says() {
                 clients = daemon.clients().await;
             }
             for n in 2..=4 {
-                accepted.push(extended(&clients, n, size).await.job_id);
+                accepted.push(clients.extended(n, size).await.job_id);
             }
             assert!(accepted.is_sorted(), "{accepted:?}");
             let newest_first: Vec<String> = accepted.iter().rev().cloned().collect();
@@ -129,7 +121,7 @@ async fn ids_sort_and_jobs_end_whatever_the_clock_says() {
     clock.is_wrong_by(YEAR);
     fs.create_share(&share(5), project(5), MIB);
     clock.is_wrong_by(-YEAR);
-    extended(&clients, 5, 2 * MIB).await;
+    clients.extended(5, 2 * MIB).await;
     fs.create_share(&share(6), project(5), 2 * MIB);
     let refused = clients.extend(&share(5), 3 * MIB).await.unwrap_err();
     assert_refused(&refused, "PROJECT_ID_SHARED");
@@ -192,7 +184,7 @@ async fn a_clock_that_is_a_year_ahead_takes_no_history_away() {
     for step in [STEPS[0], 0, STEPS[1]] {
         clock.is_wrong_by(step);
         for _ in 0..3 {
-            accepted.push(extended(&clients, 1, (2 + accepted.len() as u64) * MIB).await.job_id);
+            accepted.push(clients.extended(1, (2 + accepted.len() as u64) * MIB).await.job_id);
         }
         // The first sweep after a start removes what is above the number, and so is seen.
         assert!(daemon.terminate());

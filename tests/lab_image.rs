@@ -14,34 +14,18 @@ use std::path::Path;
 use std::process::Command;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
-use growd::wire::proto::{DiagnoseRequest, Finding, Job, JobState, ListPoolsRequest, Pool};
+use growd::wire::proto::{Job, JobState};
 use support::btrfs::Btrfs;
 use support::hanging_disk::HangingDisk;
 use support::image::{Image, KINDS, pool};
 use support::writer::Writer;
 use support::{Filesystem, fill, lab};
 
-async fn succeeds(clients: &Clients, n: u32, size: u64) -> Job {
-    let job = clients.extend(&share(n), size).await.unwrap();
-    let job = clients.end_of(&job.job_id).await;
-    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
-    assert!(job.size_after_bytes() >= size, "{job:?}");
-    job
-}
-
 async fn fails(clients: &Clients, n: u32, size: u64) -> String {
     let job = clients.extend(&share(n), size).await.unwrap();
     let job = clients.end_of(&job.job_id).await;
     assert_eq!(job.state(), JobState::Failed, "{job:?}");
     job.error.unwrap().reason
-}
-
-async fn findings(clients: &Clients) -> Vec<Finding> {
-    clients.node.clone().diagnose(DiagnoseRequest::default()).await.unwrap().into_inner().findings
-}
-
-async fn the_pool(clients: &Clients) -> Pool {
-    clients.node.clone().list_pools(ListPoolsRequest {}).await.unwrap().into_inner().pools.remove(0)
 }
 
 fn steps(job: &Job) -> Vec<&str> {
@@ -81,11 +65,11 @@ async fn grows(ground: &Path, kind: &str, mkfs: &str, preallocated: bool) {
     let before = sums();
 
     // No whole number of anything.
-    let job = succeeds(&clients, 1, 700 * MIB + 12345).await;
+    let job = clients.extended(1, 700 * MIB + 12345).await;
     assert_eq!(steps(&job), ["grow_volume", "grow_filesystem", "verify"]);
     assert_eq!(fill(&data, 100 * MIB).unwrap(), 100 * MIB, "{kind} has room");
     assert_refused(&clients.extend(&share(1), 700 * MIB).await.unwrap_err(), "SIZE_NOT_GREATER");
-    succeeds(&clients, 1, 800 * MIB).await;
+    clients.extended(1, 800 * MIB).await;
     assert!(writer.finish() > 0);
 
     // What was there before is at the start of the file still.
@@ -93,7 +77,7 @@ async fn grows(ground: &Path, kind: &str, mkfs: &str, preallocated: bool) {
     assert_eq!(sums(), before);
     assert!(image.size() >= 800 * MIB && image.size() == image.device_size());
     assert_eq!(image.is_preallocated(), preallocated, "{} of {}", image.allocated(), image.size());
-    assert_eq!(findings(&clients).await, []);
+    assert_eq!(clients.diagnose().await.findings, []);
     assert!(daemon.terminate());
     // The loop device went with its mount, as mount(8) had asked for.
     image.unmount();
@@ -111,7 +95,7 @@ async fn an_image_without_a_file_system_grows_with_its_device() {
     let device = image.attach(&[]);
     fs::write(&device, "tenant").unwrap();
     let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
-    let job = succeeds(&daemon.clients().await, 1, 20 * MIB).await;
+    let job = daemon.clients().await.extended(1, 20 * MIB).await;
     assert_eq!(steps(&job), ["grow_volume", "verify"]);
     assert_eq!((image.size(), image.device_size()), (20 * MIB, 20 * MIB));
     assert_eq!(fs::read(&image.path).unwrap()[..6], *b"tenant");
@@ -138,7 +122,7 @@ async fn without_the_capability_that_ext4_asks_for_the_failure_names_it() {
     growd.wait().unwrap();
     // The file is larger by then, which is healed by a growd that has it.
     let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
-    succeeds(&daemon.clients().await, 1, 128 * MIB).await;
+    daemon.clients().await.extended(1, 128 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,7 +136,7 @@ async fn what_cannot_be_grown_is_refused_and_stays_as_it_is() {
     let refused = async |reason: &str, remedy: &str| {
         assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), reason);
         assert_eq!(image.size(), 100 * MIB);
-        let found = findings(&clients).await;
+        let found = clients.diagnose().await.findings;
         assert!(found.iter().any(|finding| finding.kind == reason && finding.remedy.contains(remedy)), "{found:?}");
     };
     let path = image.path.to_str().unwrap();
@@ -193,7 +177,7 @@ async fn what_cannot_be_grown_is_refused_and_stays_as_it_is() {
     assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "NOT_MOUNTED");
     drop(read_only);
     assert_eq!((image.size(), image.device_size()), (100 * MIB, 100 * MIB));
-    succeeds(&clients, 1, 200 * MIB).await;
+    clients.extended(1, 200 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,14 +190,14 @@ async fn what_sparse_images_lack_is_promised() {
     let others = pool(ground.path(), "").replace("{share_id}", "other-{share_id}").replace("images", "others");
     let mut daemon = Daemon::start(dir.path(), &format!("{}{others}", pool(ground.path(), ""))).await;
     let clients = daemon.clients().await;
-    let now = the_pool(&clients).await;
+    let now = clients.pool("images").await;
     let lack: u64 = images.iter().chain([&other]).map(|image| image.size() - image.allocated()).sum();
     assert!(lack > 2200 * MIB);
     assert!(now.promised_bytes.abs_diff(now.total_bytes - now.free_bytes + lack) < 8 * MIB, "{now:?}");
     assert_eq!(now.filesystem, "xfs");
 
     // 2 of nearly 4 GiB are promised: one more GiB fits, and then another does not.
-    succeeds(&clients, 1, 2048 * MIB).await;
+    clients.extended(1, 2048 * MIB).await;
     let refused = clients.extend(&share(2), 2048 * MIB).await.unwrap_err();
     assert_refused(&refused, "POOL_FULL");
     assert_eq!(metadata(&refused, "asked_bytes"), (1024 * MIB).to_string());
@@ -222,14 +206,14 @@ async fn what_sparse_images_lack_is_promised() {
 
     let daemon = Daemon::start(dir.path(), &pool(ground.path(), "overcommit = 4")).await;
     let clients = daemon.clients().await;
-    succeeds(&clients, 2, 3072 * MIB).await;
-    let free = the_pool(&clients).await.free_bytes;
+    clients.extended(2, 3072 * MIB).await;
+    let free = clients.pool("images").await.free_bytes;
     // Blocks cannot be promised twice: what has all of its own needs new ones.
     let full = Image::mounted(ground.path(), &share(3), 320 * MIB, true, "mkfs.xfs -q -f");
     assert_eq!(fails(&clients, 3, 320 * MIB + free).await, "POOL_FULL");
     assert_eq!((full.size(), full.device_size()), (320 * MIB, 320 * MIB));
-    assert!(the_pool(&clients).await.free_bytes > free - 340 * MIB);
-    succeeds(&clients, 3, 640 * MIB).await;
+    assert!(clients.pool("images").await.free_bytes > free - 340 * MIB);
+    clients.extended(3, 640 * MIB).await;
     assert!(full.allocated() >= 640 * MIB);
 }
 
@@ -264,10 +248,10 @@ async fn a_failed_growth_leaves_the_file_as_it_was() {
     assert!(image.allocated() < 321 * MIB, "{} are allocated still", image.allocated());
     // A sparse one needs no blocks.
     let injected = daemon.inject("fallocate:error=EOPNOTSUPP").await;
-    succeeds(&clients, 2, 480 * MIB).await;
+    clients.extended(2, 480 * MIB).await;
     drop(injected);
     for n in [1, 2] {
-        succeeds(&clients, n, 640 * MIB).await;
+        clients.extended(n, 640 * MIB).await;
     }
 }
 
@@ -284,13 +268,13 @@ async fn a_half_grown_image_is_found_and_healed() {
             if device_follows {
                 lab::run("losetup", &["-c", &image.devices()[0]]);
             }
-            let found = findings(&clients).await;
+            let found = clients.diagnose().await.findings;
             let [finding] = found.as_slice() else { panic!("{kind}: {found:?}") };
             assert_eq!(finding.kind, "HALF_GROWN");
             let words: Vec<&str> = finding.remedy.split(' ').collect();
             let ["growctl", "extend", id, wanted, "--wait"] = words.as_slice() else { panic!("{finding:?}") };
             assert_eq!(*id, share(1));
-            let job = succeeds(&clients, 1, wanted.strip_suffix('B').unwrap().parse().unwrap()).await;
+            let job = clients.extended(1, wanted.strip_suffix('B').unwrap().parse().unwrap()).await;
             let expected: &[&str] = if device_follows {
                 &["grow_filesystem", "verify"]
             } else {
@@ -298,7 +282,7 @@ async fn a_half_grown_image_is_found_and_healed() {
             };
             assert_eq!(steps(&job), expected, "{kind}");
             assert_eq!((image.size(), image.device_size()), (size * MIB, size * MIB));
-            assert_eq!(findings(&clients).await, [], "{kind}");
+            assert_eq!(clients.diagnose().await.findings, [], "{kind}");
         }
     }
 }
@@ -396,10 +380,10 @@ async fn a_pool_whose_disk_hangs_holds_up_no_pool_on_another() {
     let clients = daemon.clients().await;
     // Both are known from here on.
     assert!(clients.pool("stuck").await.total_bytes > 0);
-    succeeds(&clients, 1, 400 * MIB).await;
+    clients.extended(1, 400 * MIB).await;
     // What the kernel has in memory it would answer without the disk.
     stuck.mount_again("");
     let hang = disk.hang();
-    succeeds(&clients, 1, 480 * MIB).await;
+    clients.extended(1, 480 * MIB).await;
     drop(hang);
 }

@@ -10,7 +10,7 @@ mod daemon;
 use std::fs;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, share};
-use growd::wire::proto::{DiagnoseRequest, JobState};
+use growd::wire::proto::JobState;
 use support::image::{Image, KINDS, pool};
 use support::{Filesystem, lab};
 
@@ -62,8 +62,7 @@ async fn killed_at_every_call_a_growth_is_finished_after_the_restart() {
             assert!(job.size_after_bytes() >= size, "{job:?}");
             assert_eq!(image.size(), image.device_size(), "{kind}, {call} {nth}");
             assert_refused(&clients.extend(&share(1), size).await.unwrap_err(), "SIZE_NOT_GREATER");
-            let found = clients.node.clone().diagnose(DiagnoseRequest::default()).await.unwrap();
-            assert_eq!(found.into_inner().findings, [], "{kind}, {call} {nth}");
+            assert_eq!(clients.diagnose().await.findings, [], "{kind}, {call} {nth}");
             if ended {
                 assert!(nth > 1, "{kind}: there was no {call} to be killed at");
                 break;

@@ -8,22 +8,15 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
-use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
+use daemon::{Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
 use growd::wire::limits::MESSAGE_MOST;
-use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, ListJobsRequest, ListSharesRequest, NodeState};
+use growd::wire::proto::{self, ExtendShareRequest, JobState, ListJobsRequest, ListSharesRequest, NodeState};
 use support::hanging_disk::HangingDisk;
 use support::{Filesystem, PRJQUOTA, fill, lab};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
-
-async fn succeeds(clients: &Clients, n: u32, size: u64) -> Job {
-    let job = clients.extend(&share(n), size).await.unwrap();
-    let job = clients.end_of(&job.job_id).await;
-    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
-    job
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_that_does_not_hold_is_not_extended() {
@@ -42,7 +35,7 @@ async fn a_quota_that_does_not_hold_is_not_extended() {
             assert_refused(&clients.extend(&share(1), n * MIB).await.unwrap_err(), "QUOTA_NOT_ENFORCED");
             fs.mount_again(PRJQUOTA);
             assert!(fs.hard_limit(project(1)) < n * MIB, "a refusal changed the size");
-            succeeds(&clients, 1, n * MIB).await;
+            clients.extended(1, n * MIB).await;
             assert_eq!(fs.hard_limit(project(1)), n * MIB);
         }
     }
@@ -56,7 +49,7 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
     create_shares(&fs, 1, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
-    succeeds(&clients, 1, 9 * MIB).await;
+    clients.extended(1, 9 * MIB).await;
 
     fs.unmount();
     assert_refused(&clients.extend(&share(1), 10 * MIB).await.unwrap_err(), "NOT_MOUNTED");
@@ -64,12 +57,12 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
     assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "NOT_MOUNTED");
     let list = ListSharesRequest { pool: "home".to_owned(), ..Default::default() };
     assert_refused(&clients.shares.clone().list_shares(list).await.unwrap_err(), "NOT_MOUNTED");
-    let pools = clients.node.clone().list_pools(proto::ListPoolsRequest {}).await.unwrap().into_inner().pools;
-    assert_eq!((pools[0].findings[0].kind.as_str(), pools[0].total_bytes), ("NOT_MOUNTED", 0));
+    let told = clients.pool("home").await;
+    assert_eq!((told.findings[0].kind.as_str(), told.total_bytes), ("NOT_MOUNTED", 0));
 
     fs.mount(PRJQUOTA);
     assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
-    succeeds(&clients, 1, 10 * MIB).await;
+    clients.extended(1, 10 * MIB).await;
     assert_eq!(fs.hard_limit(project(1)), 10 * MIB);
 }
 
@@ -91,7 +84,7 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
         assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "UNSUPPORTED");
         daemon.reload(&pools);
     }
-    succeeds(&clients, 2, 9 * MIB).await;
+    clients.extended(2, 9 * MIB).await;
     let findings = clients.diagnose().await.findings;
     let told: Vec<_> = findings.iter().map(|finding| (finding.kind.as_str(), finding.share_id.as_str())).collect();
     assert_eq!(told, [("UNSUPPORTED", share(1).as_str())], "{findings:?}");
@@ -103,7 +96,7 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
     daemon.reload(&format!("{pools}[[share]]\nid = \"{id}\"\npool = \"other\"\npath = \"{named}\"\n"));
     eventually(async || clients.share(&share(1)).await.pool, |pool| pool == "other").await;
     assert_eq!(clients.diagnose().await.findings, []);
-    succeeds(&clients, 1, 9 * MIB).await;
+    clients.extended(1, 9 * MIB).await;
     assert_eq!((home.hard_limit(project(1)), other.hard_limit(project(1))), (8 * MIB, 9 * MIB));
 }
 
@@ -131,7 +124,7 @@ async fn a_full_queue_says_when_to_come_again() {
         assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
     }
     assert_eq!(fs.hard_limit(project(3)), 8 * MIB);
-    succeeds(&clients, 3, 9 * MIB).await;
+    clients.extended(3, 9 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +177,7 @@ async fn a_full_state_disk_stops_extends_only_and_only_while_it_is_full() {
     create_shares(&fs, 2, 8 * MIB);
     let mut daemon = Daemon::start(state.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
-    let before = succeeds(&clients, 1, 9 * MIB).await;
+    let before = clients.extended(1, 9 * MIB).await;
 
     let ballast = state.path().join("ballast");
     fill(&ballast, 1 << 30).unwrap();
@@ -207,8 +200,7 @@ async fn a_full_state_disk_stops_extends_only_and_only_while_it_is_full() {
     eventually(|| clients.healths(), |healths| *healths == [ServingStatus::NotServing; 4]).await;
     assert_eq!(clients.job(&before.job_id).await, before);
     assert_eq!(clients.all_jobs().await.len(), 1 + accepted.len());
-    let get = proto::GetShareRequest { share_id: share(1) };
-    assert_eq!(clients.shares.clone().get_share(get).await.unwrap().into_inner().size_bytes, Some(9 * MIB));
+    assert_eq!(clients.share(&share(1)).await.size_bytes, Some(9 * MIB));
 
     std::fs::remove_file(ballast).unwrap();
     eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
@@ -216,7 +208,7 @@ async fn a_full_state_disk_stops_extends_only_and_only_while_it_is_full() {
     for job in &accepted {
         assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
     }
-    let after = succeeds(&clients, 1, 10 * MIB).await;
+    let after = clients.extended(1, 10 * MIB).await;
     assert!(daemon.terminate());
     daemon.start_again().await;
     let clients = daemon.clients().await;
@@ -232,10 +224,7 @@ async fn a_system_call_that_fails_is_told_and_the_share_can_be_extended_after_it
     create_shares(&fs, 1, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
-    let status = async || {
-        let get = proto::GetShareRequest { share_id: share(1) };
-        clients.shares.clone().get_share(get).await.unwrap().into_inner().status()
-    };
+    let status = async || clients.share(&share(1)).await.status();
 
     let broken = daemon.inject("quotactl_fd:error=EIO").await;
     let refusal = clients.extend(&share(1), 9 * MIB).await.unwrap_err();
@@ -256,7 +245,7 @@ async fn a_system_call_that_fails_is_told_and_the_share_can_be_extended_after_it
     assert_eq!(status().await, proto::ShareStatus::ExtendingError);
     assert!(fs.hard_limit(project(1)) >= 8 * MIB);
     drop(broken);
-    succeeds(&clients, 1, 10 * MIB).await;
+    clients.extended(1, 10 * MIB).await;
     assert_eq!((status().await, fs.hard_limit(project(1))), (proto::ShareStatus::Available, 10 * MIB));
 }
 
@@ -273,8 +262,8 @@ async fn bad_input_is_refused_and_changes_nothing() {
     create_shares(&fs, 2, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
-    succeeds(&clients, 1, 9 * MIB).await;
-    succeeds(&clients, 1, 10 * MIB).await;
+    clients.extended(1, 9 * MIB).await;
+    clients.extended(1, 10 * MIB).await;
     let (limits, kept) = (fs.hard_limits(), clients.node().await.kept_jobs);
     let unchanged = async || {
         assert_eq!(fs.hard_limits(), limits);
@@ -359,5 +348,5 @@ async fn bad_input_is_refused_and_changes_nothing() {
         refused(clients.shares.clone().list_shares(request), "INVALID_REQUEST").await;
     }
     unchanged().await;
-    succeeds(&clients, 1, 11 * MIB).await;
+    clients.extended(1, 11 * MIB).await;
 }

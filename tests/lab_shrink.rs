@@ -229,8 +229,7 @@ async fn one_job_at_a_time_and_space_comes_back_with_its_end() {
     eventually(|| clients.node(), |node| node.running_jobs == 0).await;
     let freed = GIB / 2 + u64::from(TURNS - 1) * 8 * MIB;
     assert_eq!(clients.pool("home").await.available_bytes, available + freed);
-    let job = clients.extend(&share(2), more).await.unwrap();
-    assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
+    clients.extended(2, more).await;
 }
 
 /// Whoever writes between a look and the change finds the old limit again, and whoever comes later the new one.
@@ -269,8 +268,7 @@ async fn races(fs: Filesystem) {
         match &ended {
             Some(job) if job.state() == JobState::Succeeded => {
                 assert!(limit == 8 * MIB && written <= 8 * MIB && set == 1, "{nth}: {limit}, {written}\n{calls}");
-                let job = clients.extend(&share(1), 16 * MIB).await.unwrap();
-                clients.end_of(&job.job_id).await;
+                clients.extended(1, 16 * MIB).await;
             }
             // A writer that is at work when the limit is set is stopped before it is put back.
             _ => assert!(

@@ -140,8 +140,7 @@ async fn the_level_follows_the_configuration_while_growd_runs() {
     let (growd, clients) = Logged::start(dir.path(), &format!("[log]\nlevel = \"warn\"\n{pool}")).await;
     let grow = async || {
         let size = clients.share(&share(1)).await.size_bytes.unwrap();
-        let job = clients.extend(&share(1), size + MIB).await.unwrap();
-        clients.end_of(&job.job_id).await;
+        clients.extended(1, size + MIB).await;
         growd.lines().len()
     };
     assert_eq!(grow().await, 1, "{:?}", growd.lines());

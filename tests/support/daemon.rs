@@ -239,6 +239,15 @@ impl Clients {
         self.ask(request(share, size)).await
     }
 
+    /// Extends [`share`] `n`, which must succeed.
+    pub async fn extended(&self, n: u32, size: u64) -> Job {
+        let job = self.extend(&share(n), size).await.unwrap();
+        let job = self.end_of(&job.job_id).await;
+        assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+        assert!(job.size_after_bytes() >= size, "{job:?}");
+        job
+    }
+
     /// Extends the shares up to that of [`TURNS`] while their disk hangs: whoever comes then waits.
     pub async fn fill_turns(&self, size: u64) -> Vec<Job> {
         let mut running = Vec::new();
