@@ -138,9 +138,12 @@ impl Mounted {
                 let what = format!("growing {} on {} while it is mounted", self.geometry.name(), self.node.display());
                 Err(Refusal::Unsupported { what }.into())
             }
-            Err(Errno::EPERM) => {
-                let capability = now.capability();
-                let what = format!("growing {} on {} without {capability}", self.geometry.name(), self.node.display());
+            Err(Errno::EPERM) if !matches!(now, Geometry::Xfs(_)) => {
+                let why = match now {
+                    Geometry::Ext4(_) => "which has recorded errors or is mounted by a backup superblock (see dmesg)",
+                    _ => "which btrfs does not write to (see dmesg)",
+                };
+                let what = format!("growing {} on {}, {why},", self.geometry.name(), self.node.display());
                 Err(Refusal::Unsupported { what }.into())
             }
             Err(Errno::EUCLEAN) if matches!(now, Geometry::Xfs(_)) => {
