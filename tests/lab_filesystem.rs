@@ -12,18 +12,17 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use growd::driver::DriverError;
-use growd::driver::filesystem::Device;
 use growd::model::{Bytes, Reason};
 use growd::sys::freeze;
+use support::btrfs::pause_a_balance;
 use support::hanging_disk::HangingDisk;
 use support::size_by_tool::size_by_tool;
 use support::{Disk, Filesystem, fill, lab};
-use volume::{MIB, SECTOR, Volume, check, observe_node};
+use volume::{MIB, SECTOR, Volume, check, look, observe_node};
 
 const KINDS: [(&str, &str); 3] =
     [("xfs", "mkfs.xfs -q -f"), ("ext4", "mkfs.ext4 -q -F"), ("btrfs", "mkfs.btrfs -q -f")];
@@ -197,7 +196,7 @@ fn what_cannot_be_grown_is_refused() {
     assert_eq!(refusal.reason(), Reason::Unsupported);
     assert!(refusal.to_string().contains("tenant-crypt"), "{refusal}");
 
-    let zero = Device::look(&"vols".parse().unwrap(), fs::metadata("/dev/zero").unwrap().rdev(), &node);
+    let zero = look(fs::metadata("/dev/zero").unwrap().rdev(), &node);
     assert!(matches!(zero, Err(DriverError::System { .. })), "the node of another device");
 
     let other = Disk::take("ubdb");
@@ -236,9 +235,9 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
     // The kernel notes it in the superblock a moment later.
     let deadline = Instant::now() + Duration::from_secs(60);
     let refusal = loop {
-        match volume.mounted().check_growth(Bytes::gib(1), false) {
-            Err(refusal) => break refusal,
-            Ok(()) => assert!(Instant::now() < deadline, "the error was not noted"),
+        match volume.obstacle() {
+            Some(refusal) => break refusal,
+            None => assert!(Instant::now() < deadline, "the error was not noted"),
         }
         std::thread::sleep(Duration::from_millis(50));
     };
@@ -250,8 +249,22 @@ fn growth_beyond_what_is_good_is_refused_beforehand() {
 
     volume.format("mkfs.ext4 -q -F -O sparse_super2,^resize_inode");
     volume.mount();
-    let refusal = volume.mounted().check_growth(Bytes::mib(500), false).unwrap_err();
+    let refusal = volume.obstacle().unwrap();
     assert!(refusal.to_string().contains("sparse_super2"), "{refusal}");
+}
+
+/// What the kernel refuses with EPERM, as it does a process that may not grow it.
+#[test]
+fn ext4_that_is_mounted_by_a_backup_superblock_is_told_as_that() {
+    let mut volume = Volume::new("ubda", "vg0-backup", 300 * MIB);
+    volume.format("mkfs.ext4 -q -F -b 4096");
+    volume.mount_with("sb=131072");
+    volume.resize(400 * MIB);
+    let refusal = volume.mounted().grow().unwrap_err().into_refusal();
+    assert_eq!(refusal.reason(), Reason::Unsupported);
+    let told = refusal.to_string();
+    assert!(told.contains("backup superblock") && !told.contains("CAP_SYS_RESOURCE"), "{told}");
+    assert_eq!(volume.mounted().geometry.size(), Bytes::mib(300));
 }
 
 /// What tune2fs leaves behind until e2fsck was run. The kernel takes it for damage when it is told to grow it.
@@ -263,19 +276,16 @@ fn ext4_that_would_become_read_only_is_refused_beforehand() {
     lab::run("tune2fs", &["-O", "^resize_inode", node.to_str().unwrap()]);
     let place = volume.mount();
     volume.resize(400 * MIB);
-    // Whoever lets a file system grow beyond its design does not want this either.
-    for allow_any in [false, true] {
-        let refusal = volume.mounted().check_growth(Bytes::mib(400), allow_any).unwrap_err();
-        assert_eq!(refusal.reason(), Reason::Unsupported);
-        assert!(refusal.to_string().contains("e2fsck -f"), "{refusal}");
-        assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
-    }
+    let refusal = volume.obstacle().unwrap();
+    assert_eq!(refusal.reason(), Reason::Unsupported);
+    assert!(refusal.to_string().contains("e2fsck -f"), "{refusal}");
+    assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
     fs::write(place.join("written"), "as before").unwrap();
     volume.unmount();
     // It says 1 when it has mended something.
     lab::run("/bin/sh", &["-c", &format!("e2fsck -fy {}; test $? = 1", node.display())]);
     volume.mount();
-    volume.mounted().check_growth(Bytes::mib(400), false).unwrap();
+    assert_eq!(volume.obstacle(), None);
     assert_eq!(volume.mounted().grow().unwrap(), Bytes::mib(400));
 }
 
@@ -284,25 +294,14 @@ fn btrfs_is_refused_as_long_as_a_balance_is_not_done() {
     let mut volume = Volume::new("ubda", "vg0-busy", 1024 * MIB);
     volume.format("mkfs.btrfs -q -f");
     let place = volume.mount();
-    fill(&place.join("data"), 300 * MIB).unwrap();
-    let balance = |words: &[&str]| {
-        let words = [&["balance"], words, &[place.to_str().unwrap()]].concat();
-        String::from_utf8(Command::new("btrfs").args(words).output().unwrap().stdout).unwrap()
-    };
-    // One that has not begun cannot be paused, nor one that is done.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !balance(&["status"]).contains("is paused") {
-        assert!(Instant::now() < deadline, "no balance was caught at work");
-        balance(&["start", "--full-balance", "--bg"]);
-        balance(&["pause"]);
-    }
+    pause_a_balance(&place);
     volume.resize(1100 * MIB);
-    let refusal = volume.mounted().check_growth(Bytes::mib(1100), false).unwrap_err();
+    let refusal = volume.obstacle().unwrap();
     assert!(refusal.reason() == Reason::NotMounted && refusal.reason().is_retryable());
     assert!(refusal.to_string().contains("balance paused"), "{refusal}");
     assert_eq!(volume.mounted().grow().unwrap_err().into_refusal(), refusal);
-    balance(&["cancel"]);
-    volume.mounted().check_growth(Bytes::mib(1100), false).unwrap();
+    lab::run("btrfs", &["balance", "cancel", place.to_str().unwrap()]);
+    assert_eq!(volume.obstacle(), None);
     assert_eq!(volume.mounted().grow().unwrap(), Bytes::mib(1100));
 }
 

@@ -11,7 +11,6 @@ mod daemon;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
-use std::process::Command;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
 use growd::wire::proto::{Job, JobState};
@@ -101,30 +100,6 @@ async fn an_image_without_a_file_system_grows_with_its_device() {
     assert_eq!(fs::read(&image.path).unwrap()[..6], *b"tenant");
 }
 
-/// As root of a container may have to do.
-#[tokio::test(flavor = "multi_thread")]
-async fn without_the_capability_that_ext4_asks_for_the_failure_names_it() {
-    lab::require();
-    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
-    let _image = Image::mounted(ground.path(), &share(1), 64 * MIB, false, "mkfs.ext4 -q -F");
-    let config = Daemon::configure(dir.path(), &pool(ground.path(), ""));
-    let mut growd = Command::new("setpriv")
-        .args(["--bounding-set=-sys_resource", env!("CARGO_BIN_EXE_growd"), "run", "--config"])
-        .arg(config)
-        .spawn()
-        .unwrap();
-    let clients = Clients::when_ready(&format!("unix:{}/sock", dir.path().display())).await;
-    let job = clients.extend(&share(1), 128 * MIB).await.unwrap();
-    let error = clients.end_of(&job.job_id).await.error.unwrap();
-    assert_eq!((error.reason.as_str(), error.retryable), ("UNSUPPORTED", false), "{error:?}");
-    assert!(error.message.ends_with("without CAP_SYS_RESOURCE is not supported here"), "{error:?}");
-    growd.kill().unwrap();
-    growd.wait().unwrap();
-    // The file is larger by then, which is healed by a growd that has it.
-    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
-    daemon.clients().await.extended(1, 128 * MIB).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_grown_is_refused_and_stays_as_it_is() {
     lab::require();
@@ -140,9 +115,13 @@ async fn what_cannot_be_grown_is_refused_and_stays_as_it_is() {
         assert!(found.iter().any(|finding| finding.kind == reason && finding.remedy.contains(remedy)), "{found:?}");
     };
     let path = image.path.to_str().unwrap();
+    let told = async || clients.extend(&share(1), 200 * MIB).await.unwrap_err().message().to_owned();
+    let one_share = format!("share {} of pool images is not ready: ", share(1));
     refused("NOT_MOUNTED", &format!("mount -o loop {path} ")).await;
+    assert_eq!(told().await, format!("{one_share}{path} is attached to no loop device"));
     image.attach(&[]);
     refused("NOT_MOUNTED", "mount /dev/loop").await;
+    assert!(told().await.starts_with(&format!("{one_share}/dev/loop")), "{}", told().await);
     image.attach(&[]);
     refused("UNSUPPORTED", "losetup -j").await;
     image.detach();

@@ -48,10 +48,13 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
     for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q", "mkfs.btrfs -q"]) {
         let mut volume = group.create(n, "-L 320m").formatted(mkfs);
         volume.unmount();
+        let one_share = format!("share {} of pool vg is not ready: ", share(n));
         let status = refused(&clients, n, &volume, "NOT_MOUNTED").await;
+        assert!(status.message().starts_with(&one_share), "{status:?}");
         assert!(status.message().contains("mounted nowhere"), "{status:?}");
         shell(&format!("lvchange -an {}", volume.full_name()));
         let status = refused(&clients, n, &volume, "NOT_MOUNTED").await;
+        assert!(status.message().starts_with(&one_share), "{status:?}");
         assert!(status.message().contains("not active"), "{status:?}");
         shell(&format!("lvchange -ay {}", volume.full_name()));
         volume.mount();

@@ -358,8 +358,10 @@ impl Case<'_> {
                 "use of {shown} is not all that it holds: its quotas are simple ones, which leave out what was there \
                  before them and what a snapshot had from its origin"
             );
-            let remedy =
-                format!("btrfs quota disable {path} && btrfs quota enable {path}, and then set every limit again");
+            // They are the only record of how large shares are.
+            let keep = format!("btrfs qgroup show --raw -pcre {path} >limits");
+            let again = format!("btrfs quota disable {path} && btrfs quota enable {path}");
+            let remedy = format!("{keep} && {again}, which drops the limits of all shares: then set each again");
             problems.push(Problem::warning(Reason::QuotaNotEnforced, message, remedy));
         }
         if state.inconsistent || state.rescanning {
@@ -388,5 +390,31 @@ impl Case<'_> {
             }
         }
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_written_down_before_quotas_are_turned_off() {
+        let limits = Limits { referenced: Some(Bytes::gib(1)), ..Limits::default() };
+        let case = Case {
+            location: Path::new("/srv/a"),
+            pool: Path::new("/srv"),
+            read_only: None,
+            id: QgroupId::of_subvolume(257),
+            state: QuotaState { on: true, simple: true, ..QuotaState::default() },
+            qgroup: Some(Qgroup { limits, used: btrfs::Use::default() }),
+            above: Vec::new(),
+        };
+        let problems = case.problems();
+        let [Problem { kind: Reason::QuotaNotEnforced, remedy, refusal: None, .. }] = problems.as_slice() else {
+            panic!("{problems:?}")
+        };
+        let kept =
+            remedy.strip_prefix("btrfs qgroup show --raw -pcre /srv/a >limits && btrfs quota disable /srv/a && ");
+        assert!(kept.is_some_and(|rest| rest.contains("limits of all shares")), "{remedy}");
     }
 }

@@ -19,7 +19,7 @@ use super::neighbours::{Neighbour, Neighbours};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, PoolDirectory, free, unsupported};
 use super::shell::Quoted;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Space, SpaceId, Step, system};
+use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
@@ -109,7 +109,7 @@ impl Image {
         if look()?.st_mode & S_IFMT != S_IFREG {
             return Err(unsupported(share, &location, "something other than a regular file").into());
         }
-        let attached = self.attached(&file, &location)?;
+        let attached = self.attached(share, &file, &location)?;
         // Read after the size of its device, which follows that of the file when somebody makes both larger at this moment.
         let (size, allocated) = sizes_of(&look()?);
         let cut = attached.as_ref().ok().and_then(|attached| cut(attached, size, &location));
@@ -118,10 +118,9 @@ impl Image {
         let device = attached.as_ref().map(|(_, device)| device);
         let sizes = device.map(Device::sizes);
         if let (Some(device), Some(sizes)) = (device, sizes) {
-            problems.extend(match short_device(share, &location, size, device) {
-                Some(problem) => Some(problem),
-                None => filesystem::half_grown(share, &location, sizes),
-            });
+            let half_grown = || filesystem::half_grown(share, &location, sizes);
+            let short = || short_device(share, &location, size, device).or_else(half_grown);
+            problems.extend(device.obstacle(&location).or_else(short));
         }
         let filesystem = device.map_or("", Device::filesystem);
         let used = device.and_then(Device::used);
@@ -130,14 +129,14 @@ impl Image {
     }
 
     /// The loop device of a file and what is on it, or why it cannot be grown.
-    fn attached(&self, file: &OwnedFd, location: &Path) -> Result<Attached, DriverError> {
+    fn attached(&self, share: ShareId, file: &OwnedFd, location: &Path) -> Result<Attached, DriverError> {
         let mut found = loop_device::of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
         let shown = location.display();
         let path = Quoted(location);
         let unsupported = |what, remedy| Problem::blocking(Refusal::Unsupported { what }, remedy);
         let Some(device) = found.pop() else {
             let problem = format!("{shown} is attached to no loop device");
-            let refusal = Refusal::NotMounted { pool: self.places.pool().clone(), problem };
+            let refusal = Refusal::ShareNotMounted { share, pool: self.places.pool().clone(), problem };
             return Ok(Err(Problem::blocking(refusal, format!("mount -o loop {path} DIRECTORY"))));
         };
         let node = device.node.display();
@@ -154,7 +153,7 @@ impl Image {
             let what = format!("growing {shown}, which is attached to {node} read-only,");
             return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
         }
-        match Device::look(self.places.pool(), device.device, &device.node) {
+        match Device::look(share, self.places.pool(), device.device, &device.node) {
             Ok(seen) => Ok(Ok((device, seen))),
             Err(DriverError::Refused(refusal)) => Ok(Err(filesystem::unusable(refusal, &device.node))),
             Err(error) => Err(error),
@@ -176,7 +175,7 @@ impl Image {
         // The file system must not reach further on disk than its file does.
         fsync(&found.file).map_err(system("sync", location))?;
         looped.follow_file().map_err(system("set the capacity of", &looped.node))?;
-        let after = Device::look(self.places.pool(), looped.device, &looped.node)?.size;
+        let after = Device::look(share, self.places.pool(), looped.device, &looped.node)?.size;
         if after < wanted {
             let problem = format!("{} has {after} where {wanted} was set", looped.node.display());
             return Err(Refusal::Internal { problem }.into());
@@ -265,6 +264,12 @@ impl Driver for Image {
         asked.iter().map(|(share, target)| self.assess(*share, *target)).collect()
     }
 
+    /// What could be wrong with the share otherwise is looked at by the step that would suffer.
+    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
+        let observed = self.observe(share)?;
+        Ok(observed.sizes.map_or_else(|| observed.extendable(), Ok)?)
+    }
+
     /// What is in use counts as promised, whatever it is, and so does what images lack of their size.
     fn space(&self) -> Result<Space, DriverError> {
         let pool = self.places.open_pool()?;
@@ -292,7 +297,8 @@ impl Driver for Image {
         if let Some((_, device)) = &self.find(share)?.attached {
             device.flush()?;
         }
-        Ok(self.find(share)?.observed.extendable()?.usable())
+        // What came up since the growth does not undo it.
+        Ok(self.find(share)?.observed.known_size()?)
     }
 }
 

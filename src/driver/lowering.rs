@@ -39,12 +39,16 @@ impl Lowered<'_> {
         }
         let begun = Instant::now();
         let too_small = |used| Refusal::WouldLoseData { share: self.share, used, requested: to };
-        match lowering(self.now, limit, to) {
-            Lowering::There => return Ok(Outcome::AlreadyThere { size: before }),
-            Lowering::PutBack => return Err(self.back_to(from, used, too_small(used).into())),
-            Lowering::TooMuchInUse => return Err(too_small(used).into()),
-            Lowering::Lower => (self.write)(limit)?,
+        if before < limit || (before == limit && used <= limit) {
+            return Ok(Outcome::AlreadyThere { size: before });
         }
+        if before == limit {
+            return Err(self.back_to(from, used, too_small(used).into()));
+        }
+        if used > to {
+            return Err(too_small(used).into());
+        }
+        (self.write)(limit)?;
         match (self.look)() {
             Ok(new) if new.limit > limit => {
                 let (location, reads) = (self.location.display(), new.limit);
@@ -72,45 +76,10 @@ impl Lowered<'_> {
     }
 }
 
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lowering {
-    /// Nothing: the limit is as low already.
-    There,
-    /// The limit is lowered already and below what is in use, which a crash may leave: put the old one back.
-    PutBack,
-    /// Nothing, since more is in use.
-    TooMuchInUse,
-    Lower,
-}
-
-fn lowering(now: Bounds, limit: Bytes, to: Bytes) -> Lowering {
-    if now.limit < limit || (now.limit == limit && now.used <= limit) {
-        Lowering::There
-    } else if now.limit == limit {
-        Lowering::PutBack
-    } else if now.used > to {
-        Lowering::TooMuchInUse
-    } else {
-        Lowering::Lower
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::cell::RefCell;
-
-    #[test]
-    fn a_limit_is_lowered_only_above_what_is_in_use() {
-        let decided = |limit, used| {
-            let now = Bounds { limit: Bytes::new(limit), used: Bytes::new(used) };
-            lowering(now, Bytes::new(8), Bytes::new(7))
-        };
-        assert_eq!((decided(4, 0), decided(4, 9)), (Lowering::There, Lowering::There), "somebody has set it lower");
-        assert_eq!((decided(8, 8), decided(8, 9)), (Lowering::There, Lowering::PutBack));
-        assert_eq!((decided(9, 7), decided(9, 8)), (Lowering::Lower, Lowering::TooMuchInUse));
-    }
 
     const SPACE: &str = "disk";
 
@@ -163,8 +132,16 @@ mod tests {
         let done = |from| Ok(Outcome::Changed { from: Bytes::new(from), to: Bytes::new(8) });
         assert_eq!(lowered((10, 7), Ok((8, 8)), Ok(())), (done(10), vec![("set", 8)], Bytes::new(98)));
         assert_eq!(lowered((9, 0), Ok((8, 0)), Ok(())), (done(9), vec![("set", 8)], Bytes::new(99)));
-        let there = Ok(Outcome::AlreadyThere { size: Bytes::new(8) });
-        assert_eq!(lowered((8, 8), Err("not asked"), Ok(())), (there, vec![], Bytes::new(100)));
+    }
+
+    #[test]
+    fn a_limit_that_is_as_low_already_stays() {
+        let there = |size| (Ok(Outcome::AlreadyThere { size: Bytes::new(size) }), vec![], Bytes::new(100));
+        assert_eq!(lowered((8, 8), Err("not asked"), Ok(())), there(8));
+        // Lower, as somebody has set it: also below what is in use.
+        for used in [0, 9] {
+            assert_eq!(lowered((4, used), Err("not asked"), Ok(())), there(4));
+        }
     }
 
     #[test]
@@ -177,7 +154,9 @@ mod tests {
 
     #[test]
     fn whoever_is_in_the_way_keeps_the_old_limit() {
-        assert_eq!(lowered((10, 8), Err("not asked"), Ok(())), (would_lose(8), vec![], Bytes::new(100)));
+        for before in [10, 9] {
+            assert_eq!(lowered((before, 8), Err("not asked"), Ok(())), (would_lose(8), vec![], Bytes::new(100)));
+        }
         // Written between the look and the change.
         let put_back = vec![("set", 8), ("put back", 9)];
         assert_eq!(lowered((9, 7), Ok((8, 9)), Ok(())), (would_lose(9), put_back, Bytes::new(1000)));

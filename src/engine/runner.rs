@@ -215,9 +215,12 @@ impl Engine {
         let share = job.share;
         match pool.call(move |driver| driver.measure(share)).await {
             // What is under a mount that is missing may pass for a pool without shares.
-            Err(refusal @ (Refusal::NotMounted { .. } | Refusal::ShareNotFound { .. } | Refusal::Stuck { .. })) => {
-                Some(refusal)
-            }
+            Err(
+                refusal @ (Refusal::NotMounted { .. }
+                | Refusal::ShareNotMounted { .. }
+                | Refusal::ShareNotFound { .. }
+                | Refusal::Stuck { .. }),
+            ) => Some(refusal),
             _ => None,
         }
     }

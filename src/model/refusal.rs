@@ -130,6 +130,8 @@ pub enum Refusal {
     CurrentSizeMismatch { share: ShareId, current: Bytes, expected: Bytes },
     #[error("pool {pool} is not ready: {problem}")]
     NotMounted { pool: PoolName, problem: String },
+    #[error("share {share} of pool {pool} is not ready: {problem}")]
+    ShareNotMounted { share: ShareId, pool: PoolName, problem: String },
     #[error("quota of {} is not enforced: {problem}", location.display())]
     QuotaNotEnforced { location: PathBuf, problem: String },
     #[error("{} has no project of its own: {problem}", location.display())]
@@ -204,7 +206,7 @@ impl Refusal {
             Self::ShareBusy { .. } => Reason::ShareBusy,
             Self::RequestIdReused { .. } => Reason::RequestIdReused,
             Self::CurrentSizeMismatch { .. } => Reason::CurrentSizeMismatch,
-            Self::NotMounted { .. } => Reason::NotMounted,
+            Self::NotMounted { .. } | Self::ShareNotMounted { .. } => Reason::NotMounted,
             Self::QuotaNotEnforced { .. } => Reason::QuotaNotEnforced,
             Self::NoProjectId { .. } => Reason::NoProjectId,
             Self::ProjectIdShared { .. } => Reason::ProjectIdShared,
@@ -250,7 +252,9 @@ impl Refusal {
                 ("current_size_bytes", bytes(current)),
                 ("expected_current_size_bytes", bytes(expected)),
             ],
-            Self::NotMounted { pool, .. } | Self::Stuck { pool, .. } => vec![("pool", pool.to_string())],
+            Self::NotMounted { pool, .. } | Self::ShareNotMounted { pool, .. } | Self::Stuck { pool, .. } => {
+                vec![("pool", pool.to_string())]
+            }
             Self::QuotaNotEnforced { location, .. }
             | Self::NoProjectId { location, .. }
             | Self::HasSnapshot { location } => {

@@ -144,7 +144,7 @@ pub fn xfs_grow(fd: BorrowedFd<'_>, blocks: u64, inode_percent: u32) -> Result<(
 ///
 /// # Errors
 /// `EBUSY` while somebody else grows it, `EINVAL` for fewer blocks than it has, `ENOSPC` when the device has not that
-/// many, `EPERM` when the file system has recorded errors, `EOPNOTSUPP` when it has a feature that prevents it.
+/// many, `EPERM` when the file system has recorded errors or is mounted by a backup superblock, `EOPNOTSUPP` when it has a feature that prevents it.
 pub fn ext4_grow(fd: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno> {
     // SAFETY: the descriptor is open for the time of the call, and the kernel reads 64 bits.
     unsafe { raw::ext4_ioc_resize_fs(fd.as_raw_fd(), &raw const blocks) }.map(drop)
@@ -193,7 +193,8 @@ pub fn btrfs_device_size(fd: BorrowedFd<'_>, device_id: u64) -> Result<Bytes, Er
 /// The change is durable when the call returns.
 ///
 /// # Errors
-/// `EBUSY` while a balance or another such operation runs, `EINVAL` when the device is below 256 MiB.
+/// `EBUSY` while a balance or another such operation runs, `EINVAL` when the device is below 256 MiB, `EPERM` when it is not
+/// writeable.
 pub fn btrfs_fill_device(fd: BorrowedFd<'_>, device_id: u64) -> Result<(), Errno> {
     let mut arguments = RawBtrfsName { fd: 0, name: [0; 4088] };
     // The longest number is far shorter than the field, which stays ended by a NUL.

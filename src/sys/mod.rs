@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod block_device;
 pub mod btrfs;
+pub mod capabilities;
 pub mod file_system;
 pub mod freeze;
 pub mod fsxattr;

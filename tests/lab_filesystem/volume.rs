@@ -10,7 +10,7 @@ use std::process::Command;
 
 use growd::driver::DriverError;
 use growd::driver::filesystem::{Device, Mounted};
-use growd::model::{PoolName, Refusal};
+use growd::model::{Refusal, ShareId};
 
 use crate::support::{Disk, lab};
 
@@ -92,6 +92,11 @@ impl Volume {
         self.observe().unwrap().unwrap_or_else(|| panic!("{} has no file system", self.name))
     }
 
+    /// Why what is mounted cannot grow at all, if so.
+    pub fn obstacle(&self) -> Option<Refusal> {
+        self.mounted().obstacle(&self.node()).map(|problem| problem.refusal.unwrap())
+    }
+
     pub fn refusal(&self) -> Refusal {
         self.observe().unwrap_err().into_refusal()
     }
@@ -109,9 +114,13 @@ impl Drop for Volume {
     }
 }
 
+/// As the device of some share.
+pub fn look(device: u64, node: &Path) -> Result<Device, DriverError> {
+    Device::look(ShareId::from_uuid(uuid::Uuid::nil()), &"vols".parse().unwrap(), device, node)
+}
+
 pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {
-    let pool: PoolName = "vols".parse().unwrap();
-    Ok(Device::look(&pool, fs::metadata(node).unwrap().rdev(), node)?.mounted)
+    Ok(look(fs::metadata(node).unwrap().rdev(), node)?.mounted)
 }
 
 /// The file system's own checker, on the unmounted device.

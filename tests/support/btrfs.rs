@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -156,4 +157,20 @@ pub struct Counts {
     pub used: u64,
     pub limit: Option<u64>,
     pub exclusive_limit: Option<u64>,
+}
+
+/// Leaves a balance paused on the file system that is mounted there.
+pub fn pause_a_balance(place: &Path) {
+    assert_eq!(super::fill(&place.join("data"), 300 << 20).unwrap(), 300 << 20);
+    let balance = |words: &[&str]| {
+        let words = [&["balance"], words, &[text(place)]].concat();
+        String::from_utf8(Command::new("btrfs").args(words).output().unwrap().stdout).unwrap()
+    };
+    // One that has not begun cannot be paused, nor one that is done.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !balance(&["status"]).contains("is paused") {
+        assert!(Instant::now() < deadline, "no balance was caught at work");
+        balance(&["start", "--full-balance", "--bg"]);
+        balance(&["pause"]);
+    }
 }

@@ -22,10 +22,10 @@ impl Device {
     ///
     /// # Errors
     /// As [`observe`].
-    pub fn look(pool: &PoolName, device: dev_t, node: &Path) -> Result<Self, DriverError> {
+    pub fn look(share: ShareId, pool: &PoolName, device: dev_t, node: &Path) -> Result<Self, DriverError> {
         let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
         let size = opened.size().map_err(system("measure", node))?;
-        Ok(Self { size, mounted: observe(pool, opened, device, node)? })
+        Ok(Self { size, mounted: observe(share, pool, opened, device, node)? })
     }
 
     pub fn sizes(&self) -> Sizes {
@@ -56,6 +56,11 @@ impl Device {
             None => round_up(target),
             Some(mounted) => mounted.geometry.volume_for(target, round_up),
         }
+    }
+
+    /// As [`Mounted::obstacle`].
+    pub fn obstacle(&self, location: &Path) -> Option<Problem> {
+        self.mounted.as_ref().and_then(|mounted| mounted.obstacle(location))
     }
 
     /// Whether what is on it should grow with a device of this size.
@@ -101,7 +106,7 @@ pub fn half_grown(share: ShareId, location: &Path, sizes: Sizes) -> Option<Probl
 /// What [`Device::look`] refuses, with what heals it; `node` is the device.
 pub fn unusable(refusal: Refusal, node: &Path) -> Problem {
     let remedy = match &refusal {
-        Refusal::NotMounted { .. } => format!("mount {}", node.display()),
+        Refusal::ShareNotMounted { .. } => format!("mount {}", node.display()),
         _ => format!("lsblk {} shows what holds it", node.display()),
     };
     Problem::blocking(refusal, remedy)

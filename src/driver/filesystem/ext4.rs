@@ -40,8 +40,15 @@ pub struct Ext4 {
     /// Whether only groups 1 and powers of 3, 5 and 7 have a copy of the superblock, and not all.
     sparse_super: bool,
     is_64bit: bool,
-    /// Why the kernel does not grow it at all.
-    pub obstacle: Option<&'static str>,
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why the kernel does not grow it at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    pub what: &'static str,
+    /// The command that heals it while it is not mounted, where one does.
+    pub check: Option<&'static str>,
 }
 
 /// A limit that a growth would cross.
@@ -91,12 +98,12 @@ impl Ext4 {
             sparse_super: ro_compat & RO_COMPAT_SPARSE_SUPER != 0,
             is_64bit,
             obstacle: if u16_at(0x3a) & ERROR_FS != 0 {
-                Some("recorded errors (unmount it and run e2fsck)")
+                Some(Obstacle { what: "recorded errors", check: Some("e2fsck -f") })
             } else if compat & COMPAT_SPARSE_SUPER2 != 0 {
-                Some("the feature sparse_super2")
+                Some(Obstacle { what: "the feature sparse_super2", check: None })
             } else if compat & COMPAT_RESIZE_INODE == 0 && u16_at(0xce) != 0 {
                 // The kernel takes it for damage, and handles it as the mount says: it may become read-only. Since Linux 5.19.
-                Some("reserved descriptor blocks but no resize_inode (unmount it and run e2fsck -f)")
+                Some(Obstacle { what: "reserved descriptor blocks but no resize_inode", check: Some("e2fsck -f") })
             } else {
                 None
             },

@@ -2,6 +2,7 @@
 
 use super::ext4::{Crossed, Ext4};
 use crate::model::Bytes;
+use crate::sys::capabilities::Capability;
 use crate::sys::growfs::XfsGeometry;
 
 /// XFS_MIN_AG_BLOCKS: the kernel leaves out a last allocation group with fewer blocks.
@@ -29,6 +30,14 @@ impl Geometry {
             Self::Xfs(_) => "xfs",
             Self::Ext4(_) => "ext4",
             Self::Btrfs { .. } => "btrfs",
+        }
+    }
+
+    /// What the kernel asks of whoever grows it: `xfs_growfs_data()`, `ext4_resize_begin()`, `btrfs_ioctl_resize()`.
+    pub fn capability(&self) -> Capability {
+        match self {
+            Self::Ext4(_) => Capability::SysResource,
+            Self::Xfs(_) | Self::Btrfs { .. } => Capability::SysAdmin,
         }
     }
 

@@ -20,16 +20,18 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::syncfs;
 
 pub use self::device::{Device, half_grown, unusable};
-use self::ext4::{Ext4, SUPERBLOCK};
+use self::ext4::{Ext4, Obstacle, SUPERBLOCK};
 use self::geometry::Geometry;
-use super::{DriverError, system};
-use crate::model::{Bytes, PoolName, Refusal};
+use super::shell::Quoted;
+use super::{DriverError, Problem, system};
+use crate::model::{Bytes, PoolName, Refusal, ShareId};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
-use crate::sys::{btrfs, freeze, growfs, journal};
+use crate::sys::{btrfs, capabilities, freeze, growfs, journal};
 
 /// A mounted file system that covers one volume. It keeps the mount and the device busy until it is dropped.
 #[derive(Debug)]
 pub struct Mounted {
+    share: ShareId,
     pool: PoolName,
     node: PathBuf,
     device: BlockDevice,
@@ -45,15 +47,22 @@ pub struct Mounted {
 /// Looks at a volume: at the device that was opened by `node`, its name in `/dev`. `None` when nothing is on it that growd knows.
 ///
 /// # Errors
-/// [`Refusal::NotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only read-only;
+/// [`Refusal::ShareNotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only read-only;
 /// [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
-fn observe(pool: &PoolName, opened: BlockDevice, device: dev_t, node: &Path) -> Result<Option<Mounted>, DriverError> {
+fn observe(
+    share: ShareId,
+    pool: &PoolName,
+    opened: BlockDevice,
+    device: dev_t,
+    node: &Path,
+) -> Result<Option<Mounted>, DriverError> {
     let holders = block_device::holders(device).map_err(system("list the holders of", node))?;
     if !holders.is_empty() {
         let what = format!("growing {} below {}, which is built on it,", node.display(), holders.join(", "));
         return Err(Refusal::Unsupported { what }.into());
     }
-    let not_mounted = |problem: String| DriverError::from(Refusal::NotMounted { pool: pool.clone(), problem });
+    let not_mounted =
+        |problem: String| DriverError::from(Refusal::ShareNotMounted { share, pool: pool.clone(), problem });
     match mounts::find(device).map_err(system("find the mount of", node))? {
         mounts::Found::Writable { root, mount_point } => {
             let geometry = read_geometry(&opened, root.as_fd(), node)?;
@@ -61,7 +70,7 @@ fn observe(pool: &PoolName, opened: BlockDevice, device: dev_t, node: &Path) -> 
             let used = space.blocks().saturating_sub(space.blocks_free());
             let used = Bytes::new(used.saturating_mul(space.fragment_size()));
             let (pool, node) = (pool.clone(), node.to_owned());
-            Ok(Some(Mounted { pool, node, device: opened, root, mount_point, geometry, used }))
+            Ok(Some(Mounted { share, pool, node, device: opened, root, mount_point, geometry, used }))
         }
         mounts::Found::Unusable { filesystem, problem } => {
             Err(not_mounted(format!("{} holds {filesystem} that {problem}", node.display())))
@@ -78,15 +87,12 @@ fn observe(pool: &PoolName, opened: BlockDevice, device: dev_t, node: &Path) -> 
 }
 
 impl Mounted {
-    /// Whether it should be grown to fill a volume of this size, and can be now. Ask before the volume is grown.
+    /// Whether it should be grown to fill a volume of this size. Ask before the volume is grown.
     ///
     /// # Errors
     /// [`Refusal::GrowthTooLarge`], unless `allow_any`, when XFS would get more allocation groups than is good for it, or
-    /// ext4 more groups or descriptors than it has room for; [`Refusal::Unsupported`] for an ext4 that the kernel does not
-    /// grow because of recorded errors or of a feature; [`Refusal::NotMounted`] for a btrfs that is busy with a balance or
-    /// the like.
+    /// ext4 more groups or descriptors than it has room for.
     pub fn check_growth(&self, to: Bytes, allow_any: bool) -> Result<(), Refusal> {
-        self.check_obstacle(&self.geometry)?;
         match self.geometry.crossed_on(to).filter(|_| !allow_any) {
             Some(crossed) => Err(Refusal::GrowthTooLarge {
                 location: self.node.clone(),
@@ -117,7 +123,9 @@ impl Mounted {
         if now.size_on(volume) <= now.size() {
             return Ok(now.size());
         }
-        self.check_obstacle(&now)?;
+        if let Some(refusal) = self.obstacle_to(&now, &self.node).and_then(|problem| problem.refusal) {
+            return Err(refusal.into());
+        }
         let root = self.root.as_fd();
         let grown = match &now {
             Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),
@@ -130,9 +138,12 @@ impl Mounted {
                 let what = format!("growing {} on {} while it is mounted", self.geometry.name(), self.node.display());
                 Err(Refusal::Unsupported { what }.into())
             }
-            Err(Errno::EPERM) => {
-                let capability = if let Geometry::Ext4(_) = now { "CAP_SYS_RESOURCE" } else { "CAP_SYS_ADMIN" };
-                let what = format!("growing {} on {} without {capability}", self.geometry.name(), self.node.display());
+            Err(Errno::EPERM) if !matches!(now, Geometry::Xfs(_)) => {
+                let why = match now {
+                    Geometry::Ext4(_) => "which has recorded errors or is mounted by a backup superblock (see dmesg)",
+                    _ => "which btrfs does not write to (see dmesg)",
+                };
+                let what = format!("growing {} on {}, {why},", self.geometry.name(), self.node.display());
                 Err(Refusal::Unsupported { what }.into())
             }
             Err(Errno::EUCLEAN) if matches!(now, Geometry::Xfs(_)) => {
@@ -181,20 +192,52 @@ impl Mounted {
         }
     }
 
-    fn check_obstacle(&self, geometry: &Geometry) -> Result<(), Refusal> {
-        let node = self.node.display();
+    /// What keeps it from growing at all now, with what heals that: growd lacks a capability, the kernel does not grow such an
+    /// ext4, or btrfs is at another work. `location` is what a check of the file system is run on.
+    pub fn obstacle(&self, location: &Path) -> Option<Problem> {
+        self.obstacle_to(&self.geometry, location)
+    }
+
+    fn obstacle_to(&self, geometry: &Geometry, location: &Path) -> Option<Problem> {
+        let (node, place) = (self.node.display(), Quoted(&self.mount_point));
+        let capability = geometry.capability();
+        if !capabilities::is_effective(capability) {
+            let what = format!("growing {} on {node} without {capability}", geometry.name());
+            let remedy =
+                format!("allow growd {capability}: by CapabilityBoundingSet= of its unit, or in its container");
+            return Some(Problem::blocking(Refusal::Unsupported { what }, remedy));
+        }
         match geometry {
-            Geometry::Ext4(Ext4 { obstacle: Some(obstacle), .. }) => {
-                Err(Refusal::Unsupported { what: format!("growing ext4 with {obstacle}, as on {node},") })
-            }
+            Geometry::Ext4(Ext4 { obstacle, .. }) => obstacle.map(|Obstacle { what, check }| {
+                let (advice, remedy) = match check {
+                    Some(check) => (
+                        format!(" (unmount it and run {check})"),
+                        format!("umount {place} && {check} {}, then mount it again", Quoted(location)),
+                    ),
+                    None => (String::new(), "move the share to a file system without it".to_owned()),
+                };
+                let what = format!("growing ext4 with {what}{advice}, as on {node},");
+                Problem::blocking(Refusal::Unsupported { what }, remedy)
+            }),
             Geometry::Btrfs { .. } => {
                 let operation = btrfs::exclusive_operation(self.root.as_fd());
-                let operation = operation.map_err(system("see what is at work on", &self.node));
-                let Some(operation) = operation.map_err(DriverError::into_refusal)? else { return Ok(()) };
-                let problem = format!("btrfs on {node} is not resized before this has ended: {operation}");
-                Err(Refusal::NotMounted { pool: self.pool.clone(), problem })
+                let operation = match operation.map_err(system("see what is at work on", &self.node)) {
+                    Ok(operation) => operation?,
+                    Err(error) => {
+                        return Some(Problem::blocking(error.into_refusal(), "journalctl -u growd, dmesg".to_owned()));
+                    }
+                };
+                let remedy = match operation.as_str() {
+                    "balance paused" => {
+                        format!("btrfs balance resume {place} to its end, or btrfs balance cancel {place}")
+                    }
+                    _ => format!("wait until it has ended: btrfs balance status {place}, btrfs replace status {place}"),
+                };
+                let problem = format!("btrfs on {node} is not resized before this has ended: {operation}; {remedy}");
+                let (share, pool) = (self.share, self.pool.clone());
+                Some(Problem::blocking(Refusal::ShareNotMounted { share, pool, problem }, remedy))
             }
-            _ => Ok(()),
+            Geometry::Xfs(_) => None,
         }
     }
 

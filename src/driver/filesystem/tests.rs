@@ -101,7 +101,7 @@ fn ext4_that_the_kernel_would_take_for_damaged_is_told() {
     assert_eq!(obstacle(Superblock::usual()), None);
     assert_eq!(obstacle(Superblock { compat: 0, reserved: 0, ..Superblock::usual() }), None);
     let told = obstacle(Superblock { compat: 0, ..Superblock::usual() }).unwrap();
-    assert!(told.contains("no resize_inode"), "{told}");
+    assert!(told.what.contains("no resize_inode") && told.check.is_some(), "{told:?}");
 }
 
 #[test]

@@ -6,11 +6,11 @@ use super::Lvm;
 use super::volume::{self, Volume};
 use crate::driver::filesystem::Device;
 use crate::driver::{Problem, Sizes};
-use crate::model::Refusal;
+use crate::model::{Refusal, ShareId};
 
 impl Lvm {
     /// What LVM's own report says against growing the volume.
-    pub(super) fn problems(&self, volume: &Volume) -> Vec<Problem> {
+    pub(super) fn problems(&self, share: ShareId, volume: &Volume) -> Vec<Problem> {
         let group = self.group.name();
         let place = format!("{group}/{}", volume.name);
         let mut problems = Vec::new();
@@ -28,18 +28,18 @@ impl Lvm {
             let node = volume::node(group, &volume.name);
             let node = node.display();
             block(
-                self.not_mounted(problem),
+                self.not_ready(share, problem),
                 format!("dmsetup clear {node} && dmsetup resume {node} && lvchange --refresh {place}"),
             );
         } else if !volume.is_active {
             let problem = format!("logical volume {place} is not active");
-            block(self.not_mounted(problem), format!("lvchange -ay {place}, and mount it"));
+            block(self.not_ready(share, problem), format!("lvchange -ay {place}, and mount it"));
         }
         if volume.is_locked {
             let problem =
                 format!("logical volume {place} is being moved by pvmove, and LVM resizes it only afterwards");
             let remedy = format!("lvs -a {group} shows how far pvmove is; pvmove --abort ends it");
-            block(self.not_mounted(problem), remedy);
+            block(self.not_ready(share, problem), remedy);
         }
         if volume.has_role("thickorigin") {
             let remedy = format!("remove its snapshots: lvs -S 'origin={}' {group}, then lvremove", volume.name);
@@ -64,7 +64,7 @@ impl Lvm {
 
     /// As when the table of an lvextend that was killed is used all the same: LVM may give what is behind the recorded size
     /// to another volume.
-    pub(super) fn larger_than_recorded(&self, volume: &Volume, device: &Device) -> Problem {
+    pub(super) fn larger_than_recorded(&self, share: ShareId, volume: &Volume, device: &Device) -> Problem {
         let (group, Volume { name, size: recorded, .. }) = (self.group.name(), volume);
         let (place, size) = (format!("{group}/{name}"), device.size);
         let problem = format!("the kernel has {size} of logical volume {place}, and LVM's metadata only {recorded}");
@@ -78,7 +78,7 @@ impl Lvm {
                 format!("{extend} (if that changes what dmsetup table {} shows, its end is lost)", node.display())
             }
         };
-        Problem::blocking(self.not_mounted(problem), remedy)
+        Problem::blocking(self.not_ready(share, problem), remedy)
     }
 
     /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised.

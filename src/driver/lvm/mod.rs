@@ -65,6 +65,10 @@ impl Lvm {
         Refusal::NotMounted { pool: self.pool.clone(), problem }
     }
 
+    fn not_ready(&self, share: ShareId, problem: String) -> Refusal {
+        Refusal::ShareNotMounted { share, pool: self.pool.clone(), problem }
+    }
+
     /// # Errors
     /// [`Refusal::NotMounted`] when the group is not there.
     fn read_group(&self) -> Result<Group, Refusal> {
@@ -142,9 +146,9 @@ impl Lvm {
     fn describe(&self, share: ShareId, volume: Volume, thin_pool: Option<Volume>) -> Result<Share, DriverError> {
         let name = &volume.name;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
-        let mut problems = self.problems(&volume);
+        let mut problems = self.problems(share, &volume);
         let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool));
-        let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(name)) } else { None };
+        let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(share)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
             Some(Err(DriverError::Refused(refusal))) => {
@@ -158,11 +162,12 @@ impl Lvm {
         let sizes = device.as_ref().map(Device::sizes);
         let unrecorded = match &device {
             // Of a thick snapshot LVM tells another size.
-            Some(device) if problems.is_empty() => self.unrecorded(&volume, device)?,
+            Some(device) if problems.is_empty() => self.unrecorded(share, &volume, device)?,
             _ => None,
         };
+        let obstacle = || device.as_ref().and_then(|device| device.obstacle(&location));
         let half_grown = || sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes));
-        problems.extend(unrecorded.or_else(half_grown));
+        problems.extend(unrecorded.or_else(obstacle).or_else(half_grown));
         problems.extend(critical);
         let filesystem = device.as_ref().map_or("", Device::filesystem);
         let used = device.as_ref().and_then(Device::used);
@@ -172,23 +177,25 @@ impl Lvm {
 
     /// A device that is larger than LVM knows of. An extend is in the metadata before the kernel has it, so those that were
     /// read before the device are read again: somebody may have extended the volume in between.
-    fn unrecorded(&self, volume: &Volume, device: &Device) -> Result<Option<Problem>, Refusal> {
+    fn unrecorded(&self, share: ShareId, volume: &Volume, device: &Device) -> Result<Option<Problem>, Refusal> {
         if device.size <= volume.size {
             return Ok(None);
         }
         let rows = self.read_volumes(&[&volume.name])?;
         let now = Volume::read(&rows, &volume.name).map_err(|problem| Refusal::Internal { problem })?;
-        Ok(now.filter(|now| now.size < device.size).map(|now| self.larger_than_recorded(&now, device)))
+        Ok(now.filter(|now| now.size < device.size).map(|now| self.larger_than_recorded(share, &now, device)))
     }
 
     /// The volume's device and what is on it, by the kernel alone.
-    fn look_at(&self, name: &str) -> Result<Device, DriverError> {
-        let node = volume::node(self.group.name(), name);
+    fn look_at(&self, share: ShareId) -> Result<Device, DriverError> {
+        let node = volume::node(self.group.name(), &self.name_of(share));
         let device = match stat(&node) {
-            Err(Errno::ENOENT) => return Err(self.not_mounted(format!("{} does not exist", node.display())).into()),
+            Err(Errno::ENOENT) => {
+                return Err(self.not_ready(share, format!("{} does not exist", node.display())).into());
+            }
             result => result.map_err(system("stat", &node))?.st_rdev,
         };
-        Device::look(&self.pool, device, &node)
+        Device::look(share, &self.pool, device, &node)
     }
 
     /// Asks LVM what it thinks only where it matters: each question reads the metadata of the whole group, which in a
@@ -199,7 +206,7 @@ impl Lvm {
             // LVM would go on growing the volumes of a thin pool that has no room for what is written to them.
             self.find(share)?.observed.extendable()?;
         }
-        let device = self.look_at(&name)?;
+        let device = self.look_at(share)?;
         let before = device.size;
         // LVM rounds it up to whole extents and stripes.
         let wanted = device.volume_for(to, whole_sectors);
@@ -208,11 +215,11 @@ impl Lvm {
         }
         let command = format!("lvextend --yes --size {}b {}/{name}", wanted.get(), self.group.name());
         let mut words = self.group.change(&self.pool, &command)?;
-        let mut after = self.look_at(&name)?.size;
+        let mut after = self.look_at(share)?.size;
         if after == before && self.group.forget_disks() {
             // The group may have got a disk since it was looked at.
             words = self.group.change(&self.pool, &command)?;
-            after = self.look_at(&name)?.size;
+            after = self.look_at(share)?.size;
         }
         if after >= wanted {
             return Ok(Outcome::Changed { from: before, to: after });
@@ -306,7 +313,7 @@ impl Driver for Lvm {
     }
 
     fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
-        Ok(self.look_at(&self.name_of(share))?.sizes())
+        Ok(self.look_at(share)?.sizes())
     }
 
     fn space(&self) -> Result<Space, DriverError> {
@@ -343,15 +350,14 @@ impl Driver for Lvm {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
-            Step::GrowFilesystem { to } => self.look_at(&self.name_of(share))?.grow_filesystem(to),
+            Step::GrowFilesystem { to } => self.look_at(share)?.grow_filesystem(to),
             Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        let name = self.name_of(share);
-        self.look_at(&name)?.flush()?;
-        Ok(self.look_at(&name)?.sizes().usable())
+        self.look_at(share)?.flush()?;
+        Ok(self.look_at(share)?.sizes().usable())
     }
 }
 
