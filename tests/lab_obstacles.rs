@@ -17,17 +17,11 @@ use std::sync::Arc;
 use daemon::{Clients, Daemon, MIB, assert_refused, share};
 use growd::driver::{self, Driver, Step};
 use growd::model::{Bytes, Reason, ShareId};
-use growd::wire::proto::{Finding, JobState};
+use growd::wire::proto::Finding;
 use support::btrfs::pause_a_balance;
 use support::image::{Image, KINDS, pool};
 use support::{Filesystem, lab};
 use volumes::{Group, shell};
-
-async fn succeeds(clients: &Clients, n: u32, size: u64) {
-    let job = clients.extend(&share(n), size).await.unwrap();
-    let job = clients.end_of(&job.job_id).await;
-    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
-}
 
 /// An extend is refused for what is the only finding of the share, and of the node about it.
 async fn only_finding(clients: &Clients, n: u32, reason: &str) -> Finding {
@@ -79,7 +73,7 @@ async fn without_the_capability_that_growing_takes_nothing_is_begun() {
         growd.wait().unwrap();
         // A growd that has it heals that.
         let mut daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
-        succeeds(&daemon.clients().await, 1, 640 * MIB).await;
+        daemon.clients().await.extended(1, 640 * MIB).await;
         assert!(daemon.terminate());
     }
 }
@@ -117,7 +111,7 @@ async fn ext4_that_has_to_be_checked_first() {
     volume.mount();
     assert_eq!(clients.diagnose().await.findings, []);
     for n in [1, 2] {
-        succeeds(&clients, n, 640 * MIB).await;
+        clients.extended(n, 640 * MIB).await;
     }
 }
 
@@ -155,6 +149,6 @@ async fn btrfs_with_a_balance_that_is_paused() {
     let clients = daemon.clients().await;
     assert_eq!(clients.diagnose().await.findings, []);
     for n in [1, 2] {
-        succeeds(&clients, n, 1200 * MIB).await;
+        clients.extended(n, 1200 * MIB).await;
     }
 }
