@@ -10,37 +10,11 @@ mod daemon;
 #[path = "support/volumes.rs"]
 mod volumes;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
+use daemon::{Daemon, MIB, assert_refused, metadata, share};
 use growd::wire::proto::JobState;
-use tonic::Status;
-use volumes::{EXTENT, FakeLvm, Group, Volume, shell};
+use volumes::{EXTENT, FakeLvm, Group, accepted, refused, shell};
 
 const GIB: u64 = 1 << 30;
-
-/// An extend is refused for this reason, and the volume has its size. The same is a finding with a remedy.
-async fn refused(clients: &Clients, n: u32, volume: &Volume, reason: &str) -> Status {
-    let size = volume_size(volume);
-    let status = clients.extend(&share(n), 900 * MIB).await.unwrap_err();
-    assert_refused(&status, reason);
-    assert_eq!(volume_size(volume), size);
-    let findings = clients.share(&share(n)).await.findings;
-    let finding = findings.iter().find(|finding| finding.kind == reason);
-    assert!(finding.is_some_and(|finding| !finding.remedy.is_empty()), "{reason}: {findings:?}");
-    status
-}
-
-/// By LVM, as an inactive volume has no device.
-fn volume_size(volume: &Volume) -> String {
-    shell(&format!("lvs --noheadings --units b -o lv_size {}", volume.full_name()))
-}
-
-async fn accepted(clients: &Clients, n: u32, volume: &Volume, size: u64) {
-    assert_eq!(clients.share(&share(n)).await.findings, []);
-    let job = clients.extend(&share(n), size).await.unwrap();
-    let job = clients.end_of(&job.job_id).await;
-    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
-    assert!(volume.usable() >= size);
-}
 
 #[tokio::test]
 async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
@@ -65,76 +39,6 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
         assert!(status.message().contains("suspended"), "{status:?}");
         accepted(&clients, n, &volume, 400 * MIB).await;
     }
-}
-
-/// The number of sectors in a device's only segment, made another one.
-fn resized(table: &str, sectors: u64) -> String {
-    let words: Vec<&str> = table.split_whitespace().collect();
-    format!("0 {sectors} {}", words[2..].join(" "))
-}
-
-/// Of a volume whose lvextend was killed: both tables are there, and the kernel waits to be told which.
-fn suspend_between(volume: &Volume, live: &str, next: &str) {
-    let node = volume.node();
-    let load = |table: &str| shell(&format!("dmsetup load {} --table '{table}'", node.display()));
-    load(live);
-    shell(&format!("dmsetup suspend --noudevsync {0} && dmsetup resume --noudevsync {0}", node.display()));
-    load(next);
-    shell(&format!("dmsetup suspend --noudevsync {}", node.display()));
-}
-
-async fn heal(clients: &Clients, n: u32) -> String {
-    let remedy = clients.share(&share(n)).await.findings.remove(0).remedy;
-    let command = remedy.split(" (").next().unwrap();
-    // There is no udev here that dmsetup could wait for.
-    shell(&format!("export DM_DISABLE_UDEV=1; {command}"));
-    remedy
-}
-
-#[tokio::test]
-async fn a_volume_whose_lvextend_was_killed() {
-    let group = Group::on("vg", &["ubda"]);
-    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
-    let clients = daemon.clients().await;
-    let volume = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
-    let table = || shell(&format!("dmsetup table {}", volume.node().display()));
-    let recorded = || volume_size(&volume).trim().trim_end_matches('B').parse::<u64>().unwrap();
-
-    // Before LVM's metadata had the new size: they still have the old one, and so must the kernel.
-    let (old, more) = (table(), resized(&table(), 400 * MIB / 512));
-    suspend_between(&volume, &old, &more);
-    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
-    heal(&clients, 1).await;
-    assert_eq!((volume.size(), recorded()), (320 * MIB, 320 * MIB));
-
-    // Afterwards.
-    shell(&format!("lvextend -q -L 360m {}", volume.full_name()));
-    suspend_between(&volume, &old, &table());
-    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
-    heal(&clients, 1).await;
-    assert_eq!((volume.size(), recorded()), (360 * MIB, 360 * MIB));
-
-    // Somebody had it go on with what LVM does not know of.
-    let go_on = || {
-        suspend_between(&volume, &table(), &more);
-        shell(&format!("dmsetup resume --noudevsync {}", volume.node().display()));
-        assert_eq!((volume.size(), recorded()), (400 * MIB, 360 * MIB));
-    };
-    go_on();
-    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
-    assert!(status.message().contains("has 400MiB of logical volume"), "{status:?}");
-    heal(&clients, 1).await;
-    assert_eq!((volume.size(), recorded()), (360 * MIB, 360 * MIB));
-    // The same with a file system that was grown in it.
-    go_on();
-    shell(&format!("resize2fs {}", volume.node().display()));
-    let told = clients.share(&share(1)).await.findings;
-    assert!(told.len() == 1 && told[0].kind == "NOT_MOUNTED", "{told:?}");
-    let remedy = heal(&clients, 1).await;
-    assert!(remedy.starts_with("lvextend"), "{remedy}");
-    assert_eq!((recorded(), volume.usable()), (400 * MIB, 400 * MIB));
-    assert_eq!(table().trim(), more, "it has the same blocks");
-    accepted(&clients, 1, &volume, 440 * MIB).await;
 }
 
 /// An lvextend is in LVM's metadata first. Whoever has read these before it, and the device behind it, finds the same as

@@ -23,14 +23,8 @@ impl Lvm {
         }
         if volume.is_suspended {
             let problem = format!("logical volume {place} is suspended: whatever reads or writes it waits");
-            // An lvextend that was killed has left a larger table there. LVM's metadata need not know of that size, so it is
-            // cleared, and the refresh takes the size that they have.
             let node = volume::node(group, &volume.name);
-            let node = node.display();
-            block(
-                self.not_mounted(problem),
-                format!("dmsetup clear {node} && dmsetup resume {node} && lvchange --refresh {place}"),
-            );
+            block(self.not_mounted(problem), self.resume(&node.display().to_string(), &place));
         } else if !volume.is_active {
             let problem = format!("logical volume {place} is not active");
             block(self.not_mounted(problem), format!("lvchange -ay {place}, and mount it"));
@@ -62,6 +56,15 @@ impl Lvm {
         problems
     }
 
+    /// What resumes a device and all that it lies on in the group: an lvextend that was killed has suspended them all and left
+    /// larger tables there. LVM's metadata need not know of these sizes, so they are cleared, and the refresh takes the sizes
+    /// that it has. What lies below comes first: mirrors and thin pools write to it before they let go of a table.
+    fn resume(&self, node: &str, place: &str) -> String {
+        let group = volume::doubled(self.group.name());
+        let devices = format!("lsblk -nrso NAME {node} | grep ^{group}- | tac");
+        format!("for d in $({devices}); do dmsetup clear $d; dmsetup resume $d; done; lvchange --refresh {place}")
+    }
+
     /// As when the table of an lvextend that was killed is used all the same: LVM may give what is behind the recorded size
     /// to another volume.
     pub(super) fn larger_than_recorded(&self, volume: &Volume, device: &Device) -> Problem {
@@ -81,9 +84,16 @@ impl Lvm {
         Problem::blocking(self.not_mounted(problem), remedy)
     }
 
-    /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised.
+    /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised. Of
+    /// one that is suspended nothing can be read.
     pub(super) fn critical(&self, thin_pool: &Volume) -> Option<Problem> {
         let thin = self.thin.as_ref()?;
+        let place = format!("{}/{}", self.group.name(), thin_pool.name);
+        if thin_pool.is_suspended {
+            let problem = format!("thin pool {place} is suspended: whatever reads or writes its volumes waits");
+            let node = format!("{}-tpool", volume::node(self.group.name(), &thin_pool.name).display());
+            return Some(Problem::blocking(self.not_mounted(problem), self.resume(&node, &place)));
+        }
         let over = |percent: Option<f64>, most| percent.is_some_and(|percent| percent >= most);
         // The kernel tells no percentages of one that has failed.
         let is_unknown = thin_pool.is_active && thin_pool.use_of_thin_pool().is_none();
@@ -94,7 +104,6 @@ impl Lvm {
             return None;
         }
         let percent = |percent: Option<f64>| percent.map_or_else(|| "?".to_owned(), |percent| percent.to_string());
-        let place = format!("{}/{}", self.group.name(), thin_pool.name);
         let refusal = Refusal::ThinPoolCritical {
             thin_pool: place.clone(),
             data_percent: percent(thin_pool.data_percent),

@@ -143,8 +143,9 @@ impl Lvm {
         let name = &volume.name;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
         let mut problems = self.problems(&volume);
+        let waits = volume.is_suspended || thin_pool.as_ref().is_some_and(|thin_pool| thin_pool.is_suspended);
         let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool));
-        let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(name)) } else { None };
+        let device = if volume.is_active && !waits { Some(self.look_at(name)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
             Some(Err(DriverError::Refused(refusal))) => {
