@@ -217,7 +217,6 @@ async fn a_thin_pool_that_is_nearly_full() {
     accepted(&clients, 1, &volume, 120 * MIB).await;
 }
 
-/// As when its metadata cannot be written: the kernel then tells nothing of what is in it.
 #[tokio::test]
 async fn a_thin_pool_that_has_failed() {
     let group = Group::on("vg", &["ubda"]);
@@ -226,21 +225,33 @@ async fn a_thin_pool_that_has_failed() {
     let clients = daemon.clients().await;
     let volume = group.create(1, "--thinpool thin -V 60m");
     accepted(&clients, 1, &volume, 80 * MIB).await;
-    let metadata_device = "/dev/mapper/vg-thin_tmeta";
-    let sectors = shell(&format!("blockdev --getsz {metadata_device}"));
-    shell(&format!(
-        "export DM_DISABLE_UDEV=1; dmsetup load {metadata_device} --table '0 {} error'; dmsetup resume {metadata_device}
-         dd if=/dev/zero of={} bs=1M count=4 conv=fsync status=none || true",
-        sectors.trim(),
-        volume.node().display()
-    ));
+    // As when its metadata is full: it takes no more of them, and LVM can still tell how full it is.
+    let replace = |device: &str, table: &str| {
+        shell(&format!("export DM_DISABLE_UDEV=1; dmsetup load {device} --table '{table}'; dmsetup resume {device}"))
+    };
+    let table = shell("dmsetup table vg-thin-tpool");
+    replace("vg-thin-tpool", &format!("{} 1 read_only", table.trim().strip_suffix(" 0").unwrap()));
+    let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;
+    let [data, used] = ["data_percent", "metadata_percent"].map(|key| metadata(&status, key));
+    let told = format!("it has failed (health metadata_read_only, data {data} %, metadata {used} %)");
+    assert!(status.message().ends_with(&told) && used.parse::<f64>().unwrap() > 0.0, "{status:?}");
+    let remedy = clients.pool("vg").await.findings.remove(0).remedy;
+    assert!(remedy.contains("lvextend --poolmetadatasize +SIZE vg/thin"), "{remedy}");
+    replace("vg-thin-tpool", table.trim());
+    accepted(&clients, 1, &volume, 88 * MIB).await;
+
+    // As when its metadata cannot be written: the kernel then tells nothing of what is in it.
+    let sectors = shell("blockdev --getsz /dev/mapper/vg-thin_tmeta");
+    replace("vg-thin_tmeta", &format!("0 {} error", sectors.trim()));
+    shell(&format!("dd if=/dev/zero of={} bs=1M count=4 conv=fsync status=none || true", volume.node().display()));
     let has_failed = || async { shell("lvs --noheadings -o lv_health_status vg/thin").trim() == "failed" };
     daemon::eventually(has_failed, |failed| *failed).await;
     let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;
+    assert!(status.message().ends_with("it has failed (health failed, data ? %, metadata ? %)"), "{status:?}");
     assert_eq!(metadata(&status, "data_percent"), "?");
     let pool = clients.pool("vg").await;
     assert_eq!((pool.findings[0].kind.as_str(), pool.free_bytes), ("THIN_POOL_CRITICAL", 0));
-    assert!(pool.findings[0].remedy.contains("lvconvert --repair vg/thin"), "{pool:?}");
+    assert!(pool.findings[0].remedy.ends_with("lvconvert --repair vg/thin"), "{pool:?}");
 }
 
 #[tokio::test]

@@ -104,18 +104,34 @@ impl Lvm {
             return None;
         }
         let percent = |percent: Option<f64>| percent.map_or_else(|| "?".to_owned(), |percent| percent.to_string());
-        let refusal = Refusal::ThinPoolCritical {
-            thin_pool: place.clone(),
-            data_percent: percent(thin_pool.data_percent),
-            metadata_percent: percent(thin_pool.metadata_percent),
-            max_data_percent: thin.max_data.to_string(),
-            max_metadata_percent: thin.max_metadata.to_string(),
-        };
-        let remedy = if has_failed {
-            let health = "lvs -o lv_health_status shows what is wrong with it";
-            format!("{health}; unmount and lvchange -an its volumes and {place}, then lvconvert --repair {place}")
+        let (data, metadata) = (percent(thin_pool.data_percent), percent(thin_pool.metadata_percent));
+        let (max_data, max_metadata) = (thin.max_data, thin.max_metadata);
+        let (problem, remedy) = if has_failed {
+            let health = if thin_pool.health.is_empty() { "unknown" } else { &thin_pool.health };
+            (
+                format!("it has failed (health {health}, data {data} %, metadata {metadata} %)"),
+                // A repair writes into as much as the metadata has now: of metadata that is full it fails.
+                format!(
+                    "unmount and lvchange -an its volumes and {place}; if its metadata was full, lvextend --poolmetadatasize \
+                     +SIZE {place}; lvchange -ay {place}; if it fails still, lvchange -an {place} and lvconvert --repair {place}"
+                ),
+            )
         } else {
-            format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata")
+            (
+                format!(
+                    "data {data} % (from {max_data} % on nothing is extended), metadata {metadata} % (from \
+                     {max_metadata} % on)"
+                ),
+                format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata"),
+            )
+        };
+        let refusal = Refusal::ThinPoolCritical {
+            thin_pool: place,
+            problem,
+            data_percent: data.into(),
+            metadata_percent: metadata.into(),
+            max_data_percent: max_data.to_string().into(),
+            max_metadata_percent: max_metadata.to_string().into(),
         };
         Some(Problem::blocking(refusal, remedy))
     }
