@@ -1,4 +1,5 @@
-//! Volumes whose lvextend was killed half way: nothing is extended until what growd advises has been done. That is done here.
+//! Volumes whose lvextend was killed half way: nothing is extended, and nothing of what LVM does not know is used, until
+//! what growd advises has been done. That is done here.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
 
@@ -11,9 +12,9 @@ mod volumes;
 
 use std::fs;
 
-use daemon::{Clients, Daemon, MIB, share};
+use daemon::{Clients, Daemon, MIB, eventually, share};
 use growd::wire::proto::JobState;
-use volumes::{Group, Volume, accepted, refused, shell};
+use volumes::{FakeLvm, Group, Volume, accepted, refused, shell};
 
 /// The number of sectors in a device's only segment, made another one.
 fn resized(table: &str, sectors: u64) -> String {
@@ -159,4 +160,35 @@ async fn a_thin_pool_that_is_suspended_holds_up_all_its_volumes() {
     assert!(refused(&clients, 1, &killed, "NOT_MOUNTED").await.message().contains("vg/share"));
     heal(&clients, 1).await;
     accepted(&clients, 1, &killed, 60 * MIB).await;
+}
+
+/// growd and lvextend are killed together, and somebody has the volume go on before growd is there again.
+#[tokio::test]
+async fn a_job_does_not_use_what_lvm_does_not_know() {
+    let group = Group::on("vg", &["ubda"]);
+    let formatted = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
+    for (n, volume) in [(1, formatted), (2, group.create(2, "-L 320m"))] {
+        let fake = FakeLvm::new();
+        fake.lvextend("touch $dir/begun; gate");
+        let mut daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
+        let job = daemon.clients().await.extend(&share(n), 400 * MIB).await.unwrap();
+        eventually(|| async { fake.dir().join("begun").exists() }, |begun| *begun).await;
+        daemon.kill();
+        fake.go();
+        fake.lvextend("real");
+        let table = shell(&format!("dmsetup table {}", volume.node().display()));
+        go_on_with(&volume, &resized(&table, 400 * MIB / 512));
+        daemon.start_again().await;
+        let clients = daemon.clients().await;
+        let job = clients.end_of(&job.job_id).await;
+        let error = job.error.clone().unwrap_or_default();
+        assert_eq!((job.state(), error.reason.as_str()), (JobState::Failed, "NOT_MOUNTED"), "{job:?}");
+        assert!(error.message.contains("has 400MiB of logical volume"), "{job:?}");
+        assert_eq!((volume.size(), volume.recorded()), (400 * MIB, 320 * MIB));
+        if n == 1 {
+            assert_eq!(volume.usable(), 320 * MIB);
+        }
+        heal(&clients, n).await;
+        accepted(&clients, n, &volume, 440 * MIB).await;
+    }
 }

@@ -177,9 +177,32 @@ impl Lvm {
         if device.size <= volume.size {
             return Ok(None);
         }
-        let rows = self.read_volumes(&[&volume.name])?;
-        let now = Volume::read(&rows, &volume.name).map_err(|problem| Refusal::Internal { problem })?;
+        let now = self.read_volume(&volume.name)?;
         Ok(now.filter(|now| now.size < device.size).map(|now| self.larger_than_recorded(&now, device)))
+    }
+
+    fn read_volume(&self, name: &str) -> Result<Option<Volume>, Refusal> {
+        let rows = self.read_volumes(&[name])?;
+        Volume::read(&rows, name).map_err(|problem| Refusal::Internal { problem })
+    }
+
+    /// Before the end of a device is put to use: after a crash it may be larger than it was when the extend was accepted, and
+    /// LVM not know of it. What else LVM thinks does not stop an extend whose volume has grown already.
+    fn check_recorded(&self, name: &str, device: &Device) -> Result<(), DriverError> {
+        let volume = match self.ordinary(name)? {
+            Some(volume) => Some(volume),
+            None => self.read_volume(name)?,
+        };
+        let Some(volume) = volume else { return Ok(()) };
+        let refusal = self.unrecorded(&volume, device)?.and_then(|problem| problem.refusal);
+        refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    fn grow_filesystem(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
+        let name = self.name_of(share);
+        let device = self.look_at(&name)?;
+        self.check_recorded(&name, &device)?;
+        device.grow_filesystem(to)
     }
 
     /// The volume's device and what is on it, by the kernel alone.
@@ -344,7 +367,7 @@ impl Driver for Lvm {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
-            Step::GrowFilesystem { to } => self.look_at(&self.name_of(share))?.grow_filesystem(to),
+            Step::GrowFilesystem { to } => self.grow_filesystem(share, to),
             Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
@@ -352,7 +375,12 @@ impl Driver for Lvm {
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
         let name = self.name_of(share);
         self.look_at(&name)?.flush()?;
-        Ok(self.look_at(&name)?.sizes().usable())
+        let device = self.look_at(&name)?;
+        if device.mounted.is_none() {
+            // Of a volume without a file system nothing may have been left to do.
+            self.check_recorded(&name, &device)?;
+        }
+        Ok(device.sizes().usable())
     }
 }
 
