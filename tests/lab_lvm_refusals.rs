@@ -10,35 +10,11 @@ mod daemon;
 #[path = "support/volumes.rs"]
 mod volumes;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
+use daemon::{Daemon, MIB, assert_refused, metadata, share};
 use growd::wire::proto::JobState;
-use tonic::Status;
-use volumes::{EXTENT, FakeLvm, Group, Volume, shell};
+use volumes::{EXTENT, FakeLvm, Group, accepted, refused, shell};
 
 const GIB: u64 = 1 << 30;
-
-/// An extend is refused for this reason, and the volume has its size. The same is a finding with a remedy.
-async fn refused(clients: &Clients, n: u32, volume: &Volume, reason: &str) -> Status {
-    let size = volume_size(volume);
-    let status = clients.extend(&share(n), 900 * MIB).await.unwrap_err();
-    assert_refused(&status, reason);
-    assert_eq!(volume_size(volume), size);
-    let findings = clients.share(&share(n)).await.findings;
-    let finding = findings.iter().find(|finding| finding.kind == reason);
-    assert!(finding.is_some_and(|finding| !finding.remedy.is_empty()), "{reason}: {findings:?}");
-    status
-}
-
-/// By LVM, as an inactive volume has no device.
-fn volume_size(volume: &Volume) -> String {
-    shell(&format!("lvs --noheadings --units b -o lv_size {}", volume.full_name()))
-}
-
-async fn accepted(clients: &Clients, n: u32, volume: &Volume, size: u64) {
-    assert_eq!(clients.share(&share(n)).await.findings, []);
-    clients.extended(n, size).await;
-    assert!(volume.usable() >= size);
-}
 
 #[tokio::test]
 async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
@@ -66,76 +42,6 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
         assert!(status.message().contains("suspended"), "{status:?}");
         accepted(&clients, n, &volume, 400 * MIB).await;
     }
-}
-
-/// The number of sectors in a device's only segment, made another one.
-fn resized(table: &str, sectors: u64) -> String {
-    let words: Vec<&str> = table.split_whitespace().collect();
-    format!("0 {sectors} {}", words[2..].join(" "))
-}
-
-/// Of a volume whose lvextend was killed: both tables are there, and the kernel waits to be told which.
-fn suspend_between(volume: &Volume, live: &str, next: &str) {
-    let node = volume.node();
-    let load = |table: &str| shell(&format!("dmsetup load {} --table '{table}'", node.display()));
-    load(live);
-    shell(&format!("dmsetup suspend --noudevsync {0} && dmsetup resume --noudevsync {0}", node.display()));
-    load(next);
-    shell(&format!("dmsetup suspend --noudevsync {}", node.display()));
-}
-
-async fn heal(clients: &Clients, n: u32) -> String {
-    let remedy = clients.share(&share(n)).await.findings.remove(0).remedy;
-    let command = remedy.split(" (").next().unwrap();
-    // There is no udev here that dmsetup could wait for.
-    shell(&format!("export DM_DISABLE_UDEV=1; {command}"));
-    remedy
-}
-
-#[tokio::test]
-async fn a_volume_whose_lvextend_was_killed() {
-    let group = Group::on("vg", &["ubda"]);
-    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
-    let clients = daemon.clients().await;
-    let volume = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
-    let table = || shell(&format!("dmsetup table {}", volume.node().display()));
-    let recorded = || volume_size(&volume).trim().trim_end_matches('B').parse::<u64>().unwrap();
-
-    // Before LVM's metadata had the new size: they still have the old one, and so must the kernel.
-    let (old, more) = (table(), resized(&table(), 400 * MIB / 512));
-    suspend_between(&volume, &old, &more);
-    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
-    heal(&clients, 1).await;
-    assert_eq!((volume.size(), recorded()), (320 * MIB, 320 * MIB));
-
-    // Afterwards.
-    shell(&format!("lvextend -q -L 360m {}", volume.full_name()));
-    suspend_between(&volume, &old, &table());
-    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
-    heal(&clients, 1).await;
-    assert_eq!((volume.size(), recorded()), (360 * MIB, 360 * MIB));
-
-    // Somebody had it go on with what LVM does not know of.
-    let go_on = || {
-        suspend_between(&volume, &table(), &more);
-        shell(&format!("dmsetup resume --noudevsync {}", volume.node().display()));
-        assert_eq!((volume.size(), recorded()), (400 * MIB, 360 * MIB));
-    };
-    go_on();
-    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
-    assert!(status.message().contains("has 400MiB of logical volume"), "{status:?}");
-    heal(&clients, 1).await;
-    assert_eq!((volume.size(), recorded()), (360 * MIB, 360 * MIB));
-    // The same with a file system that was grown in it.
-    go_on();
-    shell(&format!("resize2fs {}", volume.node().display()));
-    let told = clients.share(&share(1)).await.findings;
-    assert!(told.len() == 1 && told[0].kind == "NOT_MOUNTED", "{told:?}");
-    let remedy = heal(&clients, 1).await;
-    assert!(remedy.starts_with("lvextend"), "{remedy}");
-    assert_eq!((recorded(), volume.usable()), (400 * MIB, 400 * MIB));
-    assert_eq!(table().trim(), more, "it has the same blocks");
-    accepted(&clients, 1, &volume, 440 * MIB).await;
 }
 
 /// An lvextend is in LVM's metadata first. Whoever has read these before it, and the device behind it, finds the same as
@@ -314,7 +220,6 @@ async fn a_thin_pool_that_is_nearly_full() {
     accepted(&clients, 1, &volume, 120 * MIB).await;
 }
 
-/// As when its metadata cannot be written: the kernel then tells nothing of what is in it.
 #[tokio::test]
 async fn a_thin_pool_that_has_failed() {
     let group = Group::on("vg", &["ubda"]);
@@ -323,21 +228,33 @@ async fn a_thin_pool_that_has_failed() {
     let clients = daemon.clients().await;
     let volume = group.create(1, "--thinpool thin -V 60m");
     accepted(&clients, 1, &volume, 80 * MIB).await;
-    let metadata_device = "/dev/mapper/vg-thin_tmeta";
-    let sectors = shell(&format!("blockdev --getsz {metadata_device}"));
-    shell(&format!(
-        "export DM_DISABLE_UDEV=1; dmsetup load {metadata_device} --table '0 {} error'; dmsetup resume {metadata_device}
-         dd if=/dev/zero of={} bs=1M count=4 conv=fsync status=none || true",
-        sectors.trim(),
-        volume.node().display()
-    ));
+    // As when its metadata is full: it takes no more of them, and LVM can still tell how full it is.
+    let replace = |device: &str, table: &str| {
+        shell(&format!("export DM_DISABLE_UDEV=1; dmsetup load {device} --table '{table}'; dmsetup resume {device}"))
+    };
+    let table = shell("dmsetup table vg-thin-tpool");
+    replace("vg-thin-tpool", &format!("{} 1 read_only", table.trim().strip_suffix(" 0").unwrap()));
+    let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;
+    let [data, used] = ["data_percent", "metadata_percent"].map(|key| metadata(&status, key));
+    let told = format!("it has failed (health metadata_read_only, data {data} %, metadata {used} %)");
+    assert!(status.message().ends_with(&told) && used.parse::<f64>().unwrap() > 0.0, "{status:?}");
+    let remedy = clients.pool("vg").await.findings.remove(0).remedy;
+    assert!(remedy.contains("lvextend --poolmetadatasize +SIZE vg/thin"), "{remedy}");
+    replace("vg-thin-tpool", table.trim());
+    accepted(&clients, 1, &volume, 88 * MIB).await;
+
+    // As when its metadata cannot be written: the kernel then tells nothing of what is in it.
+    let sectors = shell("blockdev --getsz /dev/mapper/vg-thin_tmeta");
+    replace("vg-thin_tmeta", &format!("0 {} error", sectors.trim()));
+    shell(&format!("dd if=/dev/zero of={} bs=1M count=4 conv=fsync status=none || true", volume.node().display()));
     let has_failed = || async { shell("lvs --noheadings -o lv_health_status vg/thin").trim() == "failed" };
     daemon::eventually(has_failed, |failed| *failed).await;
     let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;
+    assert!(status.message().ends_with("it has failed (health failed, data ? %, metadata ? %)"), "{status:?}");
     assert_eq!(metadata(&status, "data_percent"), "?");
     let pool = clients.pool("vg").await;
     assert_eq!((pool.findings[0].kind.as_str(), pool.free_bytes), ("THIN_POOL_CRITICAL", 0));
-    assert!(pool.findings[0].remedy.contains("lvconvert --repair vg/thin"), "{pool:?}");
+    assert!(pool.findings[0].remedy.ends_with("lvconvert --repair vg/thin"), "{pool:?}");
 }
 
 #[tokio::test]

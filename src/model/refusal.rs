@@ -143,16 +143,15 @@ pub enum Refusal {
     Unlimited { location: PathBuf, quota: String },
     #[error("share {share} cannot be made {requested}: {used} of it are in use")]
     WouldLoseData { share: ShareId, used: Bytes, requested: Bytes },
-    #[error(
-        "thin pool {thin_pool} can promise nothing more: data {data_percent} % (from {max_data_percent} % on nothing is \
-         extended), metadata {metadata_percent} % (from {max_metadata_percent} % on)"
-    )]
+    #[error("thin pool {thin_pool} can promise nothing more: {problem}")]
     ThinPoolCritical {
         thin_pool: String,
-        data_percent: String,
-        metadata_percent: String,
-        max_data_percent: String,
-        max_metadata_percent: String,
+        problem: String,
+        // Strings that do not grow are smaller, and so is every refusal.
+        data_percent: Box<str>,
+        metadata_percent: Box<str>,
+        max_data_percent: Box<str>,
+        max_metadata_percent: Box<str>,
     },
     #[error("{} has thick snapshots, and LVM does not extend a volume under them", location.display())]
     HasSnapshot { location: PathBuf },
@@ -279,12 +278,13 @@ impl Refusal {
                 metadata_percent,
                 max_data_percent,
                 max_metadata_percent,
+                ..
             } => vec![
                 ("thin_pool", thin_pool.clone()),
-                ("data_percent", data_percent.clone()),
-                ("metadata_percent", metadata_percent.clone()),
-                ("max_data_percent", max_data_percent.clone()),
-                ("max_metadata_percent", max_metadata_percent.clone()),
+                ("data_percent", data_percent.to_string()),
+                ("metadata_percent", metadata_percent.to_string()),
+                ("max_data_percent", max_data_percent.to_string()),
+                ("max_metadata_percent", max_metadata_percent.to_string()),
             ],
             Self::GrowthTooLarge { location, filesystem, to, what, needed, most } => vec![
                 ("location", location.display().to_string()),

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::daemon::{MIB, share};
+use growd::wire::proto::JobState;
+use tonic::Status;
+
+use super::daemon::{Clients, MIB, assert_refused, share};
 use super::support::size_by_tool::size_by_tool;
 use super::support::writer::Writer;
 use super::support::{Disk, fill, lab};
@@ -85,7 +88,10 @@ impl Drop for Group {
     fn drop(&mut self) {
         // A snapshot or a thin pool is removed with its group; what a failed test left mounted must go before.
         let script = format!(
-            "for m in $(findmnt -rn -o TARGET | grep '^/mnt/lv-' | tac); do umount $m; done
+            "for d in $(dmsetup info -c --noheadings --separator ' ' -o name,suspended | sed -n 's/ Suspended$//p'); do
+                 dmsetup resume --noudevsync $d
+             done
+             for m in $(findmnt -rn -o TARGET | grep '^/mnt/lv-' | tac); do umount $m; done
              dmsetup ls | grep -q '^holder' && dmsetup remove --noudevsync holder
              vgchange -q -ay {0}; vgremove -q -ff -y {0} && pvremove -q -ff -y {1}",
             self.name,
@@ -148,6 +154,12 @@ impl Volume {
         lab::run("blockdev", &["--getsize64", self.node().to_str().unwrap()]).trim().parse().unwrap()
     }
 
+    /// Bytes of it by LVM's metadata, also while it has no device.
+    pub fn recorded(&self) -> u64 {
+        let report = format!("lvs --noheadings --units b --nosuffix -o lv_size {}", self.full_name());
+        shell(&report).trim().parse().unwrap()
+    }
+
     /// Bytes of the file system as its own tools tell.
     pub fn filesystem_size(&self) -> u64 {
         let kind = lab::run("findmnt", &["-n", "-o", "FSTYPE", self.path().to_str().unwrap()]);
@@ -187,6 +199,27 @@ impl Volume {
         let written = file.write_all_at(&vec![7; 1 << 20], at).and_then(|()| file.sync_all());
         written.map_err(|error| error.kind())
     }
+}
+
+/// An extend is refused for this reason, and the volume has its size. The same is a finding with a remedy.
+pub async fn refused(clients: &Clients, n: u32, volume: &Volume, reason: &str) -> Status {
+    let size = volume.recorded();
+    let status = clients.extend(&share(n), 900 * MIB).await.unwrap_err();
+    assert_refused(&status, reason);
+    assert_eq!(volume.recorded(), size);
+    let findings = clients.share(&share(n)).await.findings;
+    let finding = findings.iter().find(|finding| finding.kind == reason);
+    assert!(finding.is_some_and(|finding| !finding.remedy.is_empty()), "{reason}: {findings:?}");
+    status
+}
+
+/// An extend succeeds, and nothing was wrong before it.
+pub async fn accepted(clients: &Clients, n: u32, volume: &Volume, size: u64) {
+    assert_eq!(clients.share(&share(n)).await.findings, []);
+    let job = clients.extend(&share(n), size).await.unwrap();
+    let job = clients.end_of(&job.job_id).await;
+    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+    assert!(volume.usable() >= size);
 }
 
 /// An `lvm` that stands first in the daemon's PATH. It gives everything to the real one, except `lvextend`, for which

@@ -23,14 +23,8 @@ impl Lvm {
         }
         if volume.is_suspended {
             let problem = format!("logical volume {place} is suspended: whatever reads or writes it waits");
-            // An lvextend that was killed has left a larger table there. LVM's metadata need not know of that size, so it is
-            // cleared, and the refresh takes the size that they have.
             let node = volume::node(group, &volume.name);
-            let node = node.display();
-            block(
-                self.not_ready(share, problem),
-                format!("dmsetup clear {node} && dmsetup resume {node} && lvchange --refresh {place}"),
-            );
+            block(self.not_ready(share, problem), self.resume(&node.display().to_string(), &place));
         } else if !volume.is_active {
             let problem = format!("logical volume {place} is not active");
             block(self.not_ready(share, problem), format!("lvchange -ay {place}, and mount it"));
@@ -62,6 +56,15 @@ impl Lvm {
         problems
     }
 
+    /// What resumes a device and all that it lies on in the group: an lvextend that was killed has suspended them all and left
+    /// larger tables there. LVM's metadata need not know of these sizes, so they are cleared, and the refresh takes the sizes
+    /// that it has. What lies below comes first: mirrors and thin pools write to it before they let go of a table.
+    fn resume(&self, node: &str, place: &str) -> String {
+        let group = volume::doubled(self.group.name());
+        let devices = format!("lsblk -nrso NAME {node} | grep ^{group}- | tac");
+        format!("for d in $({devices}); do dmsetup clear $d; dmsetup resume $d; done; lvchange --refresh {place}")
+    }
+
     /// As when the table of an lvextend that was killed is used all the same: LVM may give what is behind the recorded size
     /// to another volume.
     pub(super) fn larger_than_recorded(&self, share: ShareId, volume: &Volume, device: &Device) -> Problem {
@@ -81,9 +84,16 @@ impl Lvm {
         Problem::blocking(self.not_ready(share, problem), remedy)
     }
 
-    /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised.
+    /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised. Of
+    /// one that is suspended nothing can be read.
     pub(super) fn critical(&self, thin_pool: &Volume) -> Option<Problem> {
         let thin = self.thin.as_ref()?;
+        let place = format!("{}/{}", self.group.name(), thin_pool.name);
+        if thin_pool.is_suspended {
+            let problem = format!("thin pool {place} is suspended: whatever reads or writes its volumes waits");
+            let node = format!("{}-tpool", volume::node(self.group.name(), &thin_pool.name).display());
+            return Some(Problem::blocking(self.not_mounted(problem), self.resume(&node, &place)));
+        }
         let over = |percent: Option<f64>, most| percent.is_some_and(|percent| percent >= most);
         // The kernel tells no percentages of one that has failed.
         let is_unknown = thin_pool.is_active && thin_pool.use_of_thin_pool().is_none();
@@ -94,19 +104,34 @@ impl Lvm {
             return None;
         }
         let percent = |percent: Option<f64>| percent.map_or_else(|| "?".to_owned(), |percent| percent.to_string());
-        let place = format!("{}/{}", self.group.name(), thin_pool.name);
-        let refusal = Refusal::ThinPoolCritical {
-            thin_pool: place.clone(),
-            data_percent: percent(thin_pool.data_percent),
-            metadata_percent: percent(thin_pool.metadata_percent),
-            max_data_percent: thin.max_data.to_string(),
-            max_metadata_percent: thin.max_metadata.to_string(),
-        };
-        let remedy = if has_failed {
-            let health = "lvs -o lv_health_status shows what is wrong with it";
-            format!("{health}; unmount and lvchange -an its volumes and {place}, then lvconvert --repair {place}")
+        let (data, metadata) = (percent(thin_pool.data_percent), percent(thin_pool.metadata_percent));
+        let (max_data, max_metadata) = (thin.max_data, thin.max_metadata);
+        let (problem, remedy) = if has_failed {
+            let health = if thin_pool.health.is_empty() { "unknown" } else { &thin_pool.health };
+            (
+                format!("it has failed (health {health}, data {data} %, metadata {metadata} %)"),
+                // A repair writes into as much as the metadata has now: of metadata that is full it fails.
+                format!(
+                    "unmount and lvchange -an its volumes and {place}; if its metadata was full, lvextend --poolmetadatasize \
+                     +SIZE {place}; lvchange -ay {place}; if it fails still, lvchange -an {place} and lvconvert --repair {place}"
+                ),
+            )
         } else {
-            format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata")
+            (
+                format!(
+                    "data {data} % (from {max_data} % on nothing is extended), metadata {metadata} % (from \
+                     {max_metadata} % on)"
+                ),
+                format!("lvextend -L +SIZE {place}, or lvextend --poolmetadatasize +SIZE {place} for its metadata"),
+            )
+        };
+        let refusal = Refusal::ThinPoolCritical {
+            thin_pool: place,
+            problem,
+            data_percent: data.into(),
+            metadata_percent: metadata.into(),
+            max_data_percent: max_data.to_string().into(),
+            max_metadata_percent: max_metadata.to_string().into(),
         };
         Some(Problem::blocking(refusal, remedy))
     }

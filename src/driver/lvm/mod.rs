@@ -147,8 +147,9 @@ impl Lvm {
         let name = &volume.name;
         let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
         let mut problems = self.problems(share, &volume);
+        let waits = volume.is_suspended || thin_pool.as_ref().is_some_and(|thin_pool| thin_pool.is_suspended);
         let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool));
-        let device = if volume.is_active && !volume.is_suspended { Some(self.look_at(share)) } else { None };
+        let device = if volume.is_active && !waits { Some(self.look_at(share)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
             Some(Err(DriverError::Refused(refusal))) => {
@@ -181,9 +182,32 @@ impl Lvm {
         if device.size <= volume.size {
             return Ok(None);
         }
-        let rows = self.read_volumes(&[&volume.name])?;
-        let now = Volume::read(&rows, &volume.name).map_err(|problem| Refusal::Internal { problem })?;
+        let now = self.read_volume(&volume.name)?;
         Ok(now.filter(|now| now.size < device.size).map(|now| self.larger_than_recorded(share, &now, device)))
+    }
+
+    fn read_volume(&self, name: &str) -> Result<Option<Volume>, Refusal> {
+        let rows = self.read_volumes(&[name])?;
+        Volume::read(&rows, name).map_err(|problem| Refusal::Internal { problem })
+    }
+
+    /// Before the end of a device is put to use: after a crash it may be larger than it was when the extend was accepted, and
+    /// LVM not know of it. What else LVM thinks does not stop an extend whose volume has grown already.
+    fn check_recorded(&self, share: ShareId, device: &Device) -> Result<(), DriverError> {
+        let name = self.name_of(share);
+        let volume = match self.ordinary(&name)? {
+            Some(volume) => Some(volume),
+            None => self.read_volume(&name)?,
+        };
+        let Some(volume) = volume else { return Ok(()) };
+        let refusal = self.unrecorded(share, &volume, device)?.and_then(|problem| problem.refusal);
+        refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    fn grow_filesystem(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
+        let device = self.look_at(share)?;
+        self.check_recorded(share, &device)?;
+        device.grow_filesystem(to)
     }
 
     /// The volume's device and what is on it, by the kernel alone.
@@ -350,14 +374,19 @@ impl Driver for Lvm {
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),
-            Step::GrowFilesystem { to } => self.look_at(share)?.grow_filesystem(to),
+            Step::GrowFilesystem { to } => self.grow_filesystem(share, to),
             Step::SetLimit { .. } | Step::LowerLimit { .. } => Err(step.unknown_to(self.kind())),
         }
     }
 
     fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
         self.look_at(share)?.flush()?;
-        Ok(self.look_at(share)?.sizes().usable())
+        let device = self.look_at(share)?;
+        if device.mounted.is_none() {
+            // Of a volume without a file system nothing may have been left to do.
+            self.check_recorded(share, &device)?;
+        }
+        Ok(device.sizes().usable())
     }
 }
 

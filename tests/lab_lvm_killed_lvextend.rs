@@ -1,0 +1,194 @@
+//! Volumes whose lvextend was killed half way: nothing is extended, and nothing of what LVM does not know is used, until
+//! what growd advises has been done. That is done here.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
+
+mod support;
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/volumes.rs"]
+mod volumes;
+
+use std::fs;
+
+use daemon::{Clients, Daemon, MIB, eventually, share};
+use growd::wire::proto::JobState;
+use volumes::{FakeLvm, Group, Volume, accepted, refused, shell};
+
+/// The number of sectors in a device's only segment, made another one.
+fn resized(table: &str, sectors: u64) -> String {
+    let words: Vec<&str> = table.split_whitespace().collect();
+    format!("0 {sectors} {}", words[2..].join(" "))
+}
+
+/// Of a volume whose lvextend was killed: both tables are there, and the kernel waits to be told which.
+fn suspend_between(volume: &Volume, live: &str, next: &str) {
+    let node = volume.node();
+    let load = |table: &str| shell(&format!("dmsetup load {} --table '{table}'", node.display()));
+    load(live);
+    shell(&format!("dmsetup suspend --noudevsync {0} && dmsetup resume --noudevsync {0}", node.display()));
+    load(next);
+    shell(&format!("dmsetup suspend --noudevsync {}", node.display()));
+}
+
+/// Somebody has the kernel go on with a table of which LVM's metadata do not know.
+fn go_on_with(volume: &Volume, table: &str) {
+    suspend_between(volume, &shell(&format!("dmsetup table {}", volume.node().display())), table);
+    shell(&format!("dmsetup resume --noudevsync {}", volume.node().display()));
+}
+
+/// Does what the share's first finding advises.
+async fn heal(clients: &Clients, n: u32) -> String {
+    let remedy = clients.share(&share(n)).await.findings.remove(0).remedy;
+    let command = remedy.split(" (").next().unwrap();
+    // There is no udev here that dmsetup could wait for.
+    shell(&format!("export DM_DISABLE_UDEV=1; {command}"));
+    remedy
+}
+
+#[tokio::test]
+async fn a_volume_whose_lvextend_was_killed() {
+    let group = Group::on("vg", &["ubda"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
+    let table = || shell(&format!("dmsetup table {}", volume.node().display()));
+
+    // Before LVM's metadata had the new size: they still have the old one, and so must the kernel.
+    let (old, more) = (table(), resized(&table(), 400 * MIB / 512));
+    suspend_between(&volume, &old, &more);
+    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
+    heal(&clients, 1).await;
+    assert_eq!((volume.size(), volume.recorded()), (320 * MIB, 320 * MIB));
+
+    // Afterwards.
+    shell(&format!("lvextend -q -L 360m {}", volume.full_name()));
+    suspend_between(&volume, &old, &table());
+    assert!(clients.extend(&share(1), 900 * MIB).await.unwrap_err().message().contains("suspended"));
+    heal(&clients, 1).await;
+    assert_eq!((volume.size(), volume.recorded()), (360 * MIB, 360 * MIB));
+
+    // Somebody had it go on with what LVM does not know of.
+    let go_on = || {
+        go_on_with(&volume, &more);
+        assert_eq!((volume.size(), volume.recorded()), (400 * MIB, 360 * MIB));
+    };
+    go_on();
+    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
+    assert!(status.message().contains("has 400MiB of logical volume"), "{status:?}");
+    heal(&clients, 1).await;
+    assert_eq!((volume.size(), volume.recorded()), (360 * MIB, 360 * MIB));
+    // The same with a file system that was grown in it.
+    go_on();
+    shell(&format!("resize2fs {}", volume.node().display()));
+    let told = clients.share(&share(1)).await.findings;
+    assert!(told.len() == 1 && told[0].kind == "NOT_MOUNTED", "{told:?}");
+    let remedy = heal(&clients, 1).await;
+    assert!(remedy.starts_with("lvextend"), "{remedy}");
+    assert_eq!((volume.recorded(), volume.usable()), (400 * MIB, 400 * MIB));
+    assert_eq!(table().trim(), more, "it has the same blocks");
+    accepted(&clients, 1, &volume, 440 * MIB).await;
+}
+
+/// The devices that are suspended.
+fn suspended() -> String {
+    shell("dmsetup info -c --noheadings -o name,suspended | grep Suspended || true")
+}
+
+/// An lvextend by 4 MiB that is killed where it has suspended the volume and all that this lies on: before it has told LVM's
+/// metadata or behind that.
+fn kill_lvextend(volume: &Volume, is_recorded: bool) {
+    let extend = format!("lvextend -q -L +4m {}", volume.full_name());
+    let log = "/run/lvextend.log";
+    // The same once more has the same system calls.
+    shell(&format!("strace -f -e trace=ioctl -o {log} {extend}"));
+    let calls = fs::read_to_string(log).unwrap();
+    let suspends = |call: &&str| call.contains("DM_DEV_SUSPEND") && call.contains("DM_SUSPEND_FLAG");
+    let last = calls.lines().collect::<Vec<_>>().iter().rposition(suspends).unwrap();
+    // The call that it is killed at is not done.
+    let nth = 1 + last + usize::from(is_recorded);
+    let before = (volume.size(), volume.recorded());
+    let inject = format!("trace=ioctl -e inject=ioctl:signal=KILL:when={nth}");
+    shell(&format!("! strace -f -e {inject} -o /dev/null {extend}"));
+    let recorded = before.1 + if is_recorded { 4 * MIB } else { 0 };
+    assert_eq!((volume.size(), volume.recorded()), (before.0, recorded));
+    assert!(suspended().lines().count() > 2, "{}", suspended());
+}
+
+/// lvextend suspends all that a volume lies on.
+#[tokio::test]
+async fn a_thin_volume_and_one_of_raid_whose_lvextend_was_killed() {
+    let group = Group::on("vg", &["ubda", "ubdb"]);
+    group.create_thin_pool("-L 100m");
+    let thin = ("-V 40m --thinpool thin", "thin_pool = \"thin\"");
+    let raid = ("-L 40m --type raid1 -m 1 --nosync", "");
+    for (n, (options, pool)) in (1..).zip([thin, raid]) {
+        let daemon = Daemon::start(group.dir(), &group.pool(pool)).await;
+        let clients = daemon.clients().await;
+        let volume = group.create(n, options).formatted("mkfs.ext4 -q");
+        for is_recorded in [false, true] {
+            kill_lvextend(&volume, is_recorded);
+            let recorded = volume.recorded();
+            assert!(refused(&clients, n, &volume, "NOT_MOUNTED").await.message().contains("suspended"));
+            heal(&clients, n).await;
+            assert_eq!(suspended(), "", "{options}");
+            assert_eq!((volume.size(), volume.recorded()), (recorded, recorded), "{options}");
+            // What is left is the file system.
+            let job = clients.extend(&share(n), recorded).await.unwrap();
+            assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded, "{options}");
+            accepted(&clients, n, &volume, recorded + 4 * MIB).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thin_pool_that_is_suspended_holds_up_all_its_volumes() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 100m");
+    let daemon = Daemon::start(group.dir(), &group.pool("thin_pool = \"thin\"\novercommit = 100")).await;
+    let clients = daemon.clients().await;
+    let (killed, other) = (group.create(1, "-V 40m --thinpool thin"), group.create(2, "-V 40m --thinpool thin"));
+    kill_lvextend(&killed, true);
+    let status = refused(&clients, 2, &other, "NOT_MOUNTED").await;
+    assert!(status.message().contains("thin pool vg/thin is suspended"), "{status:?}");
+    // It is said once, of the pool.
+    let told = clients.diagnose().await.findings;
+    assert_eq!(told.iter().filter(|finding| finding.message.contains("thin pool")).count(), 1, "{told:?}");
+    heal(&clients, 2).await;
+    accepted(&clients, 2, &other, 44 * MIB).await;
+    assert!(refused(&clients, 1, &killed, "NOT_MOUNTED").await.message().contains("vg/share"));
+    heal(&clients, 1).await;
+    accepted(&clients, 1, &killed, 60 * MIB).await;
+}
+
+/// growd and lvextend are killed together, and somebody has the volume go on before growd is there again.
+#[tokio::test]
+async fn a_job_does_not_use_what_lvm_does_not_know() {
+    let group = Group::on("vg", &["ubda"]);
+    let formatted = group.create(1, "-L 320m").formatted("mkfs.ext4 -q");
+    for (n, volume) in [(1, formatted), (2, group.create(2, "-L 320m"))] {
+        let fake = FakeLvm::new();
+        fake.lvextend("touch $dir/begun; gate");
+        let mut daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
+        let job = daemon.clients().await.extend(&share(n), 400 * MIB).await.unwrap();
+        eventually(|| async { fake.dir().join("begun").exists() }, |begun| *begun).await;
+        daemon.kill();
+        fake.go();
+        fake.lvextend("real");
+        let table = shell(&format!("dmsetup table {}", volume.node().display()));
+        go_on_with(&volume, &resized(&table, 400 * MIB / 512));
+        daemon.start_again().await;
+        let clients = daemon.clients().await;
+        let job = clients.end_of(&job.job_id).await;
+        let error = job.error.clone().unwrap_or_default();
+        assert_eq!((job.state(), error.reason.as_str()), (JobState::Failed, "NOT_MOUNTED"), "{job:?}");
+        assert!(error.message.contains("has 400MiB of logical volume"), "{job:?}");
+        assert_eq!((volume.size(), volume.recorded()), (400 * MIB, 320 * MIB));
+        if n == 1 {
+            assert_eq!(volume.usable(), 320 * MIB);
+        }
+        heal(&clients, n).await;
+        accepted(&clients, n, &volume, 440 * MIB).await;
+    }
+}
