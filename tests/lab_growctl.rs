@@ -185,7 +185,7 @@ async fn refusals_have_the_documented_exit_codes() {
     std::fs::write(&file, "").unwrap();
     let told = growctl.run("doctor").exits(1);
     assert!(told.out.starts_with("UNSUPPORTED  pool home  share "), "{}", told.out);
-    assert!(told.out.contains("; otherwise move what is in the place of the share out of the pool\n"), "{}", told.out);
+    assert!(told.out.contains("  remedy: move what is in the place of the share out of the pool\n"), "{}", told.out);
     std::fs::remove_file(file).unwrap();
     growctl.run("doctor").exits(0);
 
