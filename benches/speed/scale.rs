@@ -1,7 +1,10 @@
 //! What grows with use: many watchers of one job, lists from large stores.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use growd::engine::pools::TURNS_TOGETHER;
 use growd::model::{Job, JobId};
 use growd::wire::client;
 use growd::wire::proto::job_service_client::JobServiceClient;
@@ -11,7 +14,8 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::baselines::{Baseline, Kind};
-use crate::growd::Growd;
+use crate::ground::Ground;
+use crate::growd::{Growd, accept, share_id};
 use crate::results::{Results, Row, Series, Target, milliseconds, rounds};
 use crate::stored::{self, JOBS, SHARE};
 
@@ -20,16 +24,20 @@ const CONNECTIONS: usize = 20;
 const CHANGES: usize = 20;
 const CALLS: usize = 200;
 
-/// The jobs of a pool that is not mounted: the first have their turns and wait for it, the last are still QUEUED.
-const WAITING: usize = 100;
+const LIMIT: u64 = 1 << 20;
 
 /// 1,000 streams wait for the end of one job.
 pub fn watchers(results: &mut Results) {
+    let Some(ground) = Ground::here() else { return };
     let runtime = Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let jobs = runtime.block_on(stored::fill(&dir.path().join("state"), 1000, WAITING));
-    let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &stored::config(1000)));
-    let queued: Vec<JobId> = jobs.iter().rev().take(CHANGES).map(|job| job.id).collect();
+    let shares: Vec<(String, u32)> = (0..TURNS_TOGETHER + CHANGES).map(|n| (share_id(n), 0)).collect();
+    ground.create_shares(&shares, LIMIT);
+    let pool = ground.pool("home", ground.path());
+    let growd = runtime.block_on(Growd::start(dir.path(), &dir.path().join("state"), &pool));
+    // Dropped before growd, which cannot end while its threads wait for a frozen file system.
+    let _frozen = Frozen::new(ground.path());
+    let queued = runtime.block_on(queue(&growd, &shares));
     runtime.block_on(async {
         let (caller, channels) = connect(growd.endpoint()).await;
         let request = GetJobRequest { job_id: queued[0].to_string() };
@@ -70,6 +78,41 @@ pub fn watchers(results: &mut Results) {
             milliseconds(alone.median())
         ));
     });
+}
+
+/// A file system to which nothing is written.
+struct Frozen<'a>(&'a Path);
+
+impl<'a> Frozen<'a> {
+    fn new(path: &'a Path) -> Self {
+        assert!(Command::new("fsfreeze").arg("--freeze").arg(path).status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let thawed = Command::new("fsfreeze").arg("--unfreeze").arg(self.0).status();
+        if !thawed.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays frozen", self.0.display());
+        }
+    }
+}
+
+/// The jobs that wait for a turn behind those that have one and cannot write.
+async fn queue(growd: &Growd, shares: &[(String, u32)]) -> Vec<JobId> {
+    let channel = growd.connect().await;
+    let mut client = JobServiceClient::new(channel.clone());
+    let mut jobs = Vec::new();
+    for (number, (share, _)) in shares.iter().enumerate() {
+        let mut job = accept(channel.clone(), share, 2 * LIMIT).await;
+        jobs.push(job.job_id.parse().unwrap());
+        let request = GetJobRequest { job_id: job.job_id.clone() };
+        while number < TURNS_TOGETHER && job.state() != JobState::Running {
+            job = client.get_job(request.clone()).await.unwrap().into_inner();
+        }
+    }
+    jobs.split_off(TURNS_TOGETHER)
 }
 
 /// A connection for questions, and those of the watchers.
