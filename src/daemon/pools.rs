@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
@@ -114,6 +115,7 @@ impl PoolMaker {
                     explicit: lvm.shares.clone(),
                     thin: lvm.thin_pool.clone(),
                     allow_any_growth: lvm.allow_any_growth,
+                    given: Mutex::default(),
                 };
                 (Arc::new(driver), turns)
             }

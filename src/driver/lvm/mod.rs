@@ -10,11 +10,13 @@ pub(crate) mod report;
 mod rounding;
 pub(crate) mod volume;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::stat::stat;
+use parking_lot::Mutex;
 
 pub use self::group::{VolumeGroup, find_lvm};
 use self::metadata::Metadata;
@@ -45,6 +47,8 @@ pub struct Lvm {
     pub thin: Option<ThinPool>,
     /// Whether a file system may grow beyond what its makers had in mind.
     pub allow_any_growth: bool,
+    /// What an lvextend of growd's has given, until it is put to use: when it has ended, LVM has that size on its disks.
+    pub given: Mutex<HashMap<ShareId, Bytes>>,
 }
 
 /// A share's volume at one moment.
@@ -194,6 +198,9 @@ impl Lvm {
     /// Before the end of a device is put to use: after a crash it may be larger than it was when the extend was accepted, and
     /// LVM not know of it. What else LVM thinks does not stop an extend whose volume has grown already.
     fn check_recorded(&self, share: ShareId, device: &Device) -> Result<(), DriverError> {
+        if self.given.lock().remove(&share) == Some(device.size) {
+            return Ok(());
+        }
         let name = self.name_of(share);
         let volume = match self.ordinary(&name)? {
             Some(volume) => Some(volume),
@@ -246,6 +253,7 @@ impl Lvm {
             after = self.look_at(share)?.size;
         }
         if after >= wanted {
+            self.given.lock().insert(share, after);
             return Ok(Outcome::Changed { from: before, to: after });
         }
         let Share { volume, observed, .. } = self.find_by_lvs(share)?;
