@@ -3,6 +3,9 @@
 
 use std::io::{self, Write};
 
+/// What is said of an error of [`write`] and [`ended`].
+pub const UNWRITTEN: &str = "cannot write the output";
+
 /// Writes a text out.
 ///
 /// # Errors

@@ -150,7 +150,7 @@ fn store(config: &Config, command: &StoreCommand) -> Result<ExitCode> {
                     written = write_line(&mut out, job);
                 }
             })?;
-            output::ended(written.and_then(|()| out.flush())).context(UNWRITTEN)?;
+            output::ended(written.and_then(|()| out.flush())).context(output::UNWRITTEN)?;
             if let Some(problem) = verdict.first_problem {
                 bail!("the export is not complete; {} problems, the first: {problem}", verdict.problems);
             }
@@ -169,10 +169,8 @@ fn write_line(out: &mut impl Write, job: &Job) -> io::Result<()> {
     writeln!(out, "{line}")
 }
 
-const UNWRITTEN: &str = "cannot write the output";
-
 fn print(text: &str) -> Result<()> {
-    output::write(io::stdout().lock(), text).context(UNWRITTEN)
+    output::write(io::stdout().lock(), text).context(output::UNWRITTEN)
 }
 
 #[cfg(test)]

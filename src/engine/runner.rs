@@ -14,7 +14,7 @@ use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
 use crate::logging::spans;
-use crate::model::{Bytes, Job, JobError, JobId, JobKind, Refusal, ShareId};
+use crate::model::{Bytes, Job, JobError, JobId, JobKind, Reason, Refusal, ShareId};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
@@ -213,16 +213,10 @@ impl Engine {
             return None;
         }
         let share = job.share;
-        match pool.call(move |driver| driver.measure(share)).await {
-            // What is under a mount that is missing may pass for a pool without shares.
-            Err(
-                refusal @ (Refusal::NotMounted { .. }
-                | Refusal::ShareNotMounted { .. }
-                | Refusal::ShareNotFound { .. }
-                | Refusal::Stuck { .. }),
-            ) => Some(refusal),
-            _ => None,
-        }
+        let refusal = pool.call(move |driver| driver.measure(share)).await.err()?;
+        // What is under a mount that is missing may pass for a pool without shares.
+        let may_pass = matches!(refusal.reason(), Reason::NotMounted | Reason::ShareNotFound | Reason::Stuck);
+        may_pass.then_some(refusal)
     }
 
     /// One step, which looks itself at what is in use: nothing that was seen before it would still be true. A limit counts

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::LazyLock;
 
 /// Those that growing a file system takes, with their numbers of `linux/capability.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +25,17 @@ impl fmt::Display for Capability {
 /// `PROC_USER_INIT_INO` of `linux/proc_ns.h`.
 const FIRST_USER_NAMESPACE: u64 = 0xefff_fffd;
 
+/// What `/proc` tells of the process, which changes neither its capabilities nor its user namespace; `None` in another than
+/// the first one.
+static STATUS: LazyLock<Option<String>> = LazyLock::new(|| {
+    let is_contained = fs::metadata("/proc/self/ns/user").is_ok_and(|user| user.ino() != FIRST_USER_NAMESPACE);
+    (!is_contained).then(|| fs::read_to_string("/proc/self/status").unwrap_or_default())
+});
+
 /// Whether the process has it over the whole node, by its `CapEff` and its user namespace in `/proc`. Where these cannot be
 /// read, it has: the system call that takes it then says otherwise.
 pub fn is_effective(capability: Capability) -> bool {
-    let is_contained = fs::metadata("/proc/self/ns/user").is_ok_and(|user| user.ino() != FIRST_USER_NAMESPACE);
-    !is_contained && is_in(&fs::read_to_string("/proc/self/status").unwrap_or_default(), capability)
+    STATUS.as_ref().is_some_and(|status| is_in(status, capability))
 }
 
 fn is_in(status: &str, capability: Capability) -> bool {

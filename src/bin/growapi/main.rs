@@ -169,5 +169,5 @@ fn hash_token() -> Result<()> {
         bail!("a token has no spaces and only characters of ASCII, since it travels in a header");
     }
     let line = identity::hex(&identity::hash(token.as_bytes())) + "\n";
-    output::write(io::stdout().lock(), &line).context("cannot write the output")
+    output::write(io::stdout().lock(), &line).context(output::UNWRITTEN)
 }
