@@ -195,6 +195,11 @@ fn alert_rules_and_dashboard_are_well_formed_and_name_metrics_that_there_are() {
     let unknown: Vec<_> = used.difference(&documented()).cloned().collect();
     assert_eq!(unknown, [] as [String; 0]);
     assert!(used.len() > 10, "{used:?}");
+    let of_growapi = include_str!("../systemd/growd.rules.yml").split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let unknown = of_growapi
+        .filter(|word| word.starts_with("growapi_"))
+        .find(|word| !include_str!("../src/bin/growapi/metrics.rs").contains(&format!("\"{word}\"")));
+    assert_eq!(unknown, None);
 }
 
 fn promtool(arguments: &[&str], input: &str) {

@@ -29,7 +29,7 @@ fn assert_refused(home: &Home, expected: &str) {
         let message = err(&refused);
         assert_eq!(refused.status.code(), Some(1), "{message}");
         assert!(message.contains(expected), "expected {expected:?}: {message}");
-        for help in ["growd store verify", "growd store export", "growd store set-aside", "growd has changed nothing"] {
+        for help in ["growd store verify", "growd store export", "growd store set-aside", "has deleted nothing"] {
             assert!(message.contains(help), "{help:?} is missing: {message}");
         }
         assert_unchanged(home, &before, "run");

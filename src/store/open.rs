@@ -39,7 +39,7 @@ const TICK: Duration = Duration::from_secs(10);
 /// sled has seven threads that look for work once a second, though they are woken when there is any.
 const SLED_MAY_SLEEP_ON: Duration = Duration::from_secs(60);
 
-const NEXT: &str = "growd has changed nothing. `growd store verify` shows what is readable, `growd store export` saves it as \
+const NEXT: &str = "growd does not start with it, and has deleted nothing. `growd store verify` shows what is readable, `growd store export` saves it as \
     JSON lines, `growd store set-aside` moves the store away so that growd starts with an empty one: sizes are always \
     read from the kernel, only the history and the unfinished jobs go";
 
@@ -340,7 +340,7 @@ mod tests {
         let told = of(sled::Error::Io(Errno::ENOSPC.into())).to_string();
         assert!(told.contains("start growd again") && !told.contains("set-aside"));
         let told = of(sled::Error::Corruption { at: None, bt: () }).to_string();
-        assert!(told.contains("is damaged: the file db is damaged. growd has changed nothing"), "{told}");
+        assert!(told.contains("is damaged: the file db is damaged. growd does not start with it"), "{told}");
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Metrics {
             ("size", "Size of what the pool's shares grow into.", |pool| pool.total.get()),
             ("free", "What of it is not in use.", |pool| pool.free.get()),
             ("promised", "What of it is promised to shares.", |pool| pool.promised.get()),
-            ("queued", "Growth of jobs that have not ended.", |pool| pool.queued.get()),
+            ("queued", "What jobs that have not ended take, or are still to give back.", |pool| pool.queued.get()),
             ("reserve", "What of it is never promised, as configured.", |pool| pool.reserve.get()),
             ("available", "What extends may still ask for.", |pool| pool.available.get()),
         ];

@@ -48,9 +48,9 @@ pub fn status(refusal: Refusal) -> Status {
     let reason = refusal.reason();
     let message = refusal.to_string();
     if codes(reason).0 == Code::Internal {
-        tracing::error!(%reason, message, "internal error");
+        tracing::error!(%reason, error = message, "internal error");
     } else {
-        tracing::info!(%reason, message, "refused");
+        tracing::info!(%reason, error = message, "refused");
     }
     unlogged(&refusal)
 }
@@ -103,6 +103,24 @@ mod tests {
             if codes(*reason).0 == Code::Unavailable {
                 assert!(reason.is_retryable(), "{reason}");
             }
+        }
+    }
+
+    #[test]
+    fn the_readme_tells_what_each_refusal_is_answered_with() {
+        let rows: Vec<Vec<&str>> = include_str!("../../README.md")
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ").collect()))
+            .collect();
+        // These are never refused with.
+        let findings = [Reason::SoftLimitFirst, Reason::PoolOvercommitted, Reason::HalfGrown];
+        for reason in Reason::ALL.iter().filter(|reason| !findings.contains(reason)) {
+            let row = rows.iter().find(|row| row.len() == 6 && row[0] == reason.as_str());
+            let Some([.., code, http, again]) = row.map(Vec::as_slice) else { panic!("{reason} is not in the README") };
+            let (expected, status) = codes(*reason);
+            assert_eq!(code.replace('_', ""), format!("{expected:?}").to_uppercase(), "{reason}");
+            assert_eq!(*http, status.to_string(), "{reason}");
+            assert_eq!(*again, if reason.is_retryable() { "yes" } else { "no" }, "{reason}");
         }
     }
 }

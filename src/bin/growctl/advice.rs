@@ -69,7 +69,9 @@ fn known_step(reason: Reason, metadata: &BTreeMap<String, String>) -> String {
             "look what the node waits for: `growctl doctor`, `dmesg`, `ps -eo pid,stat,wchan,cmd`".to_owned()
         }
         Reason::GrowthTooLarge => {
-            "ask for less, or move the data to a file system that is made larger from the start".to_owned()
+            "ask for less, move the data to a file system that is made larger from the start, or permit it: allow_any_growth \
+             of the pool in growd.toml"
+                .to_owned()
         }
         Reason::PoolFull => "ask for less, or free or add space; `growctl pools` shows what can be given".to_owned(),
         Reason::QueueFull => match metadata.get(RETRY_AFTER_SECONDS) {

@@ -17,7 +17,7 @@ Exit codes:
   2    bad usage: an argument, an id, a size or the endpoint is not well formed
   3    refused: the request itself is wrong, not permitted or not supported
   4    no such share or job
-  5    refused in this state: share busy, size is another one, more in use than a shrink would leave, ...
+  5    refused in this state: share busy, not the expected size, more in use than a shrink would leave, ...
   6    refused: the pool has not enough space
   7    growd is not reachable, not serving or too busy, or did not answer in time: try again
   8    the job failed or was cancelled
@@ -26,7 +26,7 @@ Exit codes:
 /// Heading of the options that all verbs have.
 const EVERY: &str = "Options of every command";
 
-/// Asks growd, the share host agent of this node: what shares there are, to change their sizes, what became of it.
+/// Command line of growd, the share host agent of this node: lists shares, changes their sizes, follows jobs.
 #[derive(Debug, Parser)]
 #[command(name = "growctl", version, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -108,7 +108,7 @@ pub enum Verb {
         #[arg(long)]
         watch: bool,
     },
-    /// Cancels a job that has not begun, nor can have before a restart of growd
+    /// Cancels a job that is QUEUED; not one of before the last start of growd, which may have begun then
     Cancel {
         /// The job
         id: JobId,
