@@ -8,7 +8,7 @@ use futures_util::future::Either;
 use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
-use tower::{Layer, Service};
+use tower::Service;
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{debug, warn};
 
@@ -103,20 +103,15 @@ impl Guard {
 }
 
 #[derive(Clone)]
-pub struct GateLayer(pub Arc<Guard>);
-
-impl<S> Layer<S> for GateLayer {
-    type Service = Gate<S>;
-
-    fn layer(&self, inner: S) -> Gate<S> {
-        Gate { inner, guard: Arc::clone(&self.0) }
-    }
-}
-
-#[derive(Clone)]
 pub struct Gate<S> {
     inner: S,
     guard: Arc<Guard>,
+}
+
+impl<S> Gate<S> {
+    pub const fn new(inner: S, guard: Arc<Guard>) -> Self {
+        Self { inner, guard }
+    }
 }
 
 impl<S, R> Service<Request<Body>> for Gate<S>
