@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::microversion::{self, Microversion};
 use crate::nodes::{Failure, Place, RETRY_AFTER, Taken};
 use crate::refusal::{Refusal, json_response};
-use crate::view::{Details, GIB_SHIFT, summary};
+use crate::view::{Details, summary};
 
 /// The longest body that is read: that of the share API.
 const BODY_MOST: usize = 114_688;
@@ -248,7 +248,7 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
             // refused just as surely.
             (0, JobKind::Extend) => 1,
             (0, JobKind::Shrink) => Size::MAX_FILE.get(),
-            (size, _) => size << GIB_SHIFT,
+            (size, _) => Size::gib(size).get(),
         },
         ..ExtendShareRequest::default()
     };

@@ -1,12 +1,10 @@
 //! A share as the share API shows it.
 
+use growd::model::Bytes;
 use growd::wire::proto::{Job, Share, ShareStatus};
 use serde_json::{Value, json};
 
 use crate::nodes::{Failure, Node, words};
-
-/// Sizes of the share API are GiB, those of growd bytes.
-pub const GIB_SHIFT: u32 = 30;
 
 /// What is told of a share.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +59,7 @@ impl Details {
         let failed = error.map(|error| words(&error.reason, error.message));
         let finding = || share.findings.first().map(|finding| words(&finding.kind, finding.message.clone()));
         let error = failed.or_else(|| size.is_none().then(finding).flatten());
-        Ok(Self { id: share.share_id, status, size: size.map(|bytes| bytes >> GIB_SHIFT), error })
+        Ok(Self { id: share.share_id, status, size: size.map(|bytes| Bytes::new(bytes).whole_gib()), error })
     }
 
     /// The fields that clients know at any microversion. What growd does not know, such as names, is null.
