@@ -334,7 +334,7 @@ impl Driver for Lvm {
 
     /// The name of a volume says no project.
     fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
-        if project.as_str().is_empty() { self.shares() } else { Ok(Shares::from([])) }
+        if project.is_empty() { self.shares() } else { Ok(Shares::from([])) }
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

@@ -16,7 +16,7 @@ impl ProjectQuota {
         let base = self.base()?;
         let (found, pool) = (self.find(&base, share)?, &base.pool);
         let now = found.observed.shrinkable()?;
-        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
+        let old = found.known_quota()?;
         let own_soft = (old.soft != old.hard).then_some(old.soft);
         // XFS ignores a hard limit below the soft one.
         let write = |hard| self.write_limits(pool, &found, hard, own_soft.map_or(hard, |soft| soft.min(hard)));
