@@ -267,8 +267,8 @@ impl Engine {
         }
     }
 
-    /// From now on a job that has not begun does not start, and its cancellation is on its way to the disk. Gives the job, to wait for
-    /// that; `None` when it is not live.
+    /// From now on a job that has not begun does not start, and its cancellation is on its way to the disk. Gives the job,
+    /// to wait for that; `None` when it is not live.
     fn begin_to_cancel(self: &Arc<Self>, id: JobId) -> Result<Option<watch::Receiver<Job>>, Refusal> {
         let mut live = self.live.lock();
         let Some(live) = live.get_mut(&id) else { return Ok(None) };
