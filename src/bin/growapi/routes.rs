@@ -262,29 +262,42 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         // An admin may ask for the share of any project; growd goes by what the place says.
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
-        request.request_id = Some(caller.traced.id.to_string());
-        let mut answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        for _ in 0..IDS_MOST {
-            if !may_be_earlier(&caller.traced, &answer)? {
-                break;
-            }
-            let mut jobs = place.node.jobs_of(id).await.map_err(failed)?.into_iter();
-            let newest = jobs.find(|job| caller.traced.has_asked_with(&job.request_id));
-            if let Some(job) = newest.clone().filter(|job| is_repeated(&request, kind, job)) {
-                answer = Ok(Some(Taken { job, repeated: true }));
-                break;
-            }
-            let newest = newest.map_or(request.share_id.clone(), |job| job.job_id);
-            request.request_id = Some(caller.traced.behind(&newest).to_string());
-            answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        }
-        if let Some(taken) = answer.map_err(failed)? {
+        if let Some(taken) = ask(caller, &place, id, kind, request.clone(), size).await? {
             let (request, node, job) = (caller.traced.id, &place.node.name, taken.job);
             tracing::info!(%request, share = %id, node, job = job.job_id, %kind, "accepted");
             return Ok(StatusCode::ACCEPTED.into_response());
         }
     }
     Err(failed(Failure::unknown_share()))
+}
+
+/// Asks with the request's own id, and where that has a job of an earlier request with the ids behind it.
+async fn ask(
+    caller: &Caller,
+    place: &Place,
+    id: ShareId,
+    kind: JobKind,
+    mut request: ExtendShareRequest,
+    size: u64,
+) -> Result<Option<Taken>, Refusal> {
+    let failed = |failure: Failure| failure.into_refusal(Some(size));
+    let traced = &caller.traced;
+    request.request_id = Some(traced.id.to_string());
+    let mut left = IDS_MOST;
+    loop {
+        let answer = caller.api.nodes.resize(kind, id, place, request.clone(), traced.from).await;
+        if left == 0 || !may_be_earlier(traced, &answer)? {
+            return answer.map_err(failed);
+        }
+        left -= 1;
+        let mut jobs = place.node.jobs_of(id).await.map_err(failed)?.into_iter();
+        let newest = jobs.find(|job| traced.has_asked_with(&job.request_id));
+        if let Some(job) = newest.clone().filter(|job| is_repeated(&request, kind, job)) {
+            return Ok(Some(Taken { job, repeated: true }));
+        }
+        let newest = newest.map_or(request.share_id.clone(), |job| job.job_id);
+        request.request_id = Some(traced.behind(&newest).to_string());
+    }
 }
 
 /// Whether the answer may be about an earlier request: OpenStack's clients may use one id for a series of them.
