@@ -137,7 +137,8 @@ async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, S
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
     let (place, share) = look(caller, project, id, None).await?;
     let owner = caller.api.owners.owner(&place.node.name, &place.pool, &place.project).unwrap_or(project).to_owned();
-    let details = Details::of(&place.node, share).await.map_err(|failure| failure.into_refusal(None))?;
+    let job = place.node.job_of(&share).await;
+    let details = job.and_then(|job| Details::new(share, job)).map_err(|failure| failure.into_refusal(None))?;
     Ok((details, owner))
 }
 
@@ -209,15 +210,8 @@ async fn list_page(
         body["shares_links"] = json!([{"rel": "next", "href": href}]);
     }
     let mut response = json_response(StatusCode::OK, &body);
-    let missing =
-        [(page.missing.len(), "nodes that do not answer"), (page.unreadable.len(), "pools that cannot be read")];
-    let missing = missing.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("of {count} {what}"));
-    let missing = missing.collect::<Vec<_>>().join(" and ");
-    if !missing.is_empty() {
-        let text = format!("199 growapi \"the shares {missing} are missing\"");
-        if let Ok(text) = HeaderValue::try_from(text) {
-            response.headers_mut().insert(header::WARNING, text);
-        }
+    if let Some(warning) = page.warning().and_then(|text| HeaderValue::try_from(text).ok()) {
+        response.headers_mut().insert(header::WARNING, warning);
     }
     Ok(response)
 }

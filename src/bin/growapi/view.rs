@@ -4,7 +4,7 @@ use growd::model::Bytes;
 use growd::wire::proto::{Job, Share, ShareStatus};
 use serde_json::{Value, json};
 
-use crate::nodes::{Failure, Node, words};
+use crate::nodes::{Failure, words};
 
 /// What is told of a share.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,30 +18,12 @@ pub struct Details {
 }
 
 impl Details {
-    /// Asks for the job of a share whose size is being changed, or could not be.
+    /// `job` is the one that the share's status comes from. While a share is extending or shrinking its size is the old one,
+    /// whatever part of the work is done: size and status change together.
     ///
     /// # Errors
-    /// Every [`Failure`].
-    pub async fn of(node: &Node, share: Share) -> Result<Self, Failure> {
-        let job = match share.status() {
-            ShareStatus::Extending | ShareStatus::Shrinking => Some(&share.active_job_id),
-            ShareStatus::ExtendingError | ShareStatus::ShrinkingError => Some(&share.last_job_id),
-            ShareStatus::Available | ShareStatus::Unspecified => None,
-        };
-        let job = match job {
-            Some(job_id) => match node.job(job_id).await {
-                // Ended and removed since: nothing to tell.
-                Err(failure) if failure.has_reason("JOB_NOT_FOUND") => None,
-                job => Some(job?),
-            },
-            None => None,
-        };
-        Self::new(share, job)
-    }
-
-    /// While a share is extending or shrinking its size is the old one, whatever part of the work is done: size and status
-    /// change together.
-    fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
+    /// [`Failure::Nonsense`] for a share without status.
+    pub fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
         let before = job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes);
         let error = job.and_then(|job| job.error);
         let in_the_way = error.as_ref().is_some_and(|error| error.reason == "WOULD_LOSE_DATA");
