@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
-use super::problem::{ConfigError, Hint, Place, Problem};
+use super::problem::{ConfigError, Hint, Place, Problem, ValueProblem};
 use super::read::{self, At, Report, Section};
 use crate::model::{Credentials, PoolName};
 
@@ -165,7 +165,7 @@ fn read_nodes(all: &[Section<'_, '_>], tls: bool, report: &mut Report<'_>) -> BT
 }
 
 fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<IdentityConfig> {
-    let kind = section.required("kind", read::identity_kind, report)?.value;
+    let kind = section.required("kind", identity_kind, report)?.value;
     section.only_for(kind.as_str(), &["kind"], kind.keys(), report);
     match kind {
         IdentityKind::TokenFile => {
@@ -198,17 +198,21 @@ fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<I
     }
 }
 
+fn identity_kind(value: &DeValue<'_>) -> Result<IdentityKind, ValueProblem> {
+    read::one_of(value, &IdentityKind::ALL, IdentityKind::as_str, "a kind of identity", "kinds")
+}
+
 #[derive(Clone, Copy)]
-pub enum IdentityKind {
+enum IdentityKind {
     Nobody,
     TokenFile,
     Keystone,
 }
 
 impl IdentityKind {
-    pub const ALL: [Self; 3] = [Self::Nobody, Self::TokenFile, Self::Keystone];
+    const ALL: [Self; 3] = [Self::Nobody, Self::TokenFile, Self::Keystone];
 
-    pub const fn as_str(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Nobody => "none",
             Self::TokenFile => "token-file",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::driver::path_template::{PathError, PathTemplate, TemplateError};
 use crate::logging::LevelError;
-use crate::model::{DriverKind, InvalidName, ParseBytesError, PoolName, ShareId};
+use crate::model::{InvalidName, ParseBytesError, PoolName, ShareId};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -109,10 +109,8 @@ pub enum ValueProblem {
     Template(#[from] TemplateError),
     #[error("{text:?} is not a duration such as 90d or 12h: {source}")]
     Duration { text: String, source: humantime::DurationError },
-    #[error("{text:?} is not a driver; {hint}")]
-    Driver { text: String, hint: Hint },
-    #[error("{text:?} is not a kind of identity; {hint}")]
-    Identity { text: String, hint: Hint },
+    #[error("{text:?} is not {what}; {hint}")]
+    Word { text: String, what: &'static str, hint: Hint },
     #[error("{text:?} is not unix: and an absolute path, such as unix:/run/growd/growd.sock")]
     Listen { text: String },
     #[error("{text:?} is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420")]
@@ -264,10 +262,6 @@ impl Hint {
             Some((_, name)) => Self::Meant(name.clone()),
             None => Self::Known { what, names },
         }
-    }
-
-    pub(super) fn driver(given: &str) -> Self {
-        Self::new(given, "drivers", DriverKind::ALL.map(DriverKind::as_str))
     }
 }
 

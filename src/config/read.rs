@@ -12,7 +12,6 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
-use super::growapi::IdentityKind;
 use super::problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
 use crate::driver::path_template::{check_lvm_name, plain_path};
 use crate::logging;
@@ -233,12 +232,22 @@ pub fn address(value: &DeValue<'_>) -> Result<SocketAddr, ValueProblem> {
     text.parse().map_err(|_| ValueProblem::Address { text: text.to_owned() })
 }
 
-pub fn driver(value: &DeValue<'_>) -> Result<DriverKind, ValueProblem> {
+/// One of several words; `what` and `plural` are what these are called.
+pub fn one_of<T: Copy>(
+    value: &DeValue<'_>,
+    all: &[T],
+    name: fn(T) -> &'static str,
+    what: &'static str,
+    plural: &'static str,
+) -> Result<T, ValueProblem> {
     let text = text(value)?;
-    DriverKind::ALL
-        .into_iter()
-        .find(|kind| kind.as_str() == text)
-        .ok_or_else(|| ValueProblem::Driver { text: text.to_owned(), hint: Hint::driver(text) })
+    let hint = || Hint::new(text, plural, all.iter().copied().map(name));
+    let unknown = || ValueProblem::Word { text: text.to_owned(), what, hint: hint() };
+    all.iter().copied().find(|one| name(*one) == text).ok_or_else(unknown)
+}
+
+pub fn driver(value: &DeValue<'_>) -> Result<DriverKind, ValueProblem> {
+    one_of(value, &DriverKind::ALL, DriverKind::as_str, "a driver", "drivers")
 }
 
 pub fn duration(value: &DeValue<'_>) -> Result<Duration, ValueProblem> {
@@ -330,13 +339,6 @@ pub fn words(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let legal = !text.is_empty() && !text.chars().any(char::is_control);
     let expected = "printable text";
     if legal { Ok(text.to_owned()) } else { Err(InvalidName::new(text, expected).into()) }
-}
-
-pub fn identity_kind(value: &DeValue<'_>) -> Result<IdentityKind, ValueProblem> {
-    let text = text(value)?;
-    let hint = || Hint::new(text, "kinds", IdentityKind::ALL.map(IdentityKind::as_str));
-    let unknown = || ValueProblem::Identity { text: text.to_owned(), hint: hint() };
-    IdentityKind::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(unknown)
 }
 
 /// The name of a volume group or of a logical volume.
