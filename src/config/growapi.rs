@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
-use super::problem::{ConfigError, Hint, Place, Problem, ValueProblem};
+use super::problem::{ConfigError, Hint, Problem, Table, ValueProblem};
 use super::read::{self, At, Report, Section};
 use crate::model::{Credentials, PoolName};
 
@@ -92,29 +92,29 @@ impl ApiConfig {
     }
 
     fn from_table(table: &DeTable<'_>, report: &mut Report<'_>) -> Option<Self> {
-        let top = Section::new(Place::Api, 0, table, report);
+        let top = Section::new(Table::Api, 0, table, report);
         let listen = top.optional("listen", LISTEN, read::address, report);
         let public_url = top.found("public_url", read::http_url, report).map(|at| at.value);
         let node_timeout = top.optional("node_timeout", PATIENCE, read::duration, report);
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
-        let metrics = top.table("metrics", Place::Metrics, report);
+        let metrics = top.table("metrics", Table::Metrics, report);
         let metrics =
             metrics.map_or(Some(None), |section| section.optional("listen", METRICS, read::address, report).map(Some));
-        let log = top.table("log", Place::Log, report);
+        let log = top.table("log", Table::Log, report);
         let log = log.and_then(|section| section.required("level", read::level, report));
-        let tls = top.table("tls", Place::Tls, report);
+        let tls = top.table("tls", Table::Tls, report);
         let tls = tls.map_or(Some(None), |section| read_tls(&section, report).map(Some));
-        let nodes = top.tables("node", Place::Node, report)?;
+        let nodes = top.tables("node", Table::Node, report)?;
         if nodes.is_empty() {
             report.add(0, Problem::NoNode);
         }
         let nodes = read_nodes(&nodes, top.offset_of("tls").is_some(), report);
         if top.offset_of("identity").is_none() {
-            report.add(0, Problem::MissingKey { key: "identity", place: Place::Api });
+            report.add(0, Problem::MissingKey { key: "identity", table: Table::Api });
         }
-        let identity = top.table("identity", Place::Identity, report);
+        let identity = top.table("identity", Table::Identity, report);
         let identity = identity.and_then(|section| read_identity(&section, report));
-        let owners = top.tables("owner", Place::Owner, report)?;
+        let owners = top.tables("owner", Table::Owner, report)?;
         let owners = read_owners(&owners, &nodes, report);
         Some(Self {
             listen: listen?,

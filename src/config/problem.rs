@@ -41,10 +41,10 @@ impl fmt::Display for Located {
 pub enum Problem {
     #[error("{message}")]
     Syntax { message: String },
-    #[error("unknown key {key:?} in {place}; {hint}")]
-    UnknownKey { key: String, place: Place, hint: Hint },
-    #[error("{place} has no {key:?}")]
-    MissingKey { key: &'static str, place: Place },
+    #[error("unknown key {key:?} in {table}; {hint}")]
+    UnknownKey { key: String, table: Table, hint: Hint },
+    #[error("{table} has no {key:?}")]
+    MissingKey { key: &'static str, table: Table },
     #[error("{of} {kind} has no key {key:?}")]
     OtherKindsKey { key: String, of: &'static str, kind: &'static str },
     #[error("overcommit: a thick volume takes its whole size, so only 1 is possible without thin_pool")]
@@ -129,7 +129,7 @@ pub enum ValueProblem {
 
 /// A table of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Table {
     Top,
     Tcp,
     Access,
@@ -146,7 +146,7 @@ pub enum Place {
     Owner,
 }
 
-impl Place {
+impl Table {
     pub(super) const fn keys(self) -> &'static [&'static str] {
         match self {
             Self::Top => &[
@@ -221,7 +221,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Top | Self::Api => "the file",
