@@ -108,8 +108,16 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
     systemd::ready();
     let heartbeat = tokio::spawn(heartbeat::beat(Arc::clone(&engine)));
-    let mut reload =
-        Reload { path, config, log, own_socket, maker, engine: Arc::clone(&engine), control: control.clone(), tls };
+    let mut reload = Reload {
+        path,
+        first: config,
+        log,
+        own_socket,
+        maker,
+        engine: Arc::clone(&engine),
+        control: control.clone(),
+        tls,
+    };
 
     loop {
         let healthy = failure.borrow_and_update().is_none();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts};
+use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
 use crate::model::{Job, JobKind, Reason};
 
@@ -11,6 +11,7 @@ use crate::model::{Job, JobKind, Reason};
 const TIMES: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0];
 
 pub struct Meters {
+    pub registry: Registry,
     ended: IntCounterVec,
     extends_refused: IntCounterVec,
     shrinks_refused: IntCounterVec,
@@ -25,51 +26,48 @@ impl Meters {
     /// # Errors
     /// Never, as long as the names below are well formed and differ.
     pub fn new() -> Result<Self, Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
         let times = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(TIMES.to_vec());
+        let histogram = |options| registered(&registry, Histogram::with_opts(options)?);
         Ok(Self {
-            ended: IntCounterVec::new(
-                Opts::new("growd_jobs_ended_total", "Jobs that have ended since growd was started."),
+            ended: counters(
+                "growd_jobs_ended_total",
+                "Jobs that have ended since growd was started.",
                 &["kind", "driver", "state", "reason"],
             )?,
-            extends_refused: IntCounterVec::new(
-                Opts::new("growd_extends_refused_total", "Requests to extend a share that were not accepted."),
+            extends_refused: counters(
+                "growd_extends_refused_total",
+                "Requests to extend a share that were not accepted.",
                 &["reason"],
             )?,
-            shrinks_refused: IntCounterVec::new(
-                Opts::new("growd_shrinks_refused_total", "Requests to shrink a share that were not accepted."),
+            shrinks_refused: counters(
+                "growd_shrinks_refused_total",
+                "Requests to shrink a share that were not accepted.",
                 &["reason"],
             )?,
-            turned_away: IntCounterVec::new(
-                Opts::new("growd_callers_turned_away_total", "Calls and handshakes of callers who may not."),
+            turned_away: counters(
+                "growd_callers_turned_away_total",
+                "Calls and handshakes of callers who may not.",
                 &["reason"],
             )?,
-            queue_wait: Histogram::with_opts(times("growd_job_queue_wait_seconds", "From QUEUED to RUNNING."))?,
-            steps: HistogramVec::new(
-                times("growd_step_duration_seconds", "Time that the steps of jobs took."),
-                &["driver", "step"],
-            )?,
-            commit_jobs: Histogram::with_opts(
+            queue_wait: histogram(times("growd_job_queue_wait_seconds", "From QUEUED to RUNNING."))?,
+            steps: {
+                let options = times("growd_step_duration_seconds", "Time that the steps of jobs took.");
+                registered(&registry, HistogramVec::new(options, &["driver", "step"])?)?
+            },
+            commit_jobs: histogram(
                 HistogramOpts::new("growd_store_commit_jobs", "Jobs that one flush of the job store made durable.")
                     .buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]),
             )?,
-            flush: Histogram::with_opts(times(
+            flush: histogram(times(
                 "growd_store_commit_duration_seconds",
                 "Time that a group of jobs took to the disk.",
             ))?,
+            registry,
         })
-    }
-
-    pub fn collectors(&self) -> [Box<dyn Collector>; 8] {
-        [
-            Box::new(self.ended.clone()),
-            Box::new(self.extends_refused.clone()),
-            Box::new(self.shrinks_refused.clone()),
-            Box::new(self.turned_away.clone()),
-            Box::new(self.queue_wait.clone()),
-            Box::new(self.steps.clone()),
-            Box::new(self.commit_jobs.clone()),
-            Box::new(self.flush.clone()),
-        ]
     }
 
     pub fn ended(&self, job: &Job) {
@@ -109,4 +107,13 @@ impl Meters {
         self.commit_jobs.observe(jobs as f64);
         self.flush.observe(took.as_secs_f64());
     }
+}
+
+/// The collector, which `registry` tells of from then on.
+///
+/// # Errors
+/// Never, as long as its name is well formed and no other has it.
+pub fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
 }

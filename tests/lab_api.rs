@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
 use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, ListJobsRequest, ListSharesRequest};
 use prost_reflect::Value;
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use tonic::Code;
 
@@ -56,8 +56,8 @@ async fn cancel(clients: &Clients, job: &Job) -> Result<Job, tonic::Status> {
 #[tokio::test(flavor = "multi_thread")]
 async fn extends_that_wait_for_one_file_system_are_carried_out_together_and_end_each_by_itself() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, TURNS + 6, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
@@ -96,8 +96,8 @@ async fn extends_that_wait_for_one_file_system_are_carried_out_together_and_end_
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_job_that_waits_can_be_cancelled_and_its_share_is_free_again() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, TURNS + 2, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
@@ -140,8 +140,8 @@ async fn only_a_job_that_waits_can_be_cancelled_and_its_share_is_free_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_sees_the_job_to_its_end_and_a_late_one_sees_the_end() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, 1, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
@@ -168,8 +168,8 @@ async fn a_watcher_sees_the_job_to_its_end_and_a_late_one_sees_the_end() {
 async fn a_caller_that_goes_away_stops_nothing() {
     lab::require();
     let fs = Filesystem::xfs("ubda", PRJQUOTA);
-    let disk = HangingDisk::over("ubdd");
-    let state = Filesystem::small_ext4(disk.path().to_str().unwrap(), "256M");
+    let disk = MappedDisk::over("ubdd");
+    let state = Filesystem::small_ext4(&disk.path(), "256M");
     create_shares(&fs, 2, 8 * MIB);
     let daemon = Daemon::start(state.path(), &pool(&fs, "")).await;
     let (clients, leaving) = (daemon.clients().await, daemon.clients().await);
@@ -306,8 +306,8 @@ async fn node_pools_and_findings_say_what_is_true_and_what_heals_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_hangs_holds_up_no_other_whatever_its_callers_do() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let stuck = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let stuck = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let sound = Filesystem::ext4("ubdb", PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&stuck, 1, 8 * MIB);

@@ -7,9 +7,6 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
-#[path = "support/failing_disk.rs"]
-mod failing_disk;
-
 mod store;
 
 use std::fs::File;
@@ -19,11 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
-use failing_disk::FailingDisk;
 use growd::sys::sync_file_range;
 use growd::wire::proto::{CancelJobRequest, Job, JobState};
 use nix::errno::Errno;
-use support::hanging_disk::{Hang, HangingDisk};
+use support::mapped_disk::{Hang, MappedDisk};
 use support::{Filesystem, PRJQUOTA, lab};
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -94,7 +90,7 @@ fn forget_what_is_in_memory(fs: &Filesystem) {
 #[test]
 fn a_flush_hears_of_every_write_that_failed_since_the_one_before() {
     lab::require();
-    let disk = FailingDisk::over("ubda");
+    let disk = MappedDisk::over("ubda");
     let fs = Filesystem::ext4(&disk.path(), "");
     let path = fs.path().join("file");
     let file = File::options().create_new(true).write(true).open(&path).unwrap();
@@ -123,7 +119,7 @@ async fn bad_blocks_under_the_store_refuse_extends_and_nothing_is_lost_when_they
     lab::require();
     let shares = Filesystem::xfs("ubda", "prjquota");
     create_shares(&shares, 2, MIB);
-    let disk = FailingDisk::over("ubdd");
+    let disk = MappedDisk::over("ubdd");
     let state = Filesystem::ext4(&disk.path(), "");
     let mut growd = Daemon::start(state.path(), &pool(&shares, "")).await;
     let clients = growd.clients().await;
@@ -157,8 +153,8 @@ async fn a_state_disk_that_hangs_is_told_and_growd_goes_on_when_it_answers() {
     lab::require();
     let shares = Filesystem::xfs("ubda", "prjquota");
     create_shares(&shares, 2, MIB);
-    let disk = HangingDisk::over("ubdd");
-    let state = Filesystem::ext4(disk.path().to_str().unwrap(), "");
+    let disk = MappedDisk::over("ubdd");
+    let state = Filesystem::ext4(&disk.path(), "");
     let mut growd = Daemon::start(state.path(), &pool(&shares, "")).await;
     let clients = growd.clients().await;
     let mut load = Load::new();
@@ -187,7 +183,7 @@ async fn a_state_disk_that_is_gone_needs_a_mount_and_a_restart_and_growd_says_so
     lab::require();
     let shares = Filesystem::xfs("ubda", "prjquota");
     create_shares(&shares, 2, MIB);
-    let disk = FailingDisk::over("ubdd");
+    let disk = MappedDisk::over("ubdd");
     let state = Filesystem::xfs(&disk.path(), "");
     let mut growd = Daemon::start(state.path(), &pool(&shares, "")).await;
     let config = tempfile::tempdir().unwrap();
@@ -225,7 +221,7 @@ async fn a_state_disk_that_is_gone_needs_a_mount_and_a_restart_and_growd_says_so
 #[tokio::test(flavor = "multi_thread")]
 async fn a_share_whose_disk_fails_is_a_failed_job_with_a_reason_and_its_size_is_told_truly_afterwards() {
     lab::require();
-    let disk = FailingDisk::over("ubda");
+    let disk = MappedDisk::over("ubda");
     let shares = Filesystem::xfs(&disk.path(), "prjquota");
     create_shares(&shares, 2, MIB);
     let home = tempfile::tempdir().unwrap();
@@ -341,7 +337,7 @@ struct Uncancelled<'a> {
 }
 
 impl<'a> Uncancelled<'a> {
-    async fn on(disk: &'a HangingDisk, shares: &Filesystem, home: &Path) -> Self {
+    async fn on(disk: &'a MappedDisk, shares: &Filesystem, home: &Path) -> Self {
         create_shares(shares, TURNS + 1, MIB);
         let growd = Daemon::start(home, &pool(shares, "")).await;
         let clients = growd.clients().await;
@@ -360,8 +356,8 @@ impl<'a> Uncancelled<'a> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancellation_that_could_not_be_written_holds_its_job_and_an_end_that_could_not_does_not_hold_growd() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let shares = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let shares = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let home = tempfile::tempdir().unwrap();
     let Uncancelled { mut growd, clients, hang, running, waiting, state, away } =
         Uncancelled::on(&disk, &shares, home.path()).await;
@@ -388,8 +384,8 @@ async fn a_cancellation_that_could_not_be_written_holds_its_job_and_an_end_that_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancellation_is_made_up_for_when_the_store_can_be_written_again() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let shares = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let shares = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let home = tempfile::tempdir().unwrap();
     let Uncancelled { mut growd, clients, hang, waiting, state, away, .. } =
         Uncancelled::on(&disk, &shares, home.path()).await;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use daemon::*;
 use growd::wire::proto::{ExtendShareRequest, JobState, ListJobsRequest, WatchJobRequest};
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, lab};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -131,8 +131,8 @@ async fn ids_sort_and_jobs_end_whatever_the_clock_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_wait_hangs_and_none_ends_too_early() {
     let clock = Clock::take().await;
-    let disk = HangingDisk::over("ubdb");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
+    let disk = MappedDisk::over("ubdb");
+    let fs = Filesystem::xfs(&disk.path(), "prjquota");
     create_shares(&fs, 2, MIB);
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;

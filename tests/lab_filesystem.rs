@@ -19,7 +19,7 @@ use growd::driver::DriverError;
 use growd::model::{Bytes, Reason};
 use growd::sys::freeze;
 use support::btrfs::pause_a_balance;
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::size_by_tool::size_by_tool;
 use support::{Disk, Filesystem, fill, lab};
 use volume::{MIB, SECTOR, Volume, check, look, observe_node};
@@ -332,8 +332,8 @@ fn growth_survives_a_power_cut() {
 /// parent and every kill.
 #[test]
 fn a_freeze_that_waits_for_its_disk_keeps_no_other_file_open() {
-    let disk = HangingDisk::over("ubda");
-    let filesystem = Filesystem::xfs(disk.path().to_str().unwrap(), "");
+    let disk = MappedDisk::over("ubda");
+    let filesystem = Filesystem::xfs(&disk.path(), "");
     let root = File::open(filesystem.path()).unwrap();
     fs::write(filesystem.path().join("dirty"), "").unwrap();
     std::thread::scope(|scope| {

@@ -16,7 +16,7 @@ use daemon::{Daemon, create_shares, pool, project, request, share};
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{ExtendShareRequest, ListJobsRequest};
 use nix::sys::signal::Signal;
-use support::hanging_disk::{Hang, HangingDisk};
+use support::mapped_disk::{Hang, MappedDisk};
 use support::{Filesystem, PRJQUOTA, lab};
 
 const GIB: u64 = 1 << 30;
@@ -30,7 +30,7 @@ fn front(dir: &Path, daemons: &[&Daemon]) -> Front {
 }
 
 /// Lets the disk hang, as [`daemon::Clients::hang`] does, below shares that are larger than its are.
-async fn hang<'a>(daemon: &Daemon, disk: &'a HangingDisk) -> Hang<'a> {
+async fn hang<'a>(daemon: &Daemon, disk: &'a MappedDisk) -> Hang<'a> {
     let check = ExtendShareRequest { validate_only: true, ..request(&share(1), 8 * GIB) };
     daemon.clients().await.ask(check).await.unwrap();
     disk.hang()
@@ -109,8 +109,8 @@ async fn an_extend_is_accepted_carried_out_and_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_eight_extends_at_once_one_is_accepted_and_a_repetition_is_no_second_job() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, 3, 2 * GIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, GENEROUS)).await;
@@ -186,8 +186,8 @@ async fn a_failed_extend_is_told_and_the_share_can_be_extended_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_in_trouble_answers_for_its_own_shares_only() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let others = Filesystem::xfs("ubdb", PRJQUOTA);
     let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     create_shares(&fs, 2, GIB);

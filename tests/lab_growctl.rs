@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 use daemon::{Daemon, MIB, TURNS, create_shares, pool, project, share};
 use serde_json::Value;
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 
 struct Growctl(String);
@@ -197,8 +197,8 @@ async fn refusals_have_the_documented_exit_codes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waits_is_cancelled_and_whoever_waits_for_it_is_told() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, TURNS + 1, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;

@@ -15,8 +15,8 @@ use std::path::Path;
 use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
 use growd::wire::proto::{Job, JobState};
 use support::btrfs::Btrfs;
-use support::hanging_disk::HangingDisk;
 use support::image::{Image, KINDS, pool};
+use support::mapped_disk::MappedDisk;
 use support::writer::Writer;
 use support::{Filesystem, fill, lab};
 
@@ -349,8 +349,8 @@ async fn an_image_with_partitions_is_refused() {
 async fn a_pool_whose_disk_hangs_holds_up_no_pool_on_another() {
     lab::require();
     let ground = Filesystem::xfs("ubda", "");
-    let disk = HangingDisk::over("ubdb");
-    let stuck = Filesystem::xfs(disk.path().to_str().unwrap(), "");
+    let disk = MappedDisk::over("ubdb");
+    let stuck = Filesystem::xfs(&disk.path(), "");
     let (dir, place) = (tempfile::tempdir().unwrap(), stuck.path().join("images"));
     fs::create_dir(&place).unwrap();
     let _image = Image::mounted(ground.path(), &share(1), 320 * MIB, false, KINDS[0].1);

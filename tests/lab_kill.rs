@@ -19,7 +19,7 @@ use std::time::Duration;
 use daemon::{Clients, Daemon, MIB, create_shares, pool, project, reason, request, share, unless_killed};
 use growd::wire::proto::{CancelJobRequest, ExtendShareRequest, Job, JobState};
 use seed::{Random, rounds};
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -120,8 +120,8 @@ async fn killed_at_random_no_acknowledged_job_is_lost() {
     lab::require();
     let mut random = Random::from_environment();
     let rounds = rounds(USUAL_ROUNDS) as u64;
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), "prjquota");
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, SHARES, MIB);
     // More rounds promise more than the disk has.
@@ -249,12 +249,12 @@ fn assert_one_after_the_other(all: &BTreeMap<String, Job>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_hangs_at_a_start_holds_up_no_other_and_promises_nothing_twice() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let stuck = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let stuck = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let sound = Filesystem::xfs("ubdb", PRJQUOTA);
     // Even to open the directory of this one takes the disk.
-    let other_disk = HangingDisk::over("ubdc");
-    let deep = Filesystem::ext4(other_disk.path().to_str().unwrap(), PRJQUOTA);
+    let other_disk = MappedDisk::over("ubdc");
+    let deep = Filesystem::ext4(&other_disk.path(), PRJQUOTA);
     std::fs::create_dir(deep.path().join("shares")).unwrap();
     create_shares(&stuck, 2, 8 * MIB);
     sound.create_share(&share(3), project(3), 8 * MIB);

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use daemon::{Daemon, MIB, create_shares, eventually, pool, share};
 use growd::wire::proto::{GetShareRequest, JobState};
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use volumes::Group;
 
@@ -123,8 +123,8 @@ async fn a_thin_pool_tells_how_full_it_is() {
 #[tokio::test]
 async fn a_scrape_waits_for_no_pool() {
     lab::require();
-    let disk = HangingDisk::over("ubdc");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubdc");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     create_shares(&fs, 1, 8 * MIB);
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(dir.path(), &format!("{}{}", pool(&fs, ""), metrics(9423))).await;

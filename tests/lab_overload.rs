@@ -28,7 +28,7 @@ use http2::{HEADERS, Raw, call};
 use process::Usage;
 use prost::Message;
 use seed::rounds;
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, lab};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -130,8 +130,8 @@ async fn a_full_queue_refuses_and_loses_nothing() {
     lab::require();
     let _alone = ALONE.lock().await;
     let extends = rounds(USUAL_ROUNDS).max(USUAL_ROUNDS) * EXTENDS;
-    let disk = HangingDisk::over("ubdb");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
+    let disk = MappedDisk::over("ubdb");
+    let fs = Filesystem::xfs(&disk.path(), "prjquota");
     create_shares(&fs, SHARES, MIB);
     let state = Filesystem::small_ext4("ubdd", "1G");
     let config = format!("max_active_jobs = {QUEUE}\n{}", pool(&fs, "overcommit = 100.0"));
@@ -189,8 +189,8 @@ async fn a_full_queue_refuses_and_loses_nothing() {
 }
 
 /// A pool on the disk with twice as many shares as the queue has places, another with share 100, and a configuration.
-fn two_pools(disk: &HangingDisk, queue: u32) -> (Filesystem, Filesystem, TempDir, String) {
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
+fn two_pools(disk: &MappedDisk, queue: u32) -> (Filesystem, Filesystem, TempDir, String) {
+    let fs = Filesystem::xfs(&disk.path(), "prjquota");
     create_shares(&fs, 2 * queue, MIB);
     let other = Filesystem::xfs("ubda", "prjquota");
     other.create_shares(&[(share(100), project(100))], MIB);
@@ -203,7 +203,7 @@ async fn a_pool_that_hangs_leaves_the_others_their_places() {
     const QUEUE: u32 = 20;
     lab::require();
     let _alone = ALONE.lock().await;
-    let disk = HangingDisk::over("ubdb");
+    let disk = MappedDisk::over("ubdb");
     let (_fs, _other, dir, pools) = two_pools(&disk, QUEUE);
     let mut daemon = Daemon::start(dir.path(), &pools).await;
     let clients = daemon.clients().await;
@@ -231,7 +231,7 @@ async fn a_pool_that_cannot_be_looked_at_leaves_the_others_their_places() {
     const QUEUE: u32 = 20;
     lab::require();
     let _alone = ALONE.lock().await;
-    let disk = HangingDisk::over("ubdb");
+    let disk = MappedDisk::over("ubdb");
     let (fs, _other, dir, pools) = two_pools(&disk, QUEUE);
     let mut daemon = Daemon::start(dir.path(), &pools).await;
     let clients = daemon.clients().await;
@@ -262,8 +262,8 @@ async fn watchers_that_do_not_read_hold_up_nobody() {
     const CONNECTIONS: usize = 8;
     lab::require();
     let _alone = ALONE.lock().await;
-    let disk = HangingDisk::over("ubdb");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), "prjquota");
+    let disk = MappedDisk::over("ubdb");
+    let fs = Filesystem::xfs(&disk.path(), "prjquota");
     create_shares(&fs, SHARES, MIB);
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;

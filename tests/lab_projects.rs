@@ -15,7 +15,7 @@ use std::os::unix::fs::symlink;
 use daemon::{Clients, Daemon, assert_refused, project, request, share, shrink_request};
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{ExtendShareRequest, JobState, ListSharesRequest, Share, ShrinkShareRequest};
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, Kind, PRJQUOTA, lab};
 
 const GIB: u64 = 1 << 30;
@@ -123,8 +123,8 @@ async fn places_say_whose_a_share_is(kind: Kind, disk: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn for_another_project_a_share_with_a_job_is_not_there_either() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     with_projects(&fs);
     let mut daemon = Daemon::start(dir.path(), &pool(&fs)).await;

@@ -11,7 +11,7 @@ mod daemon;
 use daemon::{Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
 use growd::wire::limits::MESSAGE_MOST;
 use growd::wire::proto::{self, ExtendShareRequest, JobState, ListJobsRequest, ListSharesRequest, NodeState};
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, fill, lab};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -103,8 +103,8 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_says_when_to_come_again() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, 3, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &format!("max_active_jobs = 2\n{}", pool(&fs, ""))).await;
@@ -130,8 +130,8 @@ async fn a_full_queue_says_when_to_come_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_refuses_new_jobs_ends_those_at_work_and_keeps_those_that_wait() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, TURNS + 2, 8 * MIB);
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use growd::wire::proto::{CancelJobRequest, Job, JobState, ListPoolsRequest};
 use nix::mount::{MsFlags, mount};
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 
 async fn names(clients: &Clients) -> Vec<String> {
@@ -35,8 +35,8 @@ async fn busy(clients: &Clients) -> (Vec<Job>, Vec<Job>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_a_pool_that_was_taken_out_end_if_they_had_begun_and_fail_if_not() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let other = Filesystem::xfs("ubdb", PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, TURNS + 2, 8 * MIB);
@@ -69,8 +69,8 @@ async fn jobs_of_a_pool_that_was_taken_out_end_if_they_had_begun_and_fail_if_not
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_wait_begin_with_the_changed_pool_and_those_at_work_end_with_the_old_one() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, TURNS + 2, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
@@ -92,8 +92,8 @@ async fn jobs_that_wait_begin_with_the_changed_pool_and_those_at_work_end_with_t
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_of_before_a_restart_does_not_wait_for_a_pool_that_hangs_and_was_taken_out() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, 1, 8 * MIB);
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
@@ -116,7 +116,7 @@ async fn a_job_of_before_a_restart_does_not_wait_for_a_pool_that_hangs_and_was_t
 
 /// A growd that finds jobs of before, an extend and a shrink, and not their pool: after a boot it may be there before what it
 /// serves. A limit that was lowered may have to be put back then.
-async fn without_its_pool(dir: &Path, disk: &HangingDisk, fs: &Filesystem) -> (Daemon, Clients, [Job; 2]) {
+async fn without_its_pool(dir: &Path, disk: &MappedDisk, fs: &Filesystem) -> (Daemon, Clients, [Job; 2]) {
     create_shares(fs, 2, 8 * MIB);
     let mut daemon = Daemon::start(dir, &pool(fs, "")).await;
     let clients = daemon.clients().await;
@@ -141,8 +141,8 @@ async fn assert_queued(clients: &Clients, jobs: &[Job]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     let (_daemon, clients, jobs) = without_its_pool(dir.path(), &disk, &fs).await;
     // It looks more than once before the pool is there.
@@ -172,8 +172,8 @@ async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_whose_pool_is_not_mounted_two_minutes_after_the_start_fail() {
     lab::require();
-    let disk = HangingDisk::over("ubdc");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubdc");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     let (_daemon, clients, jobs) = without_its_pool(dir.path(), &disk, &fs).await;
     tokio::time::sleep(Duration::from_secs(100)).await;

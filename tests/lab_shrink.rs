@@ -18,8 +18,8 @@ use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, metadat
 use daemon::{btrfs_pool, eventually, shrink_request};
 use growd::wire::proto::{ExtendShareRequest, Job, JobKind, JobState, ShareStatus, ShrinkShareRequest};
 use support::btrfs::Btrfs;
-use support::hanging_disk::HangingDisk;
 use support::image::Image;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, fill, lab};
 
 const GIB: u64 = 1 << 30;
@@ -192,8 +192,8 @@ async fn volumes_and_images_are_never_made_smaller() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_job_at_a_time_and_space_comes_back_with_its_end() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     create_shares(&fs, 20, 16 * MIB);
     let (big, of_big) = (share(19), project(19));

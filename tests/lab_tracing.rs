@@ -17,7 +17,7 @@ use growd::wire::proto::{ExtendShareRequest, Job, JobState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use support::hanging_disk::HangingDisk;
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use tonic::Request;
 
@@ -186,8 +186,8 @@ async fn the_level_follows_the_configuration_while_growd_runs() {
 #[tokio::test]
 async fn a_job_keeps_its_trace_over_a_kill() {
     lab::require();
-    let disk = HangingDisk::over("ubda");
-    let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
     create_shares(&fs, TURNS + 1, 8 * MIB);
     let dir = tempfile::tempdir().unwrap();
     let (growd, clients) = Logged::start(dir.path(), &pool(&fs, "")).await;
@@ -296,8 +296,8 @@ mod exported {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_fails_after_a_restart_is_marked_in_the_trace_of_its_caller() {
         lab::require();
-        let disk = HangingDisk::over("ubda");
-        let fs = Filesystem::xfs(disk.path().to_str().unwrap(), PRJQUOTA);
+        let disk = MappedDisk::over("ubda");
+        let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
         create_shares(&fs, 1, 8 * MIB);
         let dir = tempfile::tempdir().unwrap();
         let collector = Collector::start(4318).await;

@@ -98,11 +98,11 @@ fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<E
         .max_blocking_threads(daemon::blocking_threads(&config))
         .build()?;
     // Spans are exported over a connection of the runtime's.
-    let _inside = runtime.enter();
+    let inside = runtime.enter();
     let log = Arc::new(logging::start(log_format, config.log.clone(), config.traces.as_deref())?);
     let ended = runtime.block_on(daemon::run(config, path, Arc::clone(&log)));
     log.finish();
-    drop(_inside);
+    drop(inside);
     // All that matters has been waited for; a thread that waits for a disk to answer a question must not hold up the end.
     runtime.shutdown_background();
     ended.map(|()| ExitCode::SUCCESS)

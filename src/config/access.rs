@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::problem::{Place, Problem};
+use super::problem::{Problem, Table};
 use super::read::{self, At, Report, Section};
-use crate::model::{Identity, Name, Role, TlsFiles};
+use crate::model::{Grantee, Identity, Role, TlsFiles};
 
 /// A listener besides the unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Tcp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     /// In the order of the file.
-    pub grants: Vec<(Name, Role)>,
+    pub grants: Vec<(Grantee, Role)>,
     /// Whether the contract can be asked for by server reflection.
     pub reflection: bool,
 }
@@ -31,32 +31,32 @@ impl Default for Access {
 impl Access {
     /// `None` when something has been reported.
     pub(super) fn read(top: &Section<'_, '_>, report: &mut Report<'_>) -> Option<Self> {
-        let Some(section) = top.table("access", Place::Access, report) else { return Some(Self::default()) };
+        let Some(section) = top.table("access", Table::Access, report) else { return Some(Self::default()) };
         let lists = [("readers", Role::Reader), ("operators", Role::Operator), ("admins", Role::Admin)];
-        let lists = lists.map(|(key, role)| section.list(key, read::parsed, report).map(|names| (names, role)));
+        let lists = lists.map(|(key, role)| section.list(key, read::parsed, report).map(|grantees| (grantees, role)));
         let reflection = section.optional("reflection", true, read::boolean, report);
         let mut grants = Vec::new();
         for list in lists {
-            let (names, role) = list?;
-            grants.extend(names.into_iter().map(|name| (name, role)));
+            let (grantees, role) = list?;
+            grants.extend(grantees.into_iter().map(|grantee| (grantee, role)));
         }
         Some(Self { grants, reflection: reflection? })
     }
 
     /// Whether the unix socket is for others than root.
     pub fn names_accounts(&self) -> bool {
-        let is_account = |name: &Name| match name {
-            Name::User(_) | Name::Group(_) => true,
-            Name::Known(identity) => matches!(identity, Identity::User(_) | Identity::Group(_)),
+        let is_account = |grantee: &Grantee| match grantee {
+            Grantee::User(_) | Grantee::Group(_) => true,
+            Grantee::Known(identity) => matches!(identity, Identity::User(_) | Identity::Group(_)),
         };
-        self.grants.iter().any(|(name, _)| is_account(name))
+        self.grants.iter().any(|(grantee, _)| is_account(grantee))
     }
 }
 
 impl Tcp {
     /// The outer `None` when something has been reported, the inner one when there is no such listener.
     pub(super) fn read(top: &Section<'_, '_>, report: &mut Report<'_>) -> Option<Option<Self>> {
-        let Some(section) = top.table("tcp", Place::Tcp, report) else { return Some(None) };
+        let Some(section) = top.table("tcp", Table::Tcp, report) else { return Some(None) };
         let address = section.required("listen", read::address, report);
         let insecure = section.found_or("insecure", false, read::boolean, report);
         let tls = match insecure {

@@ -1,6 +1,6 @@
 //! Rules between the entries of a configuration. Each is reported at the later entry, with the line of the earlier one.
 
-use super::problem::{Hint, Place, Problem};
+use super::problem::{Hint, Problem, Table};
 use super::read::{At, Report};
 use super::{PoolEntry, ShareEntry, Volumes};
 use crate::model::DriverKind;
@@ -85,7 +85,7 @@ fn share_in_pool(share: &ShareEntry, pool: &PoolEntry, report: &mut Report<'_>) 
         report.add(offset, Problem::OtherKindsKey { key: other.to_owned(), of: "driver", kind: driver.as_str() });
     }
     if own_at.is_none() {
-        report.add(share.offset, Problem::MissingKey { key: own, place: Place::Share });
+        report.add(share.offset, Problem::MissingKey { key: own, table: Table::Share });
     }
 }
 

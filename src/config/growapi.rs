@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
-use super::problem::{ConfigError, Hint, Place, Problem};
+use super::problem::{ConfigError, Hint, Problem, Table, ValueProblem};
 use super::read::{self, At, Report, Section};
 use crate::model::{Credentials, PoolName};
 
@@ -92,29 +92,29 @@ impl ApiConfig {
     }
 
     fn from_table(table: &DeTable<'_>, report: &mut Report<'_>) -> Option<Self> {
-        let top = Section::new(Place::Api, 0, table, report);
+        let top = Section::new(Table::Api, 0, table, report);
         let listen = top.optional("listen", LISTEN, read::address, report);
         let public_url = top.found("public_url", read::http_url, report).map(|at| at.value);
         let node_timeout = top.optional("node_timeout", PATIENCE, read::duration, report);
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
-        let metrics = top.table("metrics", Place::Metrics, report);
+        let metrics = top.table("metrics", Table::Metrics, report);
         let metrics =
             metrics.map_or(Some(None), |section| section.optional("listen", METRICS, read::address, report).map(Some));
-        let log = top.table("log", Place::Log, report);
+        let log = top.table("log", Table::Log, report);
         let log = log.and_then(|section| section.required("level", read::level, report));
-        let tls = top.table("tls", Place::Tls, report);
+        let tls = top.table("tls", Table::Tls, report);
         let tls = tls.map_or(Some(None), |section| read_tls(&section, report).map(Some));
-        let nodes = top.tables("node", Place::Node, report)?;
+        let nodes = top.tables("node", Table::Node, report)?;
         if nodes.is_empty() {
             report.add(0, Problem::NoNode);
         }
         let nodes = read_nodes(&nodes, top.offset_of("tls").is_some(), report);
         if top.offset_of("identity").is_none() {
-            report.add(0, Problem::MissingKey { key: "identity", place: Place::Api });
+            report.add(0, Problem::MissingKey { key: "identity", table: Table::Api });
         }
-        let identity = top.table("identity", Place::Identity, report);
+        let identity = top.table("identity", Table::Identity, report);
         let identity = identity.and_then(|section| read_identity(&section, report));
-        let owners = top.tables("owner", Place::Owner, report)?;
+        let owners = top.tables("owner", Table::Owner, report)?;
         let owners = read_owners(&owners, &nodes, report);
         Some(Self {
             listen: listen?,
@@ -165,7 +165,7 @@ fn read_nodes(all: &[Section<'_, '_>], tls: bool, report: &mut Report<'_>) -> BT
 }
 
 fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<IdentityConfig> {
-    let kind = section.required("kind", read::identity_kind, report)?.value;
+    let kind = section.required("kind", identity_kind, report)?.value;
     section.only_for(kind.as_str(), &["kind"], kind.keys(), report);
     match kind {
         IdentityKind::TokenFile => {
@@ -198,17 +198,21 @@ fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<I
     }
 }
 
+fn identity_kind(value: &DeValue<'_>) -> Result<IdentityKind, ValueProblem> {
+    read::one_of(value, &IdentityKind::ALL, IdentityKind::as_str, "a kind of identity", "kinds")
+}
+
 #[derive(Clone, Copy)]
-pub enum IdentityKind {
+enum IdentityKind {
     Nobody,
     TokenFile,
     Keystone,
 }
 
 impl IdentityKind {
-    pub const ALL: [Self; 3] = [Self::Nobody, Self::TokenFile, Self::Keystone];
+    const ALL: [Self; 3] = [Self::Nobody, Self::TokenFile, Self::Keystone];
 
-    pub const fn as_str(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Nobody => "none",
             Self::TokenFile => "token-file",

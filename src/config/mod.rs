@@ -20,7 +20,7 @@ use tracing_subscriber::filter::Targets;
 
 pub use access::{Access, Tcp};
 pub use growapi::{ApiConfig, IdentityConfig, KeystoneConfig, NodeConfig, OwnerConfig};
-pub use problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
+pub use problem::{ConfigError, Hint, Located, Problem, Table, ValueProblem};
 use read::{At, Report, Section};
 
 use crate::driver::path_template::{NameTemplate, PathTemplate};
@@ -146,32 +146,32 @@ impl Config {
 
     /// `None` when something has been reported. Everything is read before anything is given up, so that all is said.
     fn from_table(table: &DeTable<'_>, report: &mut Report<'_>) -> Option<Self> {
-        let top = Section::new(Place::Top, 0, table, report);
+        let top = Section::new(Table::Top, 0, table, report);
         let listen = top.optional("listen", PathBuf::from("/run/growd/growd.sock"), read::listen, report);
         let tcp = Tcp::read(&top, report);
         let access = Access::read(&top, report);
         let state_dir = top.optional("state_dir", PathBuf::from("/var/lib/growd"), read::path, report);
         let max_active_jobs = top.optional("max_active_jobs", 1000, read::count, report);
         let (mut retention_age, mut retention_jobs) = (Some(DEFAULT_AGE), Some(DEFAULT_JOBS));
-        if let Some(retention) = top.table("retention", Place::Retention, report) {
+        if let Some(retention) = top.table("retention", Table::Retention, report) {
             retention_age = retention.optional("age", DEFAULT_AGE, read::duration, report);
             retention_jobs = retention.optional("jobs", DEFAULT_JOBS, read::count, report);
         }
-        let metrics = top.table("metrics", Place::Metrics, report);
+        let metrics = top.table("metrics", Table::Metrics, report);
         let metrics = metrics
             .map_or(Some(None), |section| section.optional("listen", DEFAULT_METRICS, read::address, report).map(Some));
-        let log = top.table("log", Place::Log, report);
+        let log = top.table("log", Table::Log, report);
         let log = log.and_then(|section| section.required("level", read::level, report));
-        let traces = top.table("traces", Place::Traces, report);
+        let traces = top.table("traces", Table::Traces, report);
         let traces = traces.and_then(|section| section.required("endpoint", read::collector, report));
         if let (Some(endpoint), false) = (&traces, cfg!(feature = "otlp")) {
             report.add(endpoint.offset, Problem::NoOtlp);
         }
-        let pools = top.tables("pool", Place::Pool, report);
+        let pools = top.tables("pool", Table::Pool, report);
         if pools.as_ref().is_some_and(Vec::is_empty) {
             report.add(0, Problem::NoPool);
         }
-        let shares = top.tables("share", Place::Share, report);
+        let shares = top.tables("share", Table::Share, report);
         let pools = pools.map(|all| all.iter().map(|section| PoolEntry::read(section, report)).collect::<Vec<_>>());
         let shares = shares.map(|all| all.iter().map(|section| ShareEntry::read(section, report)).collect::<Vec<_>>());
         let (pools, shares) = (pools?, shares?);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::driver::path_template::{PathError, PathTemplate, TemplateError};
 use crate::logging::LevelError;
-use crate::model::{DriverKind, InvalidName, ParseBytesError, PoolName, ShareId};
+use crate::model::{InvalidName, ParseBytesError, PoolName, ShareId};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -41,10 +41,10 @@ impl fmt::Display for Located {
 pub enum Problem {
     #[error("{message}")]
     Syntax { message: String },
-    #[error("unknown key {key:?} in {place}; {hint}")]
-    UnknownKey { key: String, place: Place, hint: Hint },
-    #[error("{place} has no {key:?}")]
-    MissingKey { key: &'static str, place: Place },
+    #[error("unknown key {key:?} in {table}; {hint}")]
+    UnknownKey { key: String, table: Table, hint: Hint },
+    #[error("{table} has no {key:?}")]
+    MissingKey { key: &'static str, table: Table },
     #[error("{of} {kind} has no key {key:?}")]
     OtherKindsKey { key: String, of: &'static str, kind: &'static str },
     #[error("overcommit: a thick volume takes its whole size, so only 1 is possible without thin_pool")]
@@ -109,10 +109,8 @@ pub enum ValueProblem {
     Template(#[from] TemplateError),
     #[error("{text:?} is not a duration such as 90d or 12h: {source}")]
     Duration { text: String, source: humantime::DurationError },
-    #[error("{text:?} is not a driver; {hint}")]
-    Driver { text: String, hint: Hint },
-    #[error("{text:?} is not a kind of identity; {hint}")]
-    Identity { text: String, hint: Hint },
+    #[error("{text:?} is not {what}; {hint}")]
+    Word { text: String, what: &'static str, hint: Hint },
     #[error("{text:?} is not unix: and an absolute path, such as unix:/run/growd/growd.sock")]
     Listen { text: String },
     #[error("{text:?} is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420")]
@@ -131,7 +129,7 @@ pub enum ValueProblem {
 
 /// A table of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Table {
     Top,
     Tcp,
     Access,
@@ -148,7 +146,7 @@ pub enum Place {
     Owner,
 }
 
-impl Place {
+impl Table {
     pub(super) const fn keys(self) -> &'static [&'static str] {
         match self {
             Self::Top => &[
@@ -223,7 +221,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Top | Self::Api => "the file",
@@ -264,10 +262,6 @@ impl Hint {
             Some((_, name)) => Self::Meant(name.clone()),
             None => Self::Known { what, names },
         }
-    }
-
-    pub(super) fn driver(given: &str) -> Self {
-        Self::new(given, "drivers", DriverKind::ALL.map(DriverKind::as_str))
     }
 }
 

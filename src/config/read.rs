@@ -12,8 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
-use super::growapi::IdentityKind;
-use super::problem::{ConfigError, Hint, Located, Place, Problem, ValueProblem};
+use super::problem::{ConfigError, Hint, Located, Problem, Table, ValueProblem};
 use crate::driver::path_template::{check_lvm_name, plain_path};
 use crate::logging;
 use crate::model::{DriverKind, InvalidName, PoolName};
@@ -75,30 +74,30 @@ type Read<T> = fn(&DeValue<'_>) -> Result<T, ValueProblem>;
 
 /// One table of the file.
 pub struct Section<'d, 't> {
-    place: Place,
+    table: Table,
     pub offset: usize,
-    table: &'d DeTable<'t>,
+    entries: &'d DeTable<'t>,
 }
 
 impl<'d, 't> Section<'d, 't> {
     /// Reports the keys that the table should not have.
-    pub fn new(place: Place, offset: usize, table: &'d DeTable<'t>, report: &mut Report<'_>) -> Self {
-        for key in table.keys() {
+    pub fn new(table: Table, offset: usize, entries: &'d DeTable<'t>, report: &mut Report<'_>) -> Self {
+        for key in entries.keys() {
             let name: &str = key.get_ref();
-            if !place.keys().contains(&name) {
-                let hint = Hint::new(name, "the keys here", place.keys());
-                report.add(key.span().start, Problem::UnknownKey { key: name.to_owned(), place, hint });
+            if !table.keys().contains(&name) {
+                let hint = Hint::new(name, "the keys here", table.keys());
+                report.add(key.span().start, Problem::UnknownKey { key: name.to_owned(), table, hint });
             }
         }
-        Self { place, offset, table }
+        Self { table, offset, entries }
     }
 
     /// `None` when the key is missing or its value is wrong; both are reported.
     pub fn required<T>(&self, key: &'static str, read: Read<T>, report: &mut Report<'_>) -> Option<At<T>> {
-        match self.table.get(key) {
+        match self.entries.get(key) {
             Some(value) => value_of(key, value, read, report),
             None => {
-                report.add(self.offset, Problem::MissingKey { key, place: self.place });
+                report.add(self.offset, Problem::MissingKey { key, table: self.table });
                 None
             }
         }
@@ -111,7 +110,7 @@ impl<'d, 't> Section<'d, 't> {
 
     /// As [`Self::optional`], with the place of the value, or of the table.
     pub fn found_or<T>(&self, key: &'static str, default: T, read: Read<T>, report: &mut Report<'_>) -> Option<At<T>> {
-        match self.table.get(key) {
+        match self.entries.get(key) {
             Some(value) => value_of(key, value, read, report),
             None => Some(At { offset: self.offset, value: default }),
         }
@@ -119,12 +118,12 @@ impl<'d, 't> Section<'d, 't> {
 
     /// `None` when the key is missing, or when its value is wrong, which is reported.
     pub fn found<T>(&self, key: &'static str, read: Read<T>, report: &mut Report<'_>) -> Option<At<T>> {
-        value_of(key, self.table.get(key)?, read, report)
+        value_of(key, self.entries.get(key)?, read, report)
     }
 
     /// The elements of an array, each reported at its own place. Empty when the key is missing.
     pub fn list<T>(&self, key: &'static str, read: Read<T>, report: &mut Report<'_>) -> Option<Vec<T>> {
-        let Some(value) = self.table.get(key) else { return Some(Vec::new()) };
+        let Some(value) = self.entries.get(key) else { return Some(Vec::new()) };
         let Some(elements) = value.get_ref().as_array() else {
             report.add(value.span().start, wrong_type(key, "an array", value.get_ref()));
             return None;
@@ -135,45 +134,45 @@ impl<'d, 't> Section<'d, 't> {
 
     /// Where the value of a key is, whatever it is.
     pub fn offset_of(&self, key: &str) -> Option<usize> {
-        self.table.get(key).map(|value| value.span().start)
+        self.entries.get(key).map(|value| value.span().start)
     }
 
     /// Reports the keys that only other kinds of the table have: all but those of every kind and its own.
     pub fn only_for(&self, kind: &'static str, common: &[&str], own: &[&str], report: &mut Report<'_>) {
-        for key in self.table.keys() {
+        for key in self.entries.keys() {
             let name: &str = key.get_ref();
-            if self.place.keys().contains(&name) && !common.contains(&name) && !own.contains(&name) {
-                let of = self.place.kind();
+            if self.table.keys().contains(&name) && !common.contains(&name) && !own.contains(&name) {
+                let of = self.table.kind();
                 report.add(key.span().start, Problem::OtherKindsKey { key: name.to_owned(), of, kind });
             }
         }
     }
 
     /// The table under the key, if there is one.
-    pub fn table(&self, key: &'static str, place: Place, report: &mut Report<'_>) -> Option<Section<'d, 't>> {
-        section(key, self.table.get(key)?, place, report)
+    pub fn table(&self, key: &'static str, table: Table, report: &mut Report<'_>) -> Option<Section<'d, 't>> {
+        section(key, self.entries.get(key)?, table, report)
     }
 
     /// The array of tables under the key. `None` when there is something else, which is reported.
-    pub fn tables(&self, key: &'static str, place: Place, report: &mut Report<'_>) -> Option<Vec<Section<'d, 't>>> {
-        let Some(value) = self.table.get(key) else { return Some(Vec::new()) };
+    pub fn tables(&self, key: &'static str, table: Table, report: &mut Report<'_>) -> Option<Vec<Section<'d, 't>>> {
+        let Some(value) = self.entries.get(key) else { return Some(Vec::new()) };
         let Some(elements) = value.get_ref().as_array() else {
             report.add(value.span().start, wrong_type(key, "an array of tables", value.get_ref()));
             return None;
         };
-        elements.iter().map(|element| section(key, element, place, report)).collect()
+        elements.iter().map(|element| section(key, element, table, report)).collect()
     }
 }
 
 fn section<'d, 't>(
     key: &'static str,
     value: &'d Spanned<DeValue<'t>>,
-    place: Place,
+    table: Table,
     report: &mut Report<'_>,
 ) -> Option<Section<'d, 't>> {
     let offset = value.span().start;
     match value.get_ref().as_table() {
-        Some(table) => Some(Section::new(place, offset, table, report)),
+        Some(entries) => Some(Section::new(table, offset, entries, report)),
         None => {
             report.add(offset, wrong_type(key, "a table", value.get_ref()));
             None
@@ -233,12 +232,22 @@ pub fn address(value: &DeValue<'_>) -> Result<SocketAddr, ValueProblem> {
     text.parse().map_err(|_| ValueProblem::Address { text: text.to_owned() })
 }
 
-pub fn driver(value: &DeValue<'_>) -> Result<DriverKind, ValueProblem> {
+/// One of several words; `what` and `plural` are what these are called.
+pub fn one_of<T: Copy>(
+    value: &DeValue<'_>,
+    all: &[T],
+    name: fn(T) -> &'static str,
+    what: &'static str,
+    plural: &'static str,
+) -> Result<T, ValueProblem> {
     let text = text(value)?;
-    DriverKind::ALL
-        .into_iter()
-        .find(|kind| kind.as_str() == text)
-        .ok_or_else(|| ValueProblem::Driver { text: text.to_owned(), hint: Hint::driver(text) })
+    let hint = || Hint::new(text, plural, all.iter().copied().map(name));
+    let unknown = || ValueProblem::Word { text: text.to_owned(), what, hint: hint() };
+    all.iter().copied().find(|one| name(*one) == text).ok_or_else(unknown)
+}
+
+pub fn driver(value: &DeValue<'_>) -> Result<DriverKind, ValueProblem> {
+    one_of(value, &DriverKind::ALL, DriverKind::as_str, "a driver", "drivers")
 }
 
 pub fn duration(value: &DeValue<'_>) -> Result<Duration, ValueProblem> {
@@ -330,13 +339,6 @@ pub fn words(value: &DeValue<'_>) -> Result<String, ValueProblem> {
     let legal = !text.is_empty() && !text.chars().any(char::is_control);
     let expected = "printable text";
     if legal { Ok(text.to_owned()) } else { Err(InvalidName::new(text, expected).into()) }
-}
-
-pub fn identity_kind(value: &DeValue<'_>) -> Result<IdentityKind, ValueProblem> {
-    let text = text(value)?;
-    let hint = || Hint::new(text, "kinds", IdentityKind::ALL.map(IdentityKind::as_str));
-    let unknown = || ValueProblem::Identity { text: text.to_owned(), hint: hint() };
-    IdentityKind::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(unknown)
 }
 
 /// The name of a volume group or of a logical volume.

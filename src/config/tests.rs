@@ -1,7 +1,7 @@
 //! What the configuration takes, and the exact words in which it refuses the rest.
 
 use super::*;
-use crate::model::{Name, Role, TlsFiles};
+use crate::model::{Grantee, Role, TlsFiles};
 use proptest::prelude::*;
 
 const FILE: &str = "/etc/growd/growd.toml";
@@ -118,18 +118,18 @@ fn the_packaged_example_shows_every_key_with_its_default() {
         let tables = table[key].get_ref().as_array().unwrap();
         tables.iter().map(|table| table.get_ref().as_table().unwrap()).collect::<Vec<_>>()
     };
-    for (place, tables) in [
-        (Place::Top, vec![&table]),
-        (Place::Tcp, vec![table["tcp"].get_ref().as_table().unwrap()]),
-        (Place::Access, vec![table["access"].get_ref().as_table().unwrap()]),
-        (Place::Retention, vec![table["retention"].get_ref().as_table().unwrap()]),
-        (Place::Log, vec![table["log"].get_ref().as_table().unwrap()]),
-        (Place::Traces, vec![table["traces"].get_ref().as_table().unwrap()]),
-        (Place::Pool, all("pool")),
-        (Place::Share, all("share")),
+    for (table, tables) in [
+        (Table::Top, vec![&table]),
+        (Table::Tcp, vec![table["tcp"].get_ref().as_table().unwrap()]),
+        (Table::Access, vec![table["access"].get_ref().as_table().unwrap()]),
+        (Table::Retention, vec![table["retention"].get_ref().as_table().unwrap()]),
+        (Table::Log, vec![table["log"].get_ref().as_table().unwrap()]),
+        (Table::Traces, vec![table["traces"].get_ref().as_table().unwrap()]),
+        (Table::Pool, all("pool")),
+        (Table::Share, all("share")),
     ] {
-        for key in place.keys() {
-            assert!(tables.iter().any(|table| table.contains_key(*key)), "{place}: {key}");
+        for key in table.keys() {
+            assert!(tables.iter().any(|table| table.contains_key(*key)), "{table}: {key}");
         }
     }
 }
@@ -386,8 +386,8 @@ fn callers_and_their_roles() {
     let config = Config::parse(&text, FILE).unwrap();
     let files = TlsFiles { certificate: "/a.pem".into(), key: "/a.key".into(), client_ca: "/ca.pem".into() };
     assert_eq!(config.tcp, Some(Tcp { address: "[::1]:7070".parse().unwrap(), tls: Some(files) }));
-    let name = |text: &str| text.parse::<Name>().unwrap();
-    let grants = vec![(name("group:wheel"), Role::Reader), (name("cn:x"), Role::Reader), (name("user:0"), Role::Admin)];
+    let to = |text: &str| text.parse::<Grantee>().unwrap();
+    let grants = vec![(to("group:wheel"), Role::Reader), (to("cn:x"), Role::Reader), (to("user:0"), Role::Admin)];
     assert_eq!(config.access, Access { grants, reflection: false });
 
     let insecure = format!("[tcp]\nlisten = \"127.0.0.1:1\"\ninsecure = true\n{POOL}");

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tracing::warn;
 
 use crate::config::{self, Config};
-use crate::model::{Identity, Name, Roles, TlsFiles};
+use crate::model::{Grantee, Identity, Roles, TlsFiles};
 use crate::sys::accounts;
 use crate::wire::gate::Rules;
 use crate::wire::server::{self, Tcp};
@@ -16,16 +16,16 @@ use crate::wire::tls::Tls;
 /// The rules, and what of the configuration names nobody on this host.
 pub fn rules(access: &config::Access) -> (Rules, Vec<String>) {
     let (mut roles, mut problems) = (Roles::default(), Vec::new());
-    for (name, role) in &access.grants {
-        let found = match name {
-            Name::Known(identity) => Ok(Some(identity.clone())),
-            Name::User(user) => accounts::user_id(user).map(|id| id.map(Identity::User)),
-            Name::Group(group) => accounts::group_id(group).map(|id| id.map(Identity::Group)),
+    for (grantee, role) in &access.grants {
+        let found = match grantee {
+            Grantee::Known(identity) => Ok(Some(identity.clone())),
+            Grantee::User(user) => accounts::user_id(user).map(|id| id.map(Identity::User)),
+            Grantee::Group(group) => accounts::group_id(group).map(|id| id.map(Identity::Group)),
         };
         match found.map_err(io::Error::from) {
             Ok(Some(identity)) => roles.grant(identity, *role),
-            Ok(None) => problems.push(format!("[access]: {name} is not known on this host, and has no role")),
-            Err(error) => problems.push(format!("[access]: {name} cannot be looked up and has no role: {error}")),
+            Ok(None) => problems.push(format!("[access]: {grantee} is not known on this host, and has no role")),
+            Err(error) => problems.push(format!("[access]: {grantee} cannot be looked up and has no role: {error}")),
         }
     }
     (Rules { roles, reflection: access.reflection }, problems)

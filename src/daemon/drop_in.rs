@@ -2,8 +2,8 @@
 //!
 //! The unit makes the whole file system read-only for growd (`ProtectSystem=strict`), and to set a quota or to grow a
 //! file system is to write to its mount, in the eyes of the kernel. What is mounted while growd runs is writable until
-//! growd starts again; what is named here is so always. What is mounted at the very moment at which systemd makes growd's
-//! view of the file system would be neither, so the unit waits for what is mounted at each boot.
+//! growd starts again; what is named here is so always. What is being mounted just while systemd makes growd's view may be
+//! missed, so the unit waits for what is mounted at each boot.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
@@ -108,15 +107,8 @@ impl PoolMaker {
             }
             Backend::Lvm(lvm) => {
                 let (group, turns) = self.group(lvm);
-                let driver = Lvm {
-                    pool: name(),
-                    group,
-                    template: lvm.volume.clone(),
-                    explicit: lvm.shares.clone(),
-                    thin: lvm.thin_pool.clone(),
-                    allow_any_growth: lvm.allow_any_growth,
-                    given: Mutex::default(),
-                };
+                let (volume, shares, thin) = (lvm.volume.clone(), lvm.shares.clone(), lvm.thin_pool.clone());
+                let driver = Lvm::new(name(), group, volume, shares, thin, lvm.allow_any_growth);
                 (Arc::new(driver), turns)
             }
             Backend::Image { path, shares, allow_any_growth } => {

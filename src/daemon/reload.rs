@@ -21,7 +21,8 @@ use crate::wire::tls::Tls;
 
 pub struct Reload {
     pub path: PathBuf,
-    pub config: Config,
+    /// As growd was started: each reload is compared with it, so that what needs a restart is told each time.
+    pub first: Config,
     pub log: Arc<Log>,
     /// Whether growd made its unix socket, and so sets the socket's mode.
     pub own_socket: bool,
@@ -35,7 +36,7 @@ impl Reload {
     /// Follows the file as it is now; what is wrong with it goes into the log.
     pub fn reload(&mut self) {
         match self.follow() {
-            Ok(()) => info!(pools = self.config.pools.len(), "the configuration was read anew"),
+            Ok(pools) => info!(pools, "the configuration was read anew"),
             Err(error) => {
                 for line in format!("{error:#}").lines() {
                     error!("configuration: {line}");
@@ -45,14 +46,15 @@ impl Reload {
         }
     }
 
-    fn follow(&mut self) -> Result<()> {
+    /// How many pools there are now.
+    fn follow(&mut self) -> Result<usize> {
         let new = Config::load(&self.path)?;
         let (rules, problems) = access::rules(&new.access);
         // At a start they cost only their own roles, or growd would not serve. Here they would take away what is there.
         if !problems.is_empty() {
             bail!(problems.join("\n"));
         }
-        for key in need_a_restart(&self.config, &new) {
+        for key in need_a_restart(&self.first, &new) {
             warn!("{key} has changed in the configuration, which growd follows at its next start");
         }
         let files = new.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref());
@@ -60,22 +62,18 @@ impl Reload {
             tls.replace(files.clone()).context("[tcp] of the configuration")?;
         }
         // From here on nothing fails.
-        self.log.set_level(new.log.clone());
+        self.log.set_level(new.log);
         self.control.set_rules(rules);
         if self.own_socket
-            && let Err(error) = server::open_to_all(&self.config.listen, new.access.names_accounts())
+            && let Err(error) = server::open_to_all(&self.first.listen, new.access.names_accounts())
         {
-            warn!(%error, socket = %self.config.listen.display(), "the mode of the socket cannot be changed");
+            warn!(%error, socket = %self.first.listen.display(), "the mode of the socket cannot be changed");
         }
         self.engine.pools.replace(self.maker.make(&new.pools));
         self.maker.warn_of_problems();
         let engine = Arc::clone(&self.engine);
         tokio::spawn(async move { engine.look_at_pools().await });
-        // What needs a restart stays as it is, so that the next reload tells of it again.
-        self.config.pools = new.pools;
-        self.config.access = new.access;
-        self.config.log = new.log;
-        Ok(())
+        Ok(new.pools.len())
     }
 }
 

@@ -11,9 +11,9 @@ const SETTLED: Duration = Duration::from_secs(1);
 /// The most that what was read may be old.
 const TRUSTED: Duration = Duration::from_secs(60);
 
-/// A state of a directory: which it is, how many directories it has, and when an entry was last made or removed. That time
-/// can be set back by who may write there, so a version is not to be trusted for ever. The one of its last change of any
-/// kind cannot, but flushing the journal changes it.
+/// A state of a directory: which it is, how many directories it has, and when an entry was last made or removed (mtime).
+/// Who may write there can set mtime back, so no version is trusted for ever. ctime cannot be set back, but flushing the
+/// journal changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     device: dev_t,
@@ -36,7 +36,7 @@ impl Version {
     fn is_settled(self, now: SystemTime) -> bool {
         let (seconds, nanoseconds) = self.modified;
         let modified = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
-        // A time far ahead, of before the clock was set back, is another one than a change gets now as well.
+        // A time ahead of the clock, which was set back since, differs from what a change gets now as well.
         now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|now| now.abs_diff(modified) > SETTLED)
     }
 }

@@ -276,9 +276,7 @@ impl Step {
             Self::GrowFilesystem { .. } => "grow_filesystem",
         }
     }
-}
 
-impl Step {
     /// What a driver answers to a step that is none of its own.
     fn unknown_to(self, driver: DriverKind) -> DriverError {
         Refusal::Internal { problem: format!("driver {driver} knows no step {}", self.name()) }.into()

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::logging::spans;
 use crate::meters::Meters;
-use crate::model::{Bytes, DriverKind, Job, JobId, JobState, Reason, Refusal, ShareId};
+use crate::model::{Bytes, DriverKind, Job, JobError, JobId, JobState, Reason, Refusal, ShareId};
 use crate::store::{Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
@@ -267,8 +267,8 @@ impl Engine {
         }
     }
 
-    /// From now on a job that has not begun does not start, and its cancellation is on its way to the disk. Gives the job, to wait for
-    /// that; `None` when it is not live.
+    /// From now on a job that has not begun does not start, and its cancellation is on its way to the disk. Gives the job,
+    /// to wait for that; `None` when it is not live.
     fn begin_to_cancel(self: &Arc<Self>, id: JobId) -> Result<Option<watch::Receiver<Job>>, Refusal> {
         let mut live = self.live.lock();
         let Some(live) = live.get_mut(&id) else { return Ok(None) };
@@ -337,13 +337,9 @@ fn unwritable(problem: &str) -> Refusal {
 }
 
 /// What a job is told that ends by a refusal.
-fn job_error(refusal: &Refusal) -> crate::model::JobError {
+fn job_error(refusal: &Refusal) -> JobError {
     let reason: Reason = refusal.reason();
-    crate::model::JobError {
-        reason: reason.to_string(),
-        message: refusal.to_string(),
-        retryable: reason.is_retryable(),
-    }
+    JobError { reason: reason.to_string(), message: refusal.to_string(), retryable: reason.is_retryable() }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use tracing::{Span, debug_span, info_span};
 
 use crate::model::{Job, TraceParent};
 
-/// What only reads is asked for all the time by whoever waits, so it has a span at the level debug only.
+/// The span of a call, at the level debug for one that only reads: whoever waits makes those all the time.
 /// Also gives what follows from the call: the span itself where it is exported, or else the caller's.
 pub fn rpc(method: &str, changes: bool, caller: Option<TraceParent>) -> (Span, Option<TraceParent>) {
     let span =

@@ -55,15 +55,15 @@ impl fmt::Display for Identity {
     }
 }
 
-/// An identity as it is written in the configuration. The host tells which numbers users and groups have.
+/// Whom the configuration gives a role. The host tells which numbers users and groups have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Name {
+pub enum Grantee {
     User(String),
     Group(String),
     Known(Identity),
 }
 
-impl FromStr for Name {
+impl FromStr for Grantee {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
@@ -88,7 +88,7 @@ impl FromStr for Name {
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for Grantee {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(name) => write!(f, "user:{name}"),
@@ -144,15 +144,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_written_as_it_is_read() {
+    fn a_grantee_is_written_as_it_is_read() {
         for text in
             ["user:manila", "group:storage", "user:7", "uri:spiffe://a/b", "dns:api.example", "cn:x", "anonymous"]
         {
-            assert_eq!(text.parse::<Name>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<Grantee>().unwrap().to_string(), text);
         }
-        assert_eq!("dns:API.Example".parse::<Name>().unwrap().to_string(), "dns:api.example");
+        assert_eq!("dns:API.Example".parse::<Grantee>().unwrap().to_string(), "dns:api.example");
         for text in ["", "manila", "user:", "User:x", "mail:x", "anonymous:x"] {
-            assert!(text.parse::<Name>().is_err(), "{text}");
+            assert!(text.parse::<Grantee>().is_err(), "{text}");
         }
     }
 

@@ -35,6 +35,11 @@ impl Bytes {
         self.0
     }
 
+    /// Rounded down.
+    pub const fn whole_gib(self) -> u64 {
+        self.0 >> 30
+    }
+
     pub const fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }

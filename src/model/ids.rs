@@ -133,6 +133,10 @@ impl ProjectLabel {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl FromStr for ProjectLabel {

@@ -58,9 +58,12 @@ impl SizeRequest {
 /// # Errors
 /// SHARE_NOT_FOUND: to whoever asks for another project it is not there.
 pub fn check_project(request: &SizeRequest, of_place: &ProjectLabel) -> Result<(), Refusal> {
-    let other =
-        [&request.project, of_place].iter().all(|label| !label.as_str().is_empty()) && request.project != *of_place;
-    if other { Err(Refusal::ShareNotFound { share: request.share }) } else { Ok(()) }
+    let both_say_one = !request.project.is_empty() && !of_place.is_empty();
+    if both_say_one && request.project != *of_place {
+        Err(Refusal::ShareNotFound { share: request.share })
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether the size that was asked for is one to change to.

@@ -143,7 +143,7 @@ impl Service {
     /// project that is asked for tells enough; that of another may be an operator's, so that only the share's place tells.
     async fn may_hear_of(&self, request: &SizeRequest, job: JobId) -> Result<(), Refusal> {
         let (share, project) = (request.share, &request.project);
-        if project.as_str().is_empty() || self.engine.job(job).is_ok_and(|job| job.project == *project) {
+        if project.is_empty() || self.engine.job(job).is_ok_and(|job| job.project == *project) {
             return Ok(());
         }
         let (_, observed) = self.engine.pools.find(share, move |pool| async move { pool.observe(share).await }).await?;
@@ -181,7 +181,7 @@ impl Service {
     ) -> Result<(Vec<Job>, Option<JobId>), Refusal> {
         let fits = |job: &Job| {
             let state = selection.state.is_none_or(|state| state == job.state);
-            state && (project.as_str().is_empty() || job.project == *project)
+            state && (project.is_empty() || job.project == *project)
         };
         let mut page = Vec::new();
         let (mut from, mut read) = (before, 0);

@@ -12,8 +12,8 @@ use super::{Service, admission};
 use crate::driver::{Driver, DriverError, Observed, Problem, Shares, Space};
 use crate::engine::pools::{Pool, in_two_pools};
 use crate::model::{
-    Bytes, CommandRecord, DriverKind, Finding, Job, JobKind, JobState, PoolName, PoolReport, ProjectLabel, Reason,
-    Refusal, ShareId, ShareReport, ShareStatus,
+    Bytes, CommandRecord, DriverKind, Finding, Job, JobId, JobKind, JobState, PoolName, PoolReport, ProjectLabel,
+    Reason, Refusal, ShareId, ShareReport, ShareStatus,
 };
 
 /// A step that has been at work for so long is reported as stuck.
@@ -86,21 +86,10 @@ impl Service {
         let begun = Instant::now();
         let (names_within, sizes_within) =
             if pool.is_none() { (NAMES_WITHIN, SIZES_WITHIN) } else { (PATIENT, PATIENT) };
+        // One more than the page has tells whether there is another page.
+        let names = pools.iter().map(|pool| next_shares(pool, project, after, size.saturating_add(1), names_within));
+        let lists = join_all(names).await;
         let mut places: Vec<(ShareId, usize)> = Vec::new();
-        let listed = |pool: &Arc<Pool>| {
-            let (pool, project) = (Arc::clone(pool), project.cloned());
-            let list = move |driver: &dyn Driver| {
-                let shares = match &project {
-                    None => driver.shares()?,
-                    Some(project) => driver.shares_of(project)?,
-                };
-                let first = after.map_or(0, |after| shares.partition_point(|share| *share <= after));
-                // One more than the page has tells whether there is another page.
-                Ok(shares.iter().skip(first).take(size.saturating_add(1)).copied().collect::<Vec<ShareId>>())
-            };
-            async move { within(names_within, &pool, pool.call(list)).await }
-        };
-        let lists = join_all(pools.iter().map(listed)).await;
         let mut unreadable = Vec::new();
         for (index, shares) in lists.into_iter().enumerate() {
             match shares {
@@ -288,6 +277,26 @@ impl Service {
     }
 }
 
+/// The ids of the next shares of one pool behind `after`, as many as `size` at most.
+async fn next_shares(
+    pool: &Pool,
+    project: Option<&ProjectLabel>,
+    after: Option<ShareId>,
+    size: usize,
+    limit: Duration,
+) -> Result<Vec<ShareId>, Refusal> {
+    let project = project.cloned();
+    let list = move |driver: &dyn Driver| {
+        let shares = match &project {
+            None => driver.shares()?,
+            Some(project) => driver.shares_of(project)?,
+        };
+        let first = after.map_or(0, |after| shares.partition_point(|share| *share <= after));
+        Ok(shares.iter().skip(first).take(size).copied().collect())
+    };
+    within(limit, pool, pool.call(list)).await
+}
+
 /// Shares of one pool as the kernel has them; those that cannot be read have a problem that says why.
 async fn observe_all(
     pool: &Pool,
@@ -328,8 +337,8 @@ async fn within<T>(
 /// What the jobs say of a share.
 struct Jobs {
     status: ShareStatus,
-    active: Option<crate::model::JobId>,
-    last: Option<crate::model::JobId>,
+    active: Option<JobId>,
+    last: Option<JobId>,
 }
 
 /// More is promised than the pool may promise. What is written already, as the volumes of a group are, is more than a

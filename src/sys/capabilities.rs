@@ -25,8 +25,8 @@ impl fmt::Display for Capability {
 /// `PROC_USER_INIT_INO` of `linux/proc_ns.h`.
 const FIRST_USER_NAMESPACE: u64 = 0xefff_fffd;
 
-/// What `/proc` tells of the process, which changes neither its capabilities nor its user namespace; `None` in another than
-/// the first one.
+/// `/proc/self/status`, read once, since growd changes neither its capabilities nor its user namespace. `None` in any
+/// namespace but the first: capabilities there do not hold over the node.
 static STATUS: LazyLock<Option<String>> = LazyLock::new(|| {
     let is_contained = fs::metadata("/proc/self/ns/user").is_ok_and(|user| user.ino() != FIRST_USER_NAMESPACE);
     (!is_contained).then(|| fs::read_to_string("/proc/self/status").unwrap_or_default())

@@ -144,7 +144,8 @@ pub fn xfs_grow(fd: BorrowedFd<'_>, blocks: u64, inode_percent: u32) -> Result<(
 ///
 /// # Errors
 /// `EBUSY` while somebody else grows it, `EINVAL` for fewer blocks than it has, `ENOSPC` when the device has not that
-/// many, `EPERM` when the file system has recorded errors or is mounted by a backup superblock, `EOPNOTSUPP` when it has a feature that prevents it.
+/// many, `EPERM` when the file system has recorded errors or is mounted by a backup superblock, `EOPNOTSUPP` when it has a
+/// feature that prevents it.
 pub fn ext4_grow(fd: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno> {
     // SAFETY: the descriptor is open for the time of the call, and the kernel reads 64 bits.
     unsafe { raw::ext4_ioc_resize_fs(fd.as_raw_fd(), &raw const blocks) }.map(drop)

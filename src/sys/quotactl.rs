@@ -14,7 +14,7 @@ use std::ffi::{CString, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::LazyLock;
 
 use nix::errno::Errno;
 use nix::libc::{self, c_char, c_int, c_uint};
@@ -125,7 +125,7 @@ const _: () = assert!(size_of::<RawState>() == 160);
 /// How the kernel is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Route {
-    /// quotactl_fd(2), and quotactl(2) once the kernel turned out not to have it.
+    /// quotactl_fd(2), or quotactl(2) where the kernel does not have it.
     #[default]
     Best,
     /// quotactl_fd(2) on the open file.
@@ -134,8 +134,12 @@ pub enum Route {
     Device,
 }
 
-/// Set when the kernel does not have quotactl_fd.
-static NO_DESCRIPTOR_CALL: AtomicBool = AtomicBool::new(false);
+/// Whether the kernel has quotactl_fd. One that has it looks at the descriptor first, and says that this one is bad. To ask
+/// with a good one would not tell: a file system without quotas says ENOSYS as well.
+static HAS_DESCRIPTOR_CALL: LazyLock<bool> = LazyLock::new(|| {
+    // SAFETY: the kernel touches no memory before it has found the file, and -1 is none.
+    unsafe { by_descriptor(-1, Q_XGETQSTATV, 0, ptr::null_mut()) != Err(Errno::ENOSYS) }
+});
 
 /// Whether project quotas of a file system are at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -292,23 +296,9 @@ unsafe fn call(fd: BorrowedFd<'_>, route: Route, command: c_uint, id: u32, data:
     let by_device = || unsafe { by_device(fd, command, id, data) };
     match route {
         Route::Descriptor => by_descriptor(),
-        Route::Device => by_device(),
-        Route::Best if NO_DESCRIPTOR_CALL.load(Ordering::Relaxed) => by_device(),
-        Route::Best => match by_descriptor() {
-            // A file system without quotas says ENOSYS as well.
-            Err(Errno::ENOSYS) if !kernel_has_descriptor_call() => {
-                NO_DESCRIPTOR_CALL.store(true, Ordering::Relaxed);
-                by_device()
-            }
-            result => result,
-        },
+        Route::Best if *HAS_DESCRIPTOR_CALL => by_descriptor(),
+        Route::Best | Route::Device => by_device(),
     }
-}
-
-/// A kernel that has the call looks at the descriptor first, and says that this one is bad.
-fn kernel_has_descriptor_call() -> bool {
-    // SAFETY: the kernel touches no memory before it has found the file, and -1 is none.
-    unsafe { by_descriptor(-1, Q_XGETQSTATV, 0, ptr::null_mut()) != Err(Errno::ENOSYS) }
 }
 
 /// # Safety

@@ -8,14 +8,14 @@ use futures_util::future::Either;
 use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
-use tower::{Layer, Service};
+use tower::Service;
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{debug, warn};
 
 use super::in_time::InTime;
+use super::log_limit::LogLimit;
 use super::peer::Peer;
 use super::status;
-use super::turned_away::TurnedAway;
 use crate::logging::spans;
 use crate::meters::Meters;
 use crate::model::{Refusal, Role, Roles, TraceParent};
@@ -62,13 +62,13 @@ pub struct Rules {
 /// The rules, which may change at any time, and what was turned away by them.
 pub struct Guard {
     pub rules: watch::Sender<Rules>,
-    turned_away: TurnedAway,
+    turned_away: LogLimit,
     meters: Arc<Meters>,
 }
 
 impl Guard {
     pub fn new(rules: Rules, meters: Arc<Meters>) -> Self {
-        Self { rules: watch::Sender::new(rules), turned_away: TurnedAway::default(), meters }
+        Self { rules: watch::Sender::new(rules), turned_away: LogLimit::default(), meters }
     }
 
     /// Whether the caller may call anything but the health service.
@@ -103,20 +103,15 @@ impl Guard {
 }
 
 #[derive(Clone)]
-pub struct GateLayer(pub Arc<Guard>);
-
-impl<S> Layer<S> for GateLayer {
-    type Service = Gate<S>;
-
-    fn layer(&self, inner: S) -> Gate<S> {
-        Gate { inner, guard: Arc::clone(&self.0) }
-    }
-}
-
-#[derive(Clone)]
 pub struct Gate<S> {
     inner: S,
     guard: Arc<Guard>,
+}
+
+impl<S> Gate<S> {
+    pub const fn new(inner: S, guard: Arc<Guard>) -> Self {
+        Self { inner, guard }
+    }
 }
 
 impl<S, R> Service<Request<Body>> for Gate<S>

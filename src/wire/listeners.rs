@@ -21,9 +21,9 @@ use tracing::warn;
 
 use super::gate::Guard;
 use super::limits::{HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT, strangers};
+use super::log_limit::LogLimit;
 use super::peer::Peer;
 use super::tls::Tls;
-use super::turned_away::TurnedAway;
 use crate::meters::Meters;
 
 /// Bytes of the preface with which a client of HTTP/2 begins (RFC 9113, 3.4).
@@ -40,16 +40,16 @@ pub struct Connection {
     /// Until the preface has come: what of it is missing, and the end of the patience.
     preface: Option<(usize, Pin<Box<Sleep>>)>,
     /// Given back with the connection.
-    _places: Held,
+    _slots: Held,
 }
 
-/// A place among all connections of a listener, and one among those of strangers.
+/// A slot among all connections of a listener, and one among those of strangers.
 type Held = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl Connection {
-    fn new(io: impl Io + 'static, peer: Peer, places: Held) -> Self {
+    fn new(io: impl Io + 'static, peer: Peer, slots: Held) -> Self {
         let preface = Some((PREFACE, Box::pin(sleep(PREFACE_LIMIT))));
-        Self { io: Box::pin(io), peer: Arc::new(peer), preface, _places: places }
+        Self { io: Box::pin(io), peer: Arc::new(peer), preface, _slots: slots }
     }
 }
 
@@ -82,10 +82,10 @@ pub fn connections(
     let door = || Door {
         known: known.clone(),
         stranger: stranger.clone(),
-        places: Places::new("anybody", most, meters),
-        places_of_strangers: Places::new("callers without a role", strangers(most), meters),
+        slots: Slots::new("anybody", most, meters),
+        slots_of_strangers: Slots::new("callers without a role", strangers(most), meters),
         guard: Arc::clone(guard),
-        failures: TurnedAway::default(),
+        failures: LogLimit::default(),
     };
     tokio::spawn(accept_unix(unix, door()));
     match tcp {
@@ -99,31 +99,31 @@ pub fn connections(
 }
 
 /// So many connections may be there at once.
-struct Places {
+struct Slots {
     of: &'static str,
     most: usize,
     free: Arc<Semaphore>,
-    turned_away: TurnedAway,
+    turned_away: LogLimit,
     meters: Arc<Meters>,
 }
 
-impl Places {
+impl Slots {
     fn new(of: &'static str, most: usize, meters: &Arc<Meters>) -> Self {
         let free = Arc::new(Semaphore::new(most));
-        Self { of, most, free, turned_away: TurnedAway::default(), meters: Arc::clone(meters) }
+        Self { of, most, free, turned_away: LogLimit::default(), meters: Arc::clone(meters) }
     }
 
     /// `None` when the connection is one too many.
     fn take(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.free).try_acquire_owned().ok();
-        if place.is_none() {
+        let slot = Arc::clone(&self.free).try_acquire_owned().ok();
+        if slot.is_none() {
             self.meters.turned_away("CONNECTIONS");
             if let Some(count) = self.turned_away.count() {
                 let (of, most) = (self.of, self.most);
                 warn!(of, most, turned_away = %count, "turned away: there are as many connections as may be");
             }
         }
-        place
+        slot
     }
 }
 
@@ -133,21 +133,21 @@ type Sender = mpsc::Sender<io::Result<Connection>>;
 struct Door {
     known: Sender,
     stranger: Sender,
-    places: Places,
-    places_of_strangers: Places,
+    slots: Slots,
+    slots_of_strangers: Slots,
     guard: Arc<Guard>,
-    failures: TurnedAway,
+    failures: LogLimit,
 }
 
 impl Door {
-    async fn admit(&self, io: impl Io + 'static, peer: Peer, place: OwnedSemaphorePermit) {
+    async fn admit(&self, io: impl Io + 'static, peer: Peer, slot: OwnedSemaphorePermit) {
         let (sender, of_strangers) = if self.guard.knows(&peer) {
             (&self.known, None)
         } else {
-            let Some(place) = self.places_of_strangers.take() else { return };
-            (&self.stranger, Some(place))
+            let Some(slot) = self.slots_of_strangers.take() else { return };
+            (&self.stranger, Some(slot))
         };
-        let _ = sender.send(Ok(Connection::new(io, peer, (place, of_strangers)))).await;
+        let _ = sender.send(Ok(Connection::new(io, peer, (slot, of_strangers)))).await;
     }
 
     /// `None` when nobody takes connections any more.
@@ -162,8 +162,8 @@ impl Door {
             };
             match answer {
                 Ok(stream) => {
-                    if let Some(place) = self.places.take() {
-                        return Some((stream, place));
+                    if let Some(slot) = self.slots.take() {
+                        return Some((stream, slot));
                     }
                 }
                 Err(error) => {
@@ -178,22 +178,22 @@ impl Door {
 }
 
 async fn accept_unix(listener: UnixListener, door: Door) {
-    while let Some(((stream, _), place)) = door.accepted(|cx| listener.poll_accept(cx)).await {
+    while let Some(((stream, _), slot)) = door.accepted(|cx| listener.poll_accept(cx)).await {
         let peer = Peer::of_unix(&stream);
-        door.admit(stream, peer, place).await;
+        door.admit(stream, peer, slot).await;
     }
 }
 
 async fn accept_plain(listener: TcpListener, door: Door) {
-    while let Some(((stream, address), place)) = door.accepted(|cx| listener.poll_accept(cx)).await {
+    while let Some(((stream, address), slot)) = door.accepted(|cx| listener.poll_accept(cx)).await {
         let _ = stream.set_nodelay(true);
-        door.admit(stream, Peer::of_plain_tcp(address), place).await;
+        door.admit(stream, Peer::of_plain_tcp(address), slot).await;
     }
 }
 
 async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, door: Arc<Door>, meters: Arc<Meters>) {
     let hands = Arc::new(Semaphore::new(HANDSHAKES_MOST));
-    let bad_handshakes = TurnedAway::default();
+    let bad_handshakes = LogLimit::default();
     let turn_away = Arc::new(move |address: SocketAddr, error: &str| {
         meters.turned_away("HANDSHAKE");
         if let Some(count) = bad_handshakes.count() {
@@ -201,13 +201,13 @@ async fn accept_tls(listener: TcpListener, tls: Arc<Tls>, door: Arc<Door>, meter
         }
     });
     while let Ok(hand) = Arc::clone(&hands).acquire_owned().await {
-        let Some(((stream, address), place)) = door.accepted(|cx| listener.poll_accept(cx)).await else { return };
+        let Some(((stream, address), slot)) = door.accepted(|cx| listener.poll_accept(cx)).await else { return };
         let (tls, door, turn_away) = (Arc::clone(&tls), Arc::clone(&door), Arc::clone(&turn_away));
         tokio::spawn(async move {
             match timeout(HANDSHAKE_LIMIT, shake_hands(&tls, stream)).await {
                 Ok(Ok(stream)) => {
                     let peer = Peer::of_tls(&stream, address);
-                    door.admit(stream, peer, place).await;
+                    door.admit(stream, peer, slot).await;
                 }
                 Ok(Err(error)) => turn_away(address, &error.to_string()),
                 Err(_) => turn_away(address, "it took too long"),

@@ -12,12 +12,11 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
 use parking_lot::Mutex;
-use prometheus::core::Collector;
 use prometheus::{Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 
 use super::http;
-use crate::meters::Meters;
+use crate::meters::{Meters, registered};
 use crate::model::{PoolName, PoolReport, Reason};
 use crate::service::Service;
 
@@ -69,10 +68,7 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
 
 impl Metrics {
     fn new(service: Arc<Service>, meters: &Meters) -> Result<Self, Error> {
-        let registry = Registry::new();
-        for collector in meters.collectors() {
-            registry.register(collector)?;
-        }
+        let registry = meters.registry.clone();
         let build = gauges(&registry, "growd_build_info", "The version of growd.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let bytes: [(&str, &str, OfPool); 6] = [
@@ -220,11 +216,6 @@ fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Resul
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, Error> {
     registered(registry, IntGauge::new(name, help)?)
-}
-
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, Error> {
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
 }
 
 fn number(count: usize) -> i64 {

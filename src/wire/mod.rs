@@ -12,12 +12,12 @@ mod in_time;
 pub mod json;
 pub mod limits;
 mod listeners;
+mod log_limit;
 pub mod metrics;
 mod peer;
 pub mod proto;
 pub mod server;
 pub(crate) mod status;
 pub mod tls;
-mod turned_away;
 
 pub use convert::job as job_message;

@@ -18,7 +18,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::gate::{GateLayer, Guard, Rules};
+use super::gate::{Gate, Guard, Rules};
 use super::handlers::Handlers;
 use super::limits::*;
 use super::listeners::Connections;
@@ -180,6 +180,7 @@ pub async fn serve(
         .add_service(JobServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
         .add_service(NodeServiceServer::new(handlers).max_decoding_message_size(MESSAGE_MOST))
         .prepare();
+    let services = Gate::new(services, Arc::clone(&guard));
     let most = usize::try_from(connections).unwrap_or(usize::MAX);
     let tcp = tcp.map(|tcp| (tcp.listener, tcp.tls));
     let Connections { known, strangers } = listeners::connections(listener, tcp, most, &guard, &meters);
@@ -188,8 +189,7 @@ pub async fn serve(
         // A sender that is gone says the same.
         async move { drop(stopped.wait_for(|stopped| *stopped).await) }
     };
-    let layer = GateLayer(Arc::clone(&guard));
-    let known = server(STREAMS_MOST).layer(layer.clone()).serve_with_incoming_shutdown(services.clone(), known, stop());
+    let known = server(STREAMS_MOST).serve_with_incoming_shutdown(services.clone(), known, stop());
     let strangers = Arc::new(Mutex::new(strangers));
     // Whoever gets a role by a change of the rules is a stranger no more: all strangers' connections end in good order,
     // and their callers connect again as what they are by then. Calls at hand do not hold that up.
@@ -201,8 +201,7 @@ pub async fn serve(
         });
         let (mut rules, stop) = (guard.rules.subscribe(), stop());
         let changed = async move { tokio::select!(_ = rules.changed() => {}, () = stop => {}) };
-        let server = server(STRANGERS_STREAMS_MOST).layer(layer.clone());
-        server.serve_with_incoming_shutdown(services.clone(), connections, changed)
+        server(STRANGERS_STREAMS_MOST).serve_with_incoming_shutdown(services.clone(), connections, changed)
     });
     Ok((control, async {
         tokio::try_join!(known, strangers)?;

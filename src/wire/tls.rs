@@ -16,7 +16,7 @@ use tokio_rustls::rustls::server::{NoServerSessionStorage, VerifierBuilderError,
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig, version};
 use tracing::{info, warn};
 
-use super::turned_away::TurnedAway;
+use super::log_limit::LogLimit;
 use crate::model::TlsFiles;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +40,7 @@ struct Loaded {
     /// As the files were when they were read; `None` when that has failed since.
     stamps: Option<Stamps>,
     config: Arc<ServerConfig>,
-    failures: TurnedAway,
+    failures: LogLimit,
 }
 
 impl Tls {
@@ -49,7 +49,7 @@ impl Tls {
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
         let stamps = stamps(&files);
         let config = server_config(&files)?;
-        Ok(Self(Mutex::new(Loaded { files, stamps: Some(stamps), config, failures: TurnedAway::default() })))
+        Ok(Self(Mutex::new(Loaded { files, stamps: Some(stamps), config, failures: LogLimit::default() })))
     }
 
     /// Other files from now on.
@@ -131,7 +131,7 @@ fn stamps(files: &TlsFiles) -> Stamps {
 }
 
 /// An error with its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -32,7 +32,7 @@ pub use refusals::{assert_refused, metadata, reason, unless_killed};
 
 use super::support::Filesystem;
 use super::support::btrfs::Btrfs;
-use super::support::hanging_disk::{Hang, HangingDisk};
+use super::support::mapped_disk::{Hang, MappedDisk};
 
 /// Longer than anything here takes on a busy machine; a test that hangs shall fail.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -273,7 +273,7 @@ impl Clients {
 
     /// Lets a pool's disk hang, so that jobs begin and do not end. growd sums the limits of a file system once a minute,
     /// and shall not wait for the disk with that: a check that changes nothing lets it do that before.
-    pub async fn hang<'a>(&self, disk: &'a HangingDisk) -> Hang<'a> {
+    pub async fn hang<'a>(&self, disk: &'a MappedDisk) -> Hang<'a> {
         self.ask(ExtendShareRequest { validate_only: true, ..request(&share(1), 1 << 30) }).await.unwrap();
         disk.hang()
     }

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 pub use growd::sys::file_system::Kind;
 
 pub mod btrfs;
-pub mod hanging_disk;
 pub mod image;
+pub mod mapped_disk;
 pub mod size_by_tool;
 pub mod writer;
 

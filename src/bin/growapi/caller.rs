@@ -9,13 +9,12 @@ use growd::model::{ProjectLabel, RequestId, TraceParent};
 use uuid::Uuid;
 
 use crate::api::{Api, Current};
-use crate::identity::{Project, Role, Who};
+use crate::identity::{AUTH_TOKEN, Project, Role, Who};
 use crate::microversion::Microversion;
 use crate::nodes::Place;
 use crate::refusal::Refusal;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
-const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
 /// The id of a request: the caller's own where that is a UUID, or `req-` and a UUID, as OpenStack's are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -102,6 +102,18 @@ pub struct Page {
     pub unreadable: BTreeSet<(String, String)>,
 }
 
+impl Page {
+    /// What the answer's Warning says; `None` when nothing is missing.
+    pub fn warning(&self) -> Option<String> {
+        let (nodes, pools) = (self.missing.len(), self.unreadable.len());
+        let missing = [(nodes, "nodes that do not answer"), (pools, "pools that cannot be read")];
+        let missing = missing.into_iter().filter(|(count, _)| *count > 0);
+        let missing: Vec<_> = missing.map(|(count, what)| format!("of {count} {what}")).collect();
+        let missing = missing.join(" and ");
+        (!missing.is_empty()).then(|| format!("199 growapi \"the shares {missing} are missing\""))
+    }
+}
+
 pub struct Listed {
     pub node: Arc<Node>,
     pub share: Share,
@@ -273,7 +285,8 @@ pub async fn details(node: &Node, share: Share) -> Result<Details, String> {
         return Err(node.name.clone());
     }
     let id = share.share_id.clone();
-    Details::of(node, share).await.map_err(|error| {
+    let details = node.job_of(&share).await.and_then(|job| Details::new(share, job));
+    details.map_err(|error| {
         tracing::warn!(node = node.name, share = id, %error, "a share is missing from a list");
         node.name.clone()
     })

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::microversion::{self, Microversion};
 use crate::nodes::{Failure, Place, RETRY_AFTER, Taken};
 use crate::refusal::{Refusal, json_response};
-use crate::view::{Details, GIB_SHIFT, summary};
+use crate::view::{Details, summary};
 
 /// The longest body that is read: that of the share API.
 const BODY_MOST: usize = 114_688;
@@ -137,7 +137,8 @@ async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, S
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
     let (place, share) = look(caller, project, id, None).await?;
     let owner = caller.api.owners.owner(&place.node.name, &place.pool, &place.project).unwrap_or(project).to_owned();
-    let details = Details::of(&place.node, share).await.map_err(|failure| failure.into_refusal(None))?;
+    let job = place.node.job_of(&share).await;
+    let details = job.and_then(|job| Details::new(share, job)).map_err(|failure| failure.into_refusal(None))?;
     Ok((details, owner))
 }
 
@@ -209,15 +210,8 @@ async fn list_page(
         body["shares_links"] = json!([{"rel": "next", "href": href}]);
     }
     let mut response = json_response(StatusCode::OK, &body);
-    let missing =
-        [(page.missing.len(), "nodes that do not answer"), (page.unreadable.len(), "pools that cannot be read")];
-    let missing = missing.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("of {count} {what}"));
-    let missing = missing.collect::<Vec<_>>().join(" and ");
-    if !missing.is_empty() {
-        let text = format!("199 growapi \"the shares {missing} are missing\"");
-        if let Ok(text) = HeaderValue::try_from(text) {
-            response.headers_mut().insert(header::WARNING, text);
-        }
+    if let Some(warning) = page.warning().and_then(|text| HeaderValue::try_from(text).ok()) {
+        response.headers_mut().insert(header::WARNING, warning);
     }
     Ok(response)
 }
@@ -248,7 +242,7 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
             // refused just as surely.
             (0, JobKind::Extend) => 1,
             (0, JobKind::Shrink) => Size::MAX_FILE.get(),
-            (size, _) => size << GIB_SHIFT,
+            (size, _) => Size::gib(size).get(),
         },
         ..ExtendShareRequest::default()
     };
@@ -262,29 +256,42 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         // An admin may ask for the share of any project; growd goes by what the place says.
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
-        request.request_id = Some(caller.traced.id.to_string());
-        let mut answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        for _ in 0..IDS_MOST {
-            if !may_be_earlier(&caller.traced, &answer)? {
-                break;
-            }
-            let mut jobs = place.node.jobs_of(id).await.map_err(failed)?.into_iter();
-            let newest = jobs.find(|job| caller.traced.has_asked_with(&job.request_id));
-            if let Some(job) = newest.clone().filter(|job| is_repeated(&request, kind, job)) {
-                answer = Ok(Some(Taken { job, repeated: true }));
-                break;
-            }
-            let newest = newest.map_or(request.share_id.clone(), |job| job.job_id);
-            request.request_id = Some(caller.traced.behind(&newest).to_string());
-            answer = nodes.resize(kind, id, &place, request.clone(), caller.traced.from).await;
-        }
-        if let Some(taken) = answer.map_err(failed)? {
+        if let Some(taken) = ask(caller, &place, id, kind, request.clone(), size).await? {
             let (request, node, job) = (caller.traced.id, &place.node.name, taken.job);
             tracing::info!(%request, share = %id, node, job = job.job_id, %kind, "accepted");
             return Ok(StatusCode::ACCEPTED.into_response());
         }
     }
     Err(failed(Failure::unknown_share()))
+}
+
+/// Asks with the request's own id, and where that has a job of an earlier request with the ids behind it.
+async fn ask(
+    caller: &Caller,
+    place: &Place,
+    id: ShareId,
+    kind: JobKind,
+    mut request: ExtendShareRequest,
+    size: u64,
+) -> Result<Option<Taken>, Refusal> {
+    let failed = |failure: Failure| failure.into_refusal(Some(size));
+    let traced = &caller.traced;
+    request.request_id = Some(traced.id.to_string());
+    let mut left = IDS_MOST;
+    loop {
+        let answer = caller.api.nodes.resize(kind, id, place, request.clone(), traced.from).await;
+        if left == 0 || !may_be_earlier(traced, &answer)? {
+            return answer.map_err(failed);
+        }
+        left -= 1;
+        let mut jobs = place.node.jobs_of(id).await.map_err(failed)?.into_iter();
+        let newest = jobs.find(|job| traced.has_asked_with(&job.request_id));
+        if let Some(job) = newest.clone().filter(|job| is_repeated(&request, kind, job)) {
+            return Ok(Some(Taken { job, repeated: true }));
+        }
+        let newest = newest.map_or(request.share_id.clone(), |job| job.job_id);
+        request.request_id = Some(traced.behind(&newest).to_string());
+    }
 }
 
 /// Whether the answer may be about an earlier request: OpenStack's clients may use one id for a series of them.

@@ -1,12 +1,10 @@
 //! A share as the share API shows it.
 
+use growd::model::Bytes;
 use growd::wire::proto::{Job, Share, ShareStatus};
 use serde_json::{Value, json};
 
-use crate::nodes::{Failure, Node, words};
-
-/// Sizes of the share API are GiB, those of growd bytes.
-pub const GIB_SHIFT: u32 = 30;
+use crate::nodes::{Failure, words};
 
 /// What is told of a share.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,30 +18,12 @@ pub struct Details {
 }
 
 impl Details {
-    /// Asks for the job of a share whose size is being changed, or could not be.
+    /// `job` is the one that the share's status comes from. While a share is extending or shrinking its size is the old one,
+    /// whatever part of the work is done: size and status change together.
     ///
     /// # Errors
-    /// Every [`Failure`].
-    pub async fn of(node: &Node, share: Share) -> Result<Self, Failure> {
-        let job = match share.status() {
-            ShareStatus::Extending | ShareStatus::Shrinking => Some(&share.active_job_id),
-            ShareStatus::ExtendingError | ShareStatus::ShrinkingError => Some(&share.last_job_id),
-            ShareStatus::Available | ShareStatus::Unspecified => None,
-        };
-        let job = match job {
-            Some(job_id) => match node.job(job_id).await {
-                // Ended and removed since: nothing to tell.
-                Err(failure) if failure.has_reason("JOB_NOT_FOUND") => None,
-                job => Some(job?),
-            },
-            None => None,
-        };
-        Self::new(share, job)
-    }
-
-    /// While a share is extending or shrinking its size is the old one, whatever part of the work is done: size and status
-    /// change together.
-    fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
+    /// [`Failure::Nonsense`] for a share without status.
+    pub fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
         let before = job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes);
         let error = job.and_then(|job| job.error);
         let in_the_way = error.as_ref().is_some_and(|error| error.reason == "WOULD_LOSE_DATA");
@@ -61,7 +41,7 @@ impl Details {
         let failed = error.map(|error| words(&error.reason, error.message));
         let finding = || share.findings.first().map(|finding| words(&finding.kind, finding.message.clone()));
         let error = failed.or_else(|| size.is_none().then(finding).flatten());
-        Ok(Self { id: share.share_id, status, size: size.map(|bytes| bytes >> GIB_SHIFT), error })
+        Ok(Self { id: share.share_id, status, size: size.map(|bytes| Bytes::new(bytes).whole_gib()), error })
     }
 
     /// The fields that clients know at any microversion. What growd does not know, such as names, is null.

@@ -89,6 +89,21 @@ impl Failure {
         Self { exit, reason: reason.to_owned(), code: None, message, metadata: BTreeMap::new(), next }
     }
 
+    fn from_answer(status: &Status) -> Self {
+        let details = status.get_error_details();
+        let code = code_name(status.code());
+        let (reason, mut metadata) = match details.error_info() {
+            Some(info) => (info.reason.clone(), info.metadata.clone().into_iter().collect()),
+            None => (code.to_owned(), BTreeMap::new()),
+        };
+        if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
+            metadata.insert(RETRY_AFTER_SECONDS.to_owned(), delay.as_secs_f64().ceil().to_string());
+        }
+        let next = advice::next_step(&reason, &metadata);
+        let exit = exit_of(status.code());
+        Self { exit, reason, code: Some(code), message: status.message().to_owned(), metadata, next }
+    }
+
     /// A job that has ended without success; `None` for any other job.
     pub fn of_job(job: &proto::Job) -> Option<Self> {
         let id = &job.job_id;
@@ -179,23 +194,6 @@ impl From<CallError> for Failure {
             }
             CallError::TimedOut(limit) => Self::timed_out(limit),
         }
-    }
-}
-
-impl Failure {
-    fn from_answer(status: &Status) -> Self {
-        let details = status.get_error_details();
-        let code = code_name(status.code());
-        let (reason, mut metadata) = match details.error_info() {
-            Some(info) => (info.reason.clone(), info.metadata.clone().into_iter().collect()),
-            None => (code.to_owned(), BTreeMap::new()),
-        };
-        if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
-            metadata.insert(RETRY_AFTER_SECONDS.to_owned(), delay.as_secs_f64().ceil().to_string());
-        }
-        let next = advice::next_step(&reason, &metadata);
-        let exit = exit_of(status.code());
-        Self { exit, reason, code: Some(code), message: status.message().to_owned(), metadata, next }
     }
 }
 

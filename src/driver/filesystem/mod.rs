@@ -44,7 +44,8 @@ pub struct Mounted {
     pub used: Bytes,
 }
 
-/// Looks at a volume: at the device that was opened by `node`, its name in `/dev`. `None` when nothing is on it that growd knows.
+/// Looks at a volume: at the device that was opened by `node`, its name in `/dev`. `None` when nothing is on it that growd
+/// knows.
 ///
 /// # Errors
 /// [`Refusal::ShareNotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only read-only;

@@ -10,7 +10,6 @@ pub(crate) mod report;
 mod rounding;
 pub(crate) mod volume;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,16 +38,17 @@ const SECTOR: u64 = 512;
 
 /// A pool of logical volumes in one volume group.
 pub struct Lvm {
-    pub pool: PoolName,
-    pub group: Arc<VolumeGroup>,
-    pub template: NameTemplate,
+    pool: PoolName,
+    group: Arc<VolumeGroup>,
+    template: NameTemplate,
     /// Volumes whose names the template does not give.
-    pub explicit: Vec<(ShareId, String)>,
-    pub thin: Option<ThinPool>,
+    explicit: Vec<(ShareId, String)>,
+    thin: Option<ThinPool>,
     /// Whether a file system may grow beyond what its makers had in mind.
-    pub allow_any_growth: bool,
-    /// What an lvextend of growd's has given, until it is put to use: when it has ended, LVM has that size on its disks.
-    pub given: Mutex<HashMap<ShareId, Bytes>>,
+    allow_any_growth: bool,
+    /// What growd's last lvextend has given, until it is put to use: when it has ended, LVM has that size on its disks. One
+    /// job at a time changes a group.
+    given: Mutex<Option<(ShareId, Bytes)>>,
 }
 
 /// A share's volume at one moment.
@@ -60,6 +60,17 @@ struct Share {
 }
 
 impl Lvm {
+    pub fn new(
+        pool: PoolName,
+        group: Arc<VolumeGroup>,
+        template: NameTemplate,
+        explicit: Vec<(ShareId, String)>,
+        thin: Option<ThinPool>,
+        allow_any_growth: bool,
+    ) -> Self {
+        Self { pool, group, template, explicit, thin, allow_any_growth, given: Mutex::default() }
+    }
+
     fn name_of(&self, share: ShareId) -> String {
         let explicit = self.explicit.iter().find(|(id, _)| *id == share);
         explicit.map_or_else(|| self.template.name_of(share), |(_, name)| name.clone())
@@ -198,7 +209,7 @@ impl Lvm {
     /// Before the end of a device is put to use: after a crash it may be larger than it was when the extend was accepted, and
     /// LVM not know of it. What else LVM thinks does not stop an extend whose volume has grown already.
     fn check_recorded(&self, share: ShareId, device: &Device) -> Result<(), DriverError> {
-        if self.given.lock().remove(&share) == Some(device.size) {
+        if self.given.lock().take() == Some((share, device.size)) {
             return Ok(());
         }
         let name = self.name_of(share);
@@ -253,7 +264,7 @@ impl Lvm {
             after = self.look_at(share)?.size;
         }
         if after >= wanted {
-            self.given.lock().insert(share, after);
+            *self.given.lock() = Some((share, after));
             return Ok(Outcome::Changed { from: before, to: after });
         }
         let Share { volume, observed, .. } = self.find_by_lvs(share)?;
@@ -323,7 +334,7 @@ impl Driver for Lvm {
 
     /// The name of a volume says no project.
     fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
-        if project.as_str().is_empty() { self.shares() } else { Ok(Shares::from([])) }
+        if project.is_empty() { self.shares() } else { Ok(Shares::from([])) }
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {

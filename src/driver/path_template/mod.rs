@@ -180,7 +180,7 @@ fn project_named(name: &OsStr) -> Option<ProjectLabel> {
     if name.starts_with('.') || !name.chars().all(plain) {
         return None;
     }
-    name.parse().ok().filter(|project: &ProjectLabel| !project.as_str().is_empty())
+    name.parse().ok().filter(|project: &ProjectLabel| !project.is_empty())
 }
 
 fn names(path: &Path) -> impl Iterator<Item = &OsStr> {

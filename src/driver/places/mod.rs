@@ -367,7 +367,7 @@ impl Places {
             let folder = if legal { self.open_folder(pool, project)? } else { None };
             folder.map_or_else(|| Ok(BTreeSet::new()), |folder| Ok(self.names(folder.as_fd())?.into_iter().collect()))
         };
-        if !project.as_str().is_empty() {
+        if !project.is_empty() {
             return read().map(in_order).map_err(system("list", &pool.path));
         }
         if self.template.has_projects() {

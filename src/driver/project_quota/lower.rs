@@ -16,12 +16,12 @@ impl ProjectQuota {
         let base = self.base()?;
         let (found, pool) = (self.find(&base, share)?, &base.pool);
         let now = found.observed.shrinkable()?;
-        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
+        let old = found.known_quota()?;
         let own_soft = (old.soft != old.hard).then_some(old.soft);
         // XFS ignores a hard limit below the soft one.
         let write = |hard| self.write_limits(pool, &found, hard, own_soft.map_or(hard, |soft| soft.min(hard)));
         let put_back = |hard| {
-            // Of a soft limit that a crash separates from its old value only what is left of it is known.
+            // After a crash the soft limit may be lowered already; what it was before, nobody knows then.
             self.write_limits(pool, &found, hard, own_soft.unwrap_or(hard))?;
             journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))
         };

@@ -76,9 +76,13 @@ impl Share {
         Refusal::QuotaNotEnforced { location, problem }
     }
 
+    fn known_quota(&self) -> Result<quotactl::Quota, Refusal> {
+        self.quota.ok_or_else(|| self.just_turned_off())
+    }
+
     /// Its quota as it is now.
     fn read_again(&self) -> Result<quotactl::Quota, DriverError> {
-        let old = self.quota.ok_or_else(|| self.just_turned_off())?;
+        let old = self.known_quota()?;
         let new = read_quota(self.directory.as_fd(), self.kind, old.id, &self.observed.location)?;
         Ok(new.ok_or_else(|| self.just_turned_off())?)
     }
@@ -176,7 +180,7 @@ impl ProjectQuota {
         let base = self.base()?;
         let found = self.find(&base, share)?;
         found.observed.extendable()?;
-        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
+        let old = found.known_quota()?;
         let Some(Limits { hard, soft }) = raised(old, to) else {
             return Ok(Outcome::AlreadyThere { size: old.hard });
         };
@@ -194,7 +198,7 @@ impl ProjectQuota {
     }
 
     fn write_limits(&self, pool: &PoolDirectory, found: &Share, hard: Bytes, soft: Bytes) -> Result<(), DriverError> {
-        let old = found.quota.ok_or_else(|| found.just_turned_off())?;
+        let old = found.known_quota()?;
         match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
             Ok(()) => Ok(()),
             Err(QuotaError::Off) => Err(found.just_turned_off().into()),

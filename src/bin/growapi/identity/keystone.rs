@@ -22,14 +22,13 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use super::{Denied, Project, Role, TokenHash, Who, hash};
+use super::{AUTH_TOKEN, Denied, Project, Role, TokenHash, Who, hash};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// A token with a large catalog has some hundred KiB; the catalog is not asked for.
 const ANSWER_MOST: usize = 1 << 20;
 /// Tokens that are remembered. Beyond it those whose time is over are dropped, then all.
 const CACHE_MOST: usize = 100_000;
-const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const SUBJECT_TOKEN: HeaderName = HeaderName::from_static("x-subject-token");
 
 pub struct Keystone {

@@ -4,12 +4,15 @@ mod keystone;
 mod token_file;
 
 use anyhow::Result;
+use axum::http::HeaderName;
 use growd::config::IdentityConfig;
 use sha2::{Digest, Sha256};
 
 use crate::refusal::Refusal;
 use keystone::Keystone;
 use token_file::TokenFile;
+
+pub const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
 /// What one may do; each may do what those before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,16 +1,16 @@
 //! Static tokens: a line for each, with the hash of the token, the project and the role.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::{Project, Role, TokenHash, Who, hash};
 
 #[derive(Debug)]
 pub struct TokenFile {
-    tokens: Vec<(TokenHash, Who)>,
+    tokens: HashMap<TokenHash, Who>,
 }
 
 impl TokenFile {
@@ -20,7 +20,7 @@ impl TokenFile {
     }
 
     fn parse(text: &str, file: &str) -> Result<Self> {
-        let mut tokens = Vec::new();
+        let mut tokens = HashMap::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.split('#').next().unwrap_or_default();
             let mut words = line.split_whitespace();
@@ -34,23 +34,16 @@ impl TokenFile {
             let Some(role) = Role::named(role) else {
                 bail!("{file}:{number}: {role:?} is not a role: write reader, member or admin");
             };
-            if tokens.iter().any(|(known, _)| *known == hash) {
+            let who = Who { project: Project::Id(project.to_owned()), role: Some(role) };
+            if tokens.insert(hash, who).is_some() {
                 bail!("{file}:{number}: the hash is there already");
             }
-            tokens.push((hash, Who { project: Project::Id(project.to_owned()), role: Some(role) }));
         }
         Ok(Self { tokens })
     }
 
-    /// Takes the same time whichever token it is, and whether it is any.
     pub fn who(&self, token: &[u8]) -> Option<Who> {
-        let given = hash(token);
-        let mut found = u64::MAX;
-        for (index, (known, _)) in (0_u64..).zip(&self.tokens) {
-            let same: Choice = known.ct_eq(&given);
-            found.conditional_assign(&index, same);
-        }
-        usize::try_from(found).ok().and_then(|index| self.tokens.get(index)).map(|(_, who)| who.clone())
+        self.tokens.get(&hash(token)).cloned()
     }
 }
 

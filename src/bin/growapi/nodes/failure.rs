@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::Chain;
 use axum::http::StatusCode;
+use growd::model::Bytes;
 use growd::wire::client::ConnectError;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::refusal::Refusal;
-use crate::view::GIB_SHIFT;
 
 /// Seconds that clients are asked to wait for a node that is restarting or was cut off.
 pub const RETRY_AFTER: u64 = 5;
@@ -40,8 +40,8 @@ pub struct Refused {
     pub reason: String,
     pub http_status: u16,
     pub message: String,
-    /// The size of the share in bytes, where the refusal tells it.
-    pub current_size: Option<u64>,
+    /// The size of the share, where the refusal tells it.
+    pub current_size: Option<Bytes>,
     pub retry_after: Option<Duration>,
 }
 
@@ -73,7 +73,11 @@ impl From<Status> for Failure {
                 reason: info.reason.clone(),
                 http_status,
                 message: status.message().to_owned(),
-                current_size: info.metadata.get("current_size_bytes").and_then(|size| size.parse().ok()),
+                current_size: info
+                    .metadata
+                    .get("current_size_bytes")
+                    .and_then(|size| size.parse().ok())
+                    .map(Bytes::new),
                 retry_after: details.retry_info().and_then(|info| info.retry_delay),
             }),
             _ if status.code() == Code::Unavailable => Self::Unreachable { problem: problem() },
@@ -154,13 +158,13 @@ impl Refused {
             // Manila has another text for actions.
             ("SHARE_NOT_FOUND", Some(_)) => Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."),
             ("SIZE_NOT_GREATER", Some(asked)) => {
-                let current = self.current_size.unwrap_or_default() >> GIB_SHIFT;
+                let current = self.current_size.unwrap_or_default().whole_gib();
                 let problem = "New size for extend must be greater than current size.";
                 let sizes = format!("(current: {current}, extended: {asked})");
                 Refusal::bad_request(format!("Invalid input received: {problem} {sizes}."))
             }
             ("SIZE_NOT_SMALLER", Some(asked)) => {
-                let current = self.current_size.unwrap_or_default() >> GIB_SHIFT;
+                let current = self.current_size.unwrap_or_default().whole_gib();
                 let problem = "New size for shrink must be less than current size and greater than 0";
                 Refusal::bad_request(format!("Invalid input received: {problem} (current: {current}, new: {asked})."))
             }

@@ -9,7 +9,7 @@ use growd::wire::client::{self, Credentials};
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{ExtendShareRequest, GetJobRequest, GetShareRequest, Job, ListJobsRequest};
-use growd::wire::proto::{ListSharesRequest, ListSharesResponse, Share};
+use growd::wire::proto::{ListSharesRequest, ListSharesResponse, Share, ShareStatus};
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -67,9 +67,24 @@ impl Node {
         if share.share_id == id.to_string() { Ok(share) } else { Err(Failure::nonsense("it tells of another share")) }
     }
 
+    /// The job of a share whose size is being changed, or could not be; `None` where there is none, or none any more.
+    ///
     /// # Errors
     /// Every [`Failure`].
-    pub async fn job(&self, job_id: &str) -> Result<Job, Failure> {
+    pub async fn job_of(&self, share: &Share) -> Result<Option<Job>, Failure> {
+        let job_id = match share.status() {
+            ShareStatus::Extending | ShareStatus::Shrinking => &share.active_job_id,
+            ShareStatus::ExtendingError | ShareStatus::ShrinkingError => &share.last_job_id,
+            ShareStatus::Available | ShareStatus::Unspecified => return Ok(None),
+        };
+        match self.job(job_id).await {
+            // Ended and removed since: nothing to tell.
+            Err(failure) if failure.has_reason("JOB_NOT_FOUND") => Ok(None),
+            job => job.map(Some),
+        }
+    }
+
+    async fn job(&self, job_id: &str) -> Result<Job, Failure> {
         let request = GetJobRequest { job_id: job_id.to_owned() };
         let ask = |channel, request| async move { JobServiceClient::new(channel).get_job(request).await };
         let answer = self.call(request, ask).await;

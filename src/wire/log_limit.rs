@@ -1,4 +1,4 @@
-//! Counts what was turned away, and says of which it shall be told: whoever knocks all the time must not fill the log.
+//! Counts what others make happen, and says which of it the log is told of: whoever knocks all the time must not fill it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// One kind of it.
 #[derive(Debug, Default)]
-pub struct TurnedAway(Mutex<Counts>);
+pub struct LogLimit(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -39,7 +39,7 @@ impl fmt::Display for Count {
     }
 }
 
-impl TurnedAway {
+impl LogLimit {
     /// Counts one; `Some` when it shall be told of.
     pub fn count(&self) -> Option<Count> {
         self.count_at(Instant::now())
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_counted_and_told_of_ten_times_a_minute() {
-        let (kind, begin) = (TurnedAway::default(), Instant::now());
+        let (kind, begin) = (LogLimit::default(), Instant::now());
         let told = (0..1000).filter_map(|_| kind.count_at(begin)).count();
         assert_eq!(told, 10);
         assert_eq!(kind.count_at(begin + Duration::from_secs(59)), None);

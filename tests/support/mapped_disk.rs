@@ -1,15 +1,19 @@
-//! A disk that answers with EIO, all of it or a part of it, for as long as a test wants.
+//! A disk that hangs or fails, all of it or a part of it, for as long as a test wants.
+//!
+//! One that hangs lets reads and writes wait, as with a broken path to a storage array. Unlike a frozen file system it lets
+//! everything pass that the kernel has in memory: limits are read and set, and only what must reach the disk waits. So a
+//! job of growd begins and does not end. One that fails answers with EIO.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::support::{Disk, lab};
+use super::{Disk, lab};
 
 const SECTOR: u64 = 512;
 
 /// A device-mapper device over a whole disk of the lab.
-pub struct FailingDisk {
+pub struct MappedDisk {
     name: String,
     below: String,
     sectors: u64,
@@ -17,11 +21,11 @@ pub struct FailingDisk {
     _disk: Disk,
 }
 
-impl FailingDisk {
+impl MappedDisk {
     pub fn over(disk: &str) -> Self {
         let disk = Disk::take(disk);
         let below = disk.path().display().to_string();
-        let name = format!("failing-{}", below.rsplit('/').next().unwrap());
+        let name = format!("mapped-{}", below.rsplit('/').next().unwrap());
         let sectors = lab::run("blockdev", &["--getsz", &below]).trim().parse().unwrap();
         let table = format!("0 {sectors} linear {below} 0");
         lab::run("dmsetup", &["--noudevsync", "create", &name, "--table", &table]);
@@ -31,6 +35,13 @@ impl FailingDisk {
 
     pub fn path(&self) -> String {
         format!("/dev/mapper/{}", self.name)
+    }
+
+    /// Lets the disk hang for as long as the answer lives. A process that waits for it cannot even be killed, so it must
+    /// answer again before a daemon goes, also when the test fails.
+    pub fn hang(&self) -> Hang<'_> {
+        lab::run("dmsetup", &["--noudevsync", "suspend", "--nolockfs", "--noflush", &self.name]);
+        Hang(self)
     }
 
     /// Every read and write fails.
@@ -67,7 +78,7 @@ impl FailingDisk {
     }
 }
 
-impl Drop for FailingDisk {
+impl Drop for MappedDisk {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             lab::run("dmsetup", &["--noudevsync", "remove", "--retry", &self.name]);
@@ -75,11 +86,18 @@ impl Drop for FailingDisk {
     }
 }
 
+pub struct Hang<'a>(&'a MappedDisk);
+
+impl Drop for Hang<'_> {
+    fn drop(&mut self) {
+        lab::run("dmsetup", &["--noudevsync", "resume", &self.0.name]);
+    }
+}
+
 /// Where a file is on its device: first sector and number of sectors of each extent, from filefrag(8), which counts in
 /// bytes here.
 fn extents(file: &Path) -> Vec<(u64, u64)> {
-    let path: PathBuf = file.to_owned();
-    let report = lab::run("filefrag", &["-b1", "-v", path.to_str().unwrap()]);
+    let report = lab::run("filefrag", &["-b1", "-v", file.to_str().unwrap()]);
     // `ext: logical..: physical..: length: expected: flags`
     let extent = |line: &str| {
         let columns: Vec<&str> = line.split(':').collect();
