@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::model::{Job, JobKind, Reason};
 
@@ -20,6 +20,7 @@ pub struct Meters {
     steps: HistogramVec,
     commit_jobs: Histogram,
     flush: Histogram,
+    reloaded: IntGauge,
 }
 
 impl Meters {
@@ -32,7 +33,7 @@ impl Meters {
         };
         let times = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(TIMES.to_vec());
         let histogram = |options| registered(&registry, Histogram::with_opts(options)?);
-        Ok(Self {
+        let meters = Self {
             ended: counters(
                 "growd_jobs_ended_total",
                 "Jobs that have ended since growd was started.",
@@ -66,8 +67,14 @@ impl Meters {
                 "growd_store_commit_duration_seconds",
                 "Time that a group of jobs took to the disk.",
             ))?,
+            reloaded: {
+                let help = "0 when the last reload of the configuration was refused.";
+                registered(&registry, IntGauge::new("growd_config_last_reload_successful", help)?)?
+            },
             registry,
-        })
+        };
+        meters.reloaded(true);
+        Ok(meters)
     }
 
     pub fn ended(&self, job: &Job) {
@@ -101,6 +108,11 @@ impl Meters {
         if let Some(step) = job.steps.last() {
             self.steps.with_label_values(&[job.driver.as_str(), &step.name]).observe(took.as_secs_f64());
         }
+    }
+
+    /// Whether the configuration could be followed when it was last read.
+    pub fn reloaded(&self, followed: bool) {
+        self.reloaded.set(followed.into());
     }
 
     pub fn committed(&self, jobs: usize, took: Duration) {

@@ -330,10 +330,19 @@ fn metrics_count_by_routes_and_not_by_what_clients_make_up() {
         "growapi_request_duration_seconds_count{method=\"GET\",route=\"/v2/{project_id}/shares/{share_id}\"} 2",
         "growapi_node_up{node=\"n00\"} 1",
         "growapi_known_shares 1",
+        "growapi_config_last_reload_successful 1",
     ] {
         assert!(scraped.body.lines().any(|line| line == sample), "{sample}: {}", scraped.body);
     }
     front.get("/metrics").refused(404);
+    let reloads_followed = || {
+        let scraped = front.ask_at(address, "/metrics").body;
+        scraped.lines().find_map(|line| line.strip_prefix("growapi_config_last_reload_successful ")).unwrap().to_owned()
+    };
+    front.reload(cluster.dir.path(), "[[node]]\nname = \"x\"\n");
+    until(reloads_followed, |followed| followed == "0");
+    front.reload(cluster.dir.path(), &format!("{metrics}{NOBODY}{}", cluster.config()));
+    until(reloads_followed, |followed| followed == "1");
 }
 
 #[test]

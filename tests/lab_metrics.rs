@@ -101,6 +101,13 @@ async fn counts_follow_what_happened() {
     assert_eq!(samples["growd_store_commit_jobs_sum"], 4.0);
     assert!(samples["growd_pool_size_bytes{driver=\"project-quota\",pool=\"home\"}"] > 1e9);
     promtool(&["check", "metrics"], &scrape(9421));
+
+    let followed = || async { self::samples(9421)["growd_config_last_reload_successful"] };
+    assert_eq!(followed().await, 1.0);
+    daemon.reload(&config.replace("reserve", "reserved"));
+    eventually(followed, |followed| *followed == 0.0).await;
+    daemon.reload(&config);
+    eventually(followed, |followed| *followed == 1.0).await;
 }
 
 #[tokio::test]

@@ -35,7 +35,9 @@ pub struct Reload {
 impl Reload {
     /// Follows the file as it is now; what is wrong with it goes into the log.
     pub fn reload(&mut self) {
-        match self.follow() {
+        let followed = self.follow();
+        self.engine.meters.reloaded(followed.is_ok());
+        match followed {
             Ok(pools) => info!(pools, "the configuration was read anew"),
             Err(error) => {
                 for line in format!("{error:#}").lines() {

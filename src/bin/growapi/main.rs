@@ -122,17 +122,17 @@ async fn serve_until_told(path: &Path, config: ApiConfig, log: &Log) -> Result<(
             tokio::select! {
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
-                _ = hangup.recv() => reload(path, &config, &current, log),
+                _ = hangup.recv() => reload(path, &config, &current, &metrics, log),
             }
         }
     };
-    let router = routes::router(current.clone(), metrics);
+    let router = routes::router(current.clone(), Arc::clone(&metrics));
     http::serve(listener, router, CONNECTIONS_MOST, config.request_timeout, stop).await;
     Ok(())
 }
 
 /// Goes on as before when the configuration is refused.
-fn reload(path: &Path, first: &ApiConfig, current: &Current, log: &Log) {
+fn reload(path: &Path, first: &ApiConfig, current: &Current, metrics: &Metrics, log: &Log) {
     let read = || {
         let config = ApiConfig::load(path)?;
         let api = Api::new(&config, Some(&*current.get()))?;
@@ -148,7 +148,9 @@ fn reload(path: &Path, first: &ApiConfig, current: &Current, log: &Log) {
         }
         Ok::<_, anyhow::Error>((config, api))
     };
-    match read() {
+    let read = read();
+    metrics.reloaded(read.is_ok());
+    match read {
         Ok((config, api)) => {
             current.replace(api);
             log.set_level(config.log);

@@ -26,6 +26,7 @@ pub struct Metrics {
     seconds: HistogramVec,
     node_up: IntGaugeVec,
     places: IntGauge,
+    reloaded: IntGauge,
     /// One scrape at a time: the gauges are set and read.
     scrape: Mutex<()>,
 }
@@ -44,12 +45,18 @@ impl Metrics {
             seconds: HistogramVec::new(seconds.buckets(TIMES.to_vec()), &["method", "route"])?,
             node_up: IntGaugeVec::new(up, &["node"])?,
             places: IntGauge::new("growapi_known_shares", "Shares of which it is known which node has them.")?,
+            reloaded: IntGauge::new(
+                "growapi_config_last_reload_successful",
+                "0 when the last reload of the configuration was refused.",
+            )?,
             scrape: Mutex::default(),
         };
         metrics.registry.register(Box::new(metrics.requests.clone()))?;
         metrics.registry.register(Box::new(metrics.seconds.clone()))?;
         metrics.registry.register(Box::new(metrics.node_up.clone()))?;
         metrics.registry.register(Box::new(metrics.places.clone()))?;
+        metrics.registry.register(Box::new(metrics.reloaded.clone()))?;
+        metrics.reloaded(true);
         Ok(metrics)
     }
 
@@ -57,6 +64,11 @@ impl Metrics {
     pub fn answered(&self, method: &str, route: &str, status: StatusCode, took: Duration) {
         self.requests.with_label_values(&[method, route, status.as_str()]).inc();
         self.seconds.with_label_values(&[method, route]).observe(took.as_secs_f64());
+    }
+
+    /// Whether the configuration could be followed when it was last read.
+    pub fn reloaded(&self, followed: bool) {
+        self.reloaded.set(followed.into());
     }
 
     fn answer(&self, current: &Current) -> Response {
