@@ -11,9 +11,10 @@ mod simulated;
 
 use std::time::{Duration, Instant};
 
-use front::{Front, NOBODY, until};
+use front::{Answer, Front, NOBODY, until};
 use growd::wire::proto::ShareStatus;
-use simulated::{BROKEN_JOB, Cluster, GIB, Mood, Servers, share};
+use simulated::{BROKEN_JOB, Cluster, GIB, Mood, Servers, refusal, share};
+use tonic::Code;
 
 const NODES: usize = 50;
 /// Shares of each node.
@@ -298,6 +299,49 @@ fn a_silent_node_is_504_and_holds_up_nobody_else() {
     assert_eq!(front.share(&share(0))["size"], 2);
     let status = front.get(&path(9)).status;
     assert!([503, 504].contains(&status), "{status}");
+}
+
+#[track_caller]
+fn may_be_asked_again(answer: &Answer) {
+    answer.refused(503);
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+}
+
+#[test]
+fn a_node_that_can_do_nothing_with_a_share_does_not_speak_for_one_that_may_have_it() {
+    let cluster = Cluster::new(1);
+    let unsupported = refusal(Code::Unimplemented, "UNSUPPORTED", 501, &[]);
+    cluster.nodes[0].with(|state| state.refusing_looks = Some(unsupported));
+    // Before and behind the other in the order of names.
+    for name in ["a", "z"] {
+        let down = front::node(name, &cluster.dir.path().join("down.sock"));
+        let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}{down}", cluster.config()));
+        // That it is down is found out after the refusal; the next request knows it at once.
+        for _ in 0..2 {
+            may_be_asked_again(&front.get(&path(1)));
+        }
+        may_be_asked_again(&front.extend(&share(1), 3));
+    }
+}
+
+#[test]
+fn an_error_of_a_node_may_pass_for_an_id_that_no_node_knows_and_is_told_of_a_share_that_it_has() {
+    let cluster = Cluster::new(2);
+    cluster.nodes[0].hold(&share(0), "home", 2 * GIB);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    front.share(&share(0));
+    cluster.nodes[0].with(|state| state.refusing_looks = Some(refusal(Code::Internal, "INTERNAL", 500, &[])));
+    let error_is_told = || {
+        front.get(&path(0)).refused(500);
+        may_be_asked_again(&front.get(&path(9)));
+        may_be_asked_again(&front.extend(&share(9), 3));
+    };
+    error_is_told();
+    let unsupported = refusal(Code::Unimplemented, "UNSUPPORTED", 501, &[]);
+    cluster.nodes[1].with(|state| state.refusing_looks = Some(unsupported));
+    error_is_told();
+    cluster.nodes[0].with(|state| state.refusing_looks = None);
+    front.get(&path(9)).refused(501);
 }
 
 #[test]

@@ -164,9 +164,9 @@ async fn a_failed_extend_is_told_and_the_share_can_be_extended_again() {
     let front = front(dir.path(), &[&daemon]);
 
     let broken = daemon.inject("quotactl_fd:error=EIO").await;
-    // It may be anybody's, for all that growapi knows.
+    // It may be anybody's, for all that growapi knows, or nobody's.
     let cannot_tell = "The storage node cannot tell of the share.";
-    assert_eq!(front.extend(&share(1), 3).refused(500), cannot_tell);
+    assert_eq!(front.extend(&share(1), 3).refused(503), cannot_tell);
     drop(broken);
     assert_eq!(status(&front, 1), ("available".to_owned(), 2));
     let broken = daemon.inject("quotactl_fd:error=EIO").await;

@@ -12,8 +12,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use daemon::{Clients, MIB, TURNS, create_shares, eventually, pool, request, share};
-use growd::wire::proto::{ExtendShareRequest, Job, JobState};
+use daemon::{Clients, MIB, TURNS, assert_refused, create_shares, eventually, pool, request, share};
+use growd::wire::proto::{CancelJobRequest, ExtendShareRequest, Job, JobState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -130,6 +130,40 @@ async fn each_line_of_a_job_names_it_and_its_trace() {
     let [accepted, _] = growd.lines_of("extend accepted").try_into().unwrap();
     let rpc = json!({"name": "rpc", "method": "growd.v1.ShareService/ExtendShare", "trace": TRACE});
     assert_eq!(accepted["span"], rpc, "{accepted}");
+    growd.end(Signal::SIGTERM);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_job_is_told_to_have_ended_also_where_that_could_not_be_written_at_first() {
+    lab::require();
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
+    create_shares(&fs, TURNS + 2, 8 * MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let (growd, clients) = Logged::start(dir.path(), &pool(&fs, "")).await;
+    let hang = clients.hang(&disk).await;
+    clients.fill_turns(16 * MIB).await;
+    let at_once = extend(&clients, TURNS + 1, 16 * MIB, &traceparent()).await;
+    let later = extend(&clients, TURNS + 2, 16 * MIB, &traceparent()).await;
+    let cancel = async |job: &Job| {
+        let request = CancelJobRequest { job_id: job.job_id.clone() };
+        clients.jobs.clone().cancel_job(request).await
+    };
+
+    cancel(&at_once).await.unwrap();
+    let (state, away) = (dir.path().join("state"), dir.path().join("away"));
+    fs::rename(&state, &away).unwrap();
+    assert_refused(&cancel(&later).await.unwrap_err(), "STORE_UNAVAILABLE");
+    fs::rename(&away, &state).unwrap();
+    eventually(async || growd.lines_of("job cancelled").len(), |lines| *lines == 2).await;
+    for (line, job) in growd.lines_of("job cancelled").iter().zip([&at_once, &later]) {
+        let span = json!({"name": "job", "job": job.job_id, "share": job.share_id, "trace": TRACE});
+        assert_eq!(line["span"], span, "{line}");
+    }
+    let names_later = |line: &Value| line["span"]["job"] == later.job_id || line["fields"]["job"] == later.job_id;
+    let last = growd.lines().into_iter().rfind(names_later).unwrap();
+    assert_eq!(last["fields"]["message"], "job cancelled", "the refusal is not the last word");
+    drop(hang);
     growd.end(Signal::SIGTERM);
 }
 
@@ -291,6 +325,26 @@ mod exported {
             let steps: Vec<_> = steps.iter().map(|step| (step.name.as_str(), hex(&step.trace_id))).collect();
             assert_eq!(steps, [("step", trace.clone()), ("step", trace)]);
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_cancelled_job_is_one_span_of_its_trace() {
+        lab::require();
+        let disk = MappedDisk::over("ubda");
+        let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
+        create_shares(&fs, TURNS + 1, 8 * MIB);
+        let dir = tempfile::tempdir().unwrap();
+        let collector = Collector::start(4319).await;
+        let config = format!("[traces]\nendpoint = \"http://127.0.0.1:4319\"\n{}", pool(&fs, ""));
+        let (growd, clients) = Logged::start(dir.path(), &config).await;
+        let hang = clients.hang(&disk).await;
+        clients.fill_turns(16 * MIB).await;
+        let job = extend(&clients, TURNS + 1, 16 * MIB, &traceparent()).await;
+        let request = CancelJobRequest { job_id: job.job_id.clone() };
+        clients.jobs.clone().cancel_job(request).await.unwrap();
+        drop(hang);
+        growd.end(Signal::SIGTERM);
+        assert_eq!(hex(&collector.span("job", "job", &job.job_id).trace_id), TRACE);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::{Instrument, info, warn};
+use tracing::{Instrument, Span, info, warn};
 use uuid::Uuid;
 
 use crate::logging::spans;
@@ -56,6 +56,8 @@ pub struct Engine {
 /// A job that has not ended.
 struct Live {
     job: watch::Sender<Job>,
+    /// Of the job until its end, whoever brings that about.
+    span: Span,
     /// Given back with all this.
     _seat: Seat,
     /// Its cancellation is on its way to the disk: it must not start.
@@ -95,8 +97,9 @@ impl Engine {
     /// job, and so give the share free, before.
     fn enliven(&self, job: Job, seat: Seat, claimed: impl FnOnce()) {
         let id = job.id;
-        let live =
-            Live { job: watch::channel(job).0, _seat: seat, cancelling: false, step_begun: None, telling: false };
+        let span = spans::job(&job);
+        let job = watch::channel(job).0;
+        let live = Live { job, span, _seat: seat, cancelling: false, step_begun: None, telling: false };
         let mut all = self.live.lock();
         claimed();
         all.insert(id, live);
@@ -104,8 +107,9 @@ impl Engine {
 
     /// Begins the run of a job that is live and whose share is claimed for it: the run may have ended at once, and gives
     /// the share free then.
-    fn begin(self: &Arc<Self>, job: &Job) {
-        tokio::spawn(Arc::clone(self).run(job.id).instrument(spans::job(job)));
+    fn begin(self: &Arc<Self>, id: JobId) {
+        let Some(span) = self.live.lock().get(&id).map(|live| live.span.clone()) else { return };
+        tokio::spawn(Arc::clone(self).run(id).instrument(span));
     }
 
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
@@ -120,7 +124,7 @@ impl Engine {
             return Err(store_refusal(&error));
         }
         self.enliven(job.clone(), seat, || claim.accepted(job.id));
-        self.begin(&job);
+        self.begin(job.id);
         Ok(job)
     }
 
@@ -147,7 +151,7 @@ impl Engine {
             });
         }
         // The pools are asked before the jobs ask them, since the start waits for these answers and not for theirs.
-        tokio::join!(self.look_at_pools(), async { jobs.iter().for_each(|job| self.begin(job)) });
+        tokio::join!(self.look_at_pools(), async { jobs.iter().for_each(|job| self.begin(job.id)) });
         Ok(())
     }
 
@@ -283,26 +287,26 @@ impl Engine {
         Ok(Some(live.job.subscribe()))
     }
 
-    /// Makes ends durable, then visible. They wait while the store cannot be written. A commit that failed may be on disk
-    /// all the same, so nobody may change the jobs otherwise meanwhile.
-    async fn end(&self, jobs: Vec<Job>) -> bool {
+    /// Makes ends durable, then visible, and tells the log of them. They wait while the store cannot be written. A commit
+    /// that failed may be on disk all the same, so nobody may change the jobs otherwise meanwhile.
+    async fn end(&self, jobs: Vec<Job>) {
         let mut failure = self.store.failure();
         while let Err(error) = self.store.commit(jobs.clone()).await {
             warn!(%error, jobs = jobs.len(), "the end of jobs waits until the store can be written");
             tokio::select! {
                 // The next start finds them unfinished and asks the kernel.
-                () = self.claims.closed() => return false,
-                writable = failure.wait_for(Option::is_none) => if writable.is_err() { return false },
+                () = self.claims.closed() => return,
+                writable = failure.wait_for(Option::is_none) => if writable.is_err() { return },
             }
         }
-        jobs.into_iter().for_each(|job| self.ended(job));
-        true
+        let ended: Vec<_> = jobs.into_iter().filter_map(|job| Some((self.ended(job.clone())?, job))).collect();
+        ended.iter().for_each(|(span, job)| span.in_scope(|| tell_end(job)));
     }
 
-    /// Tells everyone that a job has ended; its record is on disk.
-    fn ended(&self, job: Job) {
+    /// Tells everyone that a job has ended; its record is on disk. Gives the job's span.
+    fn ended(&self, job: Job) -> Option<Span> {
         let mut all = self.live.lock();
-        let Some(live) = all.remove(&job.id) else { return };
+        let live = all.remove(&job.id)?;
         // Before anyone can see the end: who sees it may ask for the next change of the share at once.
         self.ledger.release(&job.pool, promised(&live.job.borrow()));
         if self.claims.active(job.share) == Some(job.id) {
@@ -311,6 +315,7 @@ impl Engine {
         drop(all);
         self.meters.ended(&job);
         live.job.send_replace(job);
+        Some(live.span)
     }
 
     /// Refuses new jobs and waits until the steps at work have ended. Queued jobs stay for the next start.
@@ -340,6 +345,19 @@ fn unwritable(problem: &str) -> Refusal {
 fn job_error(refusal: &Refusal) -> JobError {
     let reason: Reason = refusal.reason();
     JobError { reason: reason.to_string(), message: refusal.to_string(), retryable: reason.is_retryable() }
+}
+
+/// Tells the log, within the job's span, how it has ended.
+fn tell_end(job: &Job) {
+    let attempt = job.attempt;
+    match &job.error {
+        Some(JobError { reason, message, .. }) => {
+            warn!(%reason, error = %message, attempt, "job failed");
+            spans::failed(job);
+        }
+        None if job.state == JobState::Cancelled => info!(attempt, "job cancelled"),
+        None => info!(size = job.size_after.map(Bytes::get), attempt, "job succeeded"),
+    }
 }
 
 #[cfg(test)]
@@ -382,6 +400,14 @@ mod tests {
 
     fn is_unknown<T>(answer: Result<T, Refusal>) -> bool {
         matches!(answer, Err(Refusal::JobNotFound { .. }))
+    }
+
+    #[test]
+    fn the_log_names_a_job_where_it_tells_only_of_errors() {
+        use tracing_subscriber::filter::LevelFilter;
+        use tracing_subscriber::layer::SubscriberExt;
+        let only_errors = tracing_subscriber::registry().with(LevelFilter::ERROR);
+        tracing::subscriber::with_default(only_errors, || assert!(!spans::job(&fixture::job()).is_disabled()));
     }
 
     #[tokio::test]

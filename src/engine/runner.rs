@@ -14,7 +14,7 @@ use super::{Engine, job_error, plan};
 use crate::driver::{Driver, DriverError, Outcome, Sizes, Step};
 use crate::engine::pools::Pool;
 use crate::logging::spans;
-use crate::model::{Bytes, Job, JobError, JobId, JobKind, Reason, Refusal, ShareId};
+use crate::model::{Bytes, Job, JobId, JobKind, Reason, Refusal, ShareId};
 
 /// Steps that a job may take: a backend that reports success and does not grow must not be asked for ever.
 const MOST_STEPS: usize = 8;
@@ -180,7 +180,7 @@ impl Engine {
         let (mut changed, mut ends) = (Vec::new(), Vec::new());
         for (id, span) in jobs {
             if !self.pools.has(pool) {
-                self.job(id).iter().for_each(|job| self.begin(job));
+                self.begin(id);
                 continue;
             }
             // Each when it is at work: until then it can be cancelled, and may be carried out with another pool.
@@ -304,24 +304,10 @@ impl Engine {
             };
             Some((state::apply(&self.job(member.id).ok()?, event, now)?, member))
         };
-        // They are at work until their ends can be seen.
-        let (jobs, members): (Vec<Job>, Vec<Member>) = ends.into_iter().filter_map(apply).unzip();
-        if !jobs.is_empty() && self.end(jobs.clone()).await {
-            for (job, member) in jobs.iter().zip(members) {
-                member.span.in_scope(|| tell_end(job));
-            }
-        }
-    }
-}
-
-/// Tells the log, within the job's span, how it has ended.
-fn tell_end(job: &Job) {
-    let attempt = job.attempt;
-    match &job.error {
-        None => info!(size = job.size_after.map(Bytes::get), attempt, "job succeeded"),
-        Some(JobError { reason, message, .. }) => {
-            warn!(%reason, error = %message, attempt, "job failed");
-            spans::failed(job);
+        // They are at work until their ends were told.
+        let (jobs, _members): (Vec<Job>, Vec<Member>) = ends.into_iter().filter_map(apply).unzip();
+        if !jobs.is_empty() {
+            self.end(jobs).await;
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A job's span follows the RPC that asked for it, also after a restart: the job keeps where it belongs.
 
 use tracing::field::Empty;
-use tracing::{Span, debug_span, info_span};
+use tracing::{Span, debug_span, error_span, info_span};
 
 use crate::model::{Job, TraceParent};
 
@@ -17,13 +17,14 @@ pub fn rpc(method: &str, changes: bool, caller: Option<TraceParent>) -> (Span, O
 }
 
 pub fn job(job: &Job) -> Span {
-    let span = info_span!(parent: None, "job", job = %job.id, share = %job.share, trace = Empty);
+    // Of the level error, so that also where only errors are logged each line about the job names it.
+    let span = error_span!(parent: None, "job", job = %job.id, share = %job.share, trace = Empty);
     belongs(&span, job.trace);
     span
 }
 
 pub fn step(name: &str) -> Span {
-    info_span!("step", step = name)
+    error_span!("step", step = name)
 }
 
 /// The span at hand is one of a job that failed: whoever looks at traces sees it marked.

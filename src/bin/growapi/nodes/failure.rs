@@ -110,15 +110,22 @@ impl Failure {
 
     /// Of a node that refuses to tell of a share nobody is known to have: the share may be in a pool of it that cannot be
     /// read, or nowhere. Without growd's words, which may tell of another project's share, or of places on the node. What
-    /// is wrong in the state of things may pass, and growd may then know the share or not; what growd cannot do stays so.
+    /// is wrong in the state of things may pass, a disk that fails included, and growd may then know the share or not; what
+    /// growd cannot do stays so.
     pub fn cannot_tell(mut self) -> Self {
+        let stays = self.stays();
         if let Self::Refused(refused) = &mut self {
-            if refused.http_status < 500 {
+            if !stays {
                 refused.http_status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
             }
             refused.message = "The storage node cannot tell of the share.".to_owned();
         }
         self
+    }
+
+    /// Whether it is no use to ask again.
+    pub fn stays(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.http_status == StatusCode::NOT_IMPLEMENTED.as_u16())
     }
 
     pub fn has_reason(&self, reason: &str) -> bool {
@@ -261,7 +268,7 @@ mod tests {
             (Code::FailedPrecondition, "NOT_MOUNTED", "409", (503, Some(RETRY_AFTER))),
             (Code::Unavailable, "STUCK", "503", (503, Some(RETRY_AFTER))),
             (Code::Unimplemented, "UNSUPPORTED", "501", (501, None)),
-            (Code::Internal, "INTERNAL", "500", (500, None)),
+            (Code::Internal, "INTERNAL", "500", (503, Some(RETRY_AFTER))),
         ] {
             let refusal = refused(code, reason, &[("http_status", http)]).cannot_tell().into_refusal(None);
             assert_eq!((refusal.status.as_u16(), refusal.retry_after), expected, "{reason}");

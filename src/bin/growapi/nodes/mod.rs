@@ -216,8 +216,9 @@ impl Nodes {
     }
 
     /// Asks all nodes, and is content with the first that has the share. When none has it, one that could not be asked
-    /// may be the one: then the share is not unknown, but cannot be reached. Whose it is nobody has said, so what a node
-    /// says of it goes into the log and not to the client.
+    /// may be the one: then the share is not unknown, but cannot be reached, even if a node says that it can do nothing with
+    /// what it has in the share's place. Whose it is nobody has said, so what a node says of it goes into the log and not
+    /// to the client.
     async fn search(&self, id: ShareId) -> Result<(Place, Share), Failure> {
         let known = self.known(id);
         let ask = |node: &Arc<Node>| {
@@ -244,7 +245,9 @@ impl Nodes {
                         let node = &node.name;
                         tracing::info!(share = %id, node, reason, status, problem, "a node cannot tell of a share");
                     }
-                    worst.get_or_insert(failure.cannot_tell());
+                    if worst.as_ref().is_none_or(Failure::stays) {
+                        worst = Some(failure.cannot_tell());
+                    }
                 }
             }
         }
