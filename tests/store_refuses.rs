@@ -128,6 +128,35 @@ async fn a_flipped_byte_in_the_file_is_refused() {
     }
 }
 
+/// What is behind it is there all the same, though sled comes to it only when it is asked for it.
+#[tokio::test]
+async fn a_page_that_is_lost_ends_neither_a_look_nor_a_start() {
+    let home = Home::new();
+    let mut jobs: Vec<Job> = (0..2000).map(|_| job(JobState::Succeeded)).collect();
+    jobs.sort_unstable_by_key(|job| job.id);
+    home.store_in_groups(100, &jobs).await;
+    home.store(&[]).await;
+    let path = home.state().join("jobs/db");
+    let mut log = std::fs::read(&path).unwrap();
+    let lost = jobs[1000].request_id.unwrap();
+    let parts = log.windows(16).enumerate();
+    let places: Vec<usize> = parts.filter(|(_, part)| part == lost.as_uuid().as_bytes()).map(|(at, _)| at).collect();
+    places.iter().for_each(|at| log[*at] ^= 1);
+    std::fs::write(&path, log).unwrap();
+
+    assert_refused(&home, "is damaged: the database stops with: the file db is damaged at offset ");
+    let export = home.growd(&["store", "export"]);
+    assert_eq!(export.status.code(), Some(1), "{}", err(&export));
+    let there = exported(&out(&export));
+    let missing: Vec<usize> = (0..jobs.len()).filter(|n| !there.contains(&jobs[*n].id.to_string())).collect();
+    assert!(missing.contains(&1000) && missing.len() < 100, "{missing:?}: {}", err(&export));
+    assert_eq!(
+        missing[missing.len() - 1] - missing[0] + 1,
+        missing.len(),
+        "more than one page is missing: {missing:?}"
+    );
+}
+
 #[tokio::test]
 async fn a_store_that_is_gone_is_told_alike_by_a_start_and_by_a_look() {
     let home = Home::new();

@@ -90,8 +90,8 @@ impl Scan {
         parts.into_iter().map(|(_, part)| part).reduce(Self::followed_by).unwrap_or_default()
     }
 
-    /// Reads the records from a key on as long as the part goes, in order. sled panics on some kinds of damage, which is a
-    /// problem as others are.
+    /// Reads the records from a key on as long as the part goes, in order, and goes on behind those that are lost. sled panics
+    /// on some kinds of damage, which is a problem as others are.
     fn of(
         db: &sled::Db,
         from: &[u8],
@@ -100,11 +100,17 @@ impl Scan {
     ) -> Self {
         let mut scan = Self::default();
         let pass = catch_unwind(AssertUnwindSafe(|| {
-            for entry in db.range(from..) {
+            let mut entries = db.range(from..);
+            while let Some(entry) = entries.next() {
                 match entry {
                     Ok((key, _)) if !rest.lock().reach(&key) => break,
                     Ok((key, value)) => scan.take(&key, &value, &mut check),
-                    Err(error) => scan.note(format!("the database stops with: {}", told(&error)), false),
+                    Err(error) => {
+                        scan.note(format!("the database stops with: {}", told(&error)), false);
+                        // The same iterator would say the same for ever.
+                        let Some(next) = behind_damage(db, rest.lock().from) else { break };
+                        entries = db.range(next..);
+                    }
                 }
             }
         }));
@@ -181,6 +187,32 @@ impl Scan {
     }
 }
 
+/// Where the database can be read again behind a key from which on it cannot: what is lost is a page of it, the keys
+/// between two others. `None` where it cannot up to its end.
+fn behind_damage(db: &sled::Db, from: Key) -> Option<Key> {
+    let is_readable = |id| !matches!(db.range(key_of(id)..).next(), Some(Err(_)));
+    let (mut lost, first) = (id_of(from), id_of(from));
+    // In ever larger steps first, since ids are times, and those of a page lie close together.
+    let mut found = (0..u128::BITS).map_while(|power| first.checked_add(1 << power)).find(|id| {
+        let found = is_readable(*id);
+        lost = if found { lost } else { *id };
+        found
+    })?;
+    while found - lost > 1 {
+        let middle = lost.midpoint(found);
+        *(if is_readable(middle) { &mut found } else { &mut lost }) = middle;
+    }
+    Some(key_of(found))
+}
+
+fn id_of(key: Key) -> u128 {
+    u128::from_be_bytes(*key.last_chunk().unwrap_or(&[0; 16]))
+}
+
+fn key_of(id: u128) -> Key {
+    record::key(JobId::from_uuid(Uuid::from_u128(id)))
+}
+
 /// What a thread has still to read: the keys from one on, up to another or to the last. Other threads may take the second
 /// half of it at any time.
 struct Rest {
@@ -207,12 +239,11 @@ impl Rest {
     /// Gives away the half that lies behind, of the ids that there could be: of those that there are it may be all or none,
     /// which whoever took it finds out.
     fn halve(&mut self) -> Option<Self> {
-        let id = |key: Key| u128::from_be_bytes(*key.last_chunk().unwrap_or(&[0; 16]));
-        let (from, end) = (id(self.from), self.end.map_or(u128::MAX, id));
+        let (from, end) = (id_of(self.from), self.end.map_or(u128::MAX, id_of));
         if end.saturating_sub(from) < 2 {
             return None;
         }
-        let middle = record::key(JobId::from_uuid(Uuid::from_u128(from.midpoint(end))));
+        let middle = key_of(from.midpoint(end));
         Some(Self { from: middle, end: self.end.replace(middle) })
     }
 }
@@ -262,7 +293,7 @@ mod tests {
             assert_eq!(next.end, Some(given.from));
             given = next;
         }
-        assert_eq!((rest.from, rest.end), (FIRST, Some(record::key(JobId::from_uuid(Uuid::from_u128(1))))));
+        assert_eq!((rest.from, rest.end), (FIRST, Some(key_of(1))));
         assert!(rest.reach(&FIRST) && !rest.reach(&given.from));
 
         let mut rest = Rest::ALL;
