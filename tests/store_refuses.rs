@@ -5,11 +5,15 @@
 
 mod store;
 
+#[path = "support/seed.rs"]
+mod seed;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use growd::model::{Job, JobState};
 use growd::store::Store;
+use seed::{Random, rounds};
 use store::*;
 
 /// A store whose records are below sled's snapshot, as they are after a restart.
@@ -125,6 +129,41 @@ async fn a_flipped_byte_in_the_file_is_refused() {
     assert_eq!(export.status.code(), Some(1), "{export:?}");
     for look in [home.growd(&["store", "verify"]), export] {
         assert!(err(&look).contains(": the file db is damaged"), "{}", err(&look));
+    }
+}
+
+/// sled does not open a database whose log is damaged within what its snapshot covers, if that is in the last segment.
+#[tokio::test]
+async fn one_flipped_bit_leaves_jobs_to_export() {
+    let home = Home::new();
+    let before = settled(&home).await;
+    let after: Vec<Job> = before.iter().map(|job| Job { revision: job.revision + 1, ..job.clone() }).collect();
+    home.store(&after).await;
+    home.store(&[]).await;
+    let line = |job: &Job| growd::wire::json::to_json(&growd::wire::job_message(job.clone())).unwrap();
+    let known: BTreeSet<String> = before.iter().chain(&after).map(line).collect();
+    let path = home.state().join("jobs/db");
+    let log = std::fs::read(&path).unwrap();
+    // Behind the second record, since before the damage there must be something to read, and up to the last.
+    let places = places(&log);
+    let (first, behind) = (places[2], places[places.len() - 1]);
+    let mut random = Random::from_environment();
+    for _ in 0..rounds(10) {
+        let (at, bit) = (first + random.below(behind - first), random.below(8));
+        println!("bit {bit} at {at}");
+        let mut damaged = log.clone();
+        damaged[at] ^= 1 << bit;
+        std::fs::write(&path, damaged).unwrap();
+        assert_refused(&home, "is damaged: the file db is damaged");
+        let [export, verified] = ["export", "verify"].map(|command| home.growd(&["store", command]));
+        let exported: Vec<String> = out(&export).lines().map(str::to_owned).collect();
+        assert!(!exported.is_empty() && exported.iter().all(|line| known.contains(line)), "{export:?}");
+        assert!(out(&verified).starts_with(&format!("{} jobs, ", exported.len())), "{verified:?}");
+        let told = format!("the file db is damaged; {} jobs were read all the same", exported.len());
+        for look in [export, verified] {
+            assert_eq!(look.status.code(), Some(1), "{look:?}");
+            assert!(err(&look).contains(&told), "{told}: {look:?}");
+        }
     }
 }
 

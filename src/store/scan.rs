@@ -1,5 +1,6 @@
 //! One pass over all records: what is on disk, and whether all of it is as it was written.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::calendar::Calendar;
-use super::files::{Files, copy_tree, remove_tree};
+use super::files::{Files, copy_tree, remove_snapshots, remove_tree};
 use super::index::Entry;
 use super::open::{OpenError, database, told};
 use super::record::{self, RecordError};
@@ -27,20 +28,33 @@ const LAST: Key = {
 
 /// Scans a copy of the database; `each` sees every job that is right. For a look at a store that nobody opens.
 ///
+/// sled does not open a database whose log is damaged where its snapshot counts on it. Without the snapshot it takes the
+/// log for one that was cut off there, and has what was before: so that is read where nothing else can be, and told of as
+/// a problem. It may be old, so it is nothing to start with.
+///
 /// # Errors
 /// When the copy cannot be made or removed. What is wrong inside is in the scan.
 pub fn scan_copy(files: &Files, mut each: impl FnMut(&Job)) -> Result<Scan, OpenError> {
     let copy = files.looked_at();
-    remove_tree(&copy)?;
-    let check = |key: &[u8], value: &[u8]| {
+    let mut check = |key: &[u8], value: &[u8]| {
         let (job, commit) = record::decode(key, value)?;
         each(&job);
         Ok((Entry::from(&job), commit))
     };
-    let copied = copy_tree(&files.jobs(), &copy).map_err(|source| OpenError::no_copy(files, source));
-    let scan = copied.map(|()| match database(&copy) {
-        Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), check),
-        Err(error) => Scan::failed(told(&error)),
+    let mut look = |prepare: fn(&Path) -> io::Result<()>| {
+        remove_tree(&copy)?;
+        let copied = copy_tree(&files.jobs(), &copy).and_then(|()| prepare(&copy));
+        copied.map_err(|source| OpenError::no_copy(files, source))?;
+        Ok(match database(&copy) {
+            Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), &mut check),
+            Err(error) => Scan::failed(told(&error)),
+        })
+    };
+    let scan = look(|_| Ok(())).and_then(|scan| match scan.first_problem {
+        Some((problem, _)) if scan.live_bytes == 0 => {
+            look(remove_snapshots).map(|older| older.read_in_spite_of(problem))
+        }
+        _ => Ok(scan),
     });
     remove_tree(&copy)?;
     scan
@@ -119,6 +133,19 @@ impl Scan {
             scan.note(PANICKED.to_owned(), false);
         }
         scan
+    }
+
+    /// What was read only after the snapshots had been removed because of a problem.
+    fn read_in_spite_of(self, problem: String) -> Self {
+        let jobs = self.jobs.len();
+        let older = match jobs {
+            0 => String::new(),
+            _ => format!(
+                "; {jobs} jobs were read all the same, from its log alone: some may be in an older state than their last, or \
+                 have been removed since"
+            ),
+        };
+        Self::failed(problem + &older).followed_by(self)
     }
 
     fn failed(problem: String) -> Self {
