@@ -141,6 +141,8 @@ async fn the_names_of_a_certificate_give_its_role() {
     let refused = extend(&reader).await;
     assert_refused(&refused, Code::PermissionDenied, "FORBIDDEN", "403");
     assert!(refused.message().contains("cn:reader from 127.0.0.1:"), "{refused:?}");
+    let told = ["rpc", "role"].map(|key| metadata(&refused, key));
+    assert_eq!(told, ["growd.v1.ShareService/ExtendShare", "operator"]);
 
     let operator = authority.client_with("api", |params| params.subject_alt_names = vec![dns("api1.example")]);
     let operator = as_whom(operator).await;

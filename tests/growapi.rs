@@ -190,7 +190,7 @@ fn every_status_can_be_provoked() {
 
 #[test]
 fn versions_are_told_and_echoed() {
-    let (_cluster, front) = one_node();
+    let (cluster, front) = one_node();
     for path in ["/", "/v2", "/v2/"] {
         let answer = front.get(path);
         let version = &answer.json()["versions"][0];
@@ -208,6 +208,13 @@ fn versions_are_told_and_echoed() {
     assert_eq!((exports.status, exports.json()), (200, json!({"export_locations": []})));
     let document = front.get("/openapi.json").json();
     assert!(document["paths"]["/v2/{project_id}/shares/{share_id}/action"]["post"].is_object());
+
+    // Behind a proxy its clients reach it at another address.
+    let url = "https://share.example.org";
+    front.reload(cluster.dir.path(), &format!("public_url = \"{url}\"\n{NOBODY}{}", cluster.config()));
+    let of_version = || front.get("/v2/").json()["versions"][0]["links"][0]["href"].clone();
+    until(of_version, |href| *href == format!("{url}/v2/"));
+    assert_eq!(front.share(&share(1))["links"][0]["href"], format!("{url}{path}"));
 }
 
 #[test]

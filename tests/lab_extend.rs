@@ -25,8 +25,8 @@ async fn grows_for_real(fs: Filesystem) {
     let job = clients.end_of(&job.job_id).await;
     assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
     assert_eq!(job.size_after_bytes, Some(16 * MIB));
-    let steps: Vec<&str> = job.steps.iter().map(|step| step.name.as_str()).collect();
-    assert_eq!(steps, ["set_limit", "verify"]);
+    let steps: Vec<_> = job.steps.iter().map(|step| (step.name.as_str(), step.detail.as_str())).collect();
+    assert_eq!(steps, [("set_limit", "8MiB -> 16MiB"), ("verify", "read back 16MiB")]);
     assert_eq!(fs.hard_limit(101), 16 * MIB);
     let second = fill(&place.join("b"), 20 * MIB).unwrap();
     assert!(second >= 7 * MIB && first + second <= 16 * MIB, "{first} then {second}");

@@ -203,9 +203,15 @@ async fn a_thin_pool_that_is_nearly_full() {
     let group = Group::on("vg", &["ubda"]);
     group.create_thin_pool("-L 100m");
     let limits = "thin_pool = \"thin\"\novercommit = 100\nmax_data_percent = 60";
+    let volume = group.create(1, "--thinpool thin -V 100m").formatted("mkfs.ext4 -q");
+    let daemon = Daemon::start(group.dir(), &group.pool(&format!("{limits}\nmax_metadata_percent = 1"))).await;
+    let status = refused(&daemon.clients().await, 1, &volume, "THIN_POOL_CRITICAL").await;
+    let told = ["data_percent", "metadata_percent", "max_data_percent", "max_metadata_percent"];
+    let told = told.map(|key| metadata(&status, key).parse::<f64>().unwrap());
+    assert!(told[0] < 60.0 && told[1] >= 1.0 && told[2..] == [60.0, 1.0], "{told:?}");
+    drop(daemon);
     let daemon = Daemon::start(group.dir(), &group.pool(limits)).await;
     let clients = daemon.clients().await;
-    let volume = group.create(1, "--thinpool thin -V 100m").formatted("mkfs.ext4 -q");
     accepted(&clients, 1, &volume, 110 * MIB).await;
     shell(&format!("dd if=/dev/urandom of={}/a bs=1M count=65 conv=fsync status=none", volume.path().display()));
     let status = refused(&clients, 1, &volume, "THIN_POOL_CRITICAL").await;

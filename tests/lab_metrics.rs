@@ -67,6 +67,7 @@ async fn counts_follow_what_happened() {
     clients.extend(&share(9), MIB).await.unwrap_err();
     clients.extend(&share(3), 1 << 60).await.unwrap_err();
     clients.extend("no share", MIB).await.unwrap_err();
+    clients.shrink(&share(3), 16 * MIB).await.unwrap_err();
 
     eventually(|| async { samples(9421).contains_key("growd_findings_looked_at_timestamp_seconds") }, |is| *is).await;
     let samples = samples(9421);
@@ -83,6 +84,7 @@ async fn counts_follow_what_happened() {
         ("growd_extends_refused_total{reason=\"SHARE_NOT_FOUND\"}", 1.0),
         ("growd_extends_refused_total{reason=\"POOL_FULL\"}", 1.0),
         ("growd_extends_refused_total{reason=\"INVALID_SHARE_ID\"}", 1.0),
+        ("growd_shrinks_refused_total{reason=\"SIZE_NOT_SMALLER\"}", 1.0),
         ("growd_job_queue_wait_seconds_count", 2.0),
         ("growd_step_duration_seconds_count{driver=\"project-quota\",step=\"set_limit\"}", 2.0),
         ("growd_step_duration_seconds_count{driver=\"project-quota\",step=\"verify\"}", 2.0),
@@ -137,8 +139,17 @@ async fn a_scrape_waits_for_no_pool() {
     let mut daemon = Daemon::start(dir.path(), &format!("{}{}", pool(&fs, ""), metrics(9423))).await;
     let clients = daemon.clients().await;
     let hang = clients.hang(&disk).await;
-    let job = clients.extend(&share(1), 16 * MIB).await.unwrap();
+    let job = clients.extend(&share(1), 32 * MIB).await.unwrap();
     eventually(|| async { samples(9423)["growd_jobs{state=\"RUNNING\"}"] }, |running| *running == 1.0).await;
+    // The pool tells its figures without its disk, and is looked at every 30 s.
+    let of_pool = || async {
+        let (told, pool) = (samples(9423), clients.pool("home").await);
+        let figures = [pool.free_bytes, pool.promised_bytes, pool.queued_bytes, pool.available_bytes];
+        let name = |of| format!("growd_pool_{of}_bytes{{driver=\"project-quota\",pool=\"home\"}}");
+        let told = ["free", "promised", "queued", "available"].map(|of| told.get(&name(of)).copied());
+        (told, figures.map(|bytes| Some(bytes as f64).filter(|bytes| *bytes > 0.0)))
+    };
+    eventually(of_pool, |(told, figures)| told == figures && told.iter().all(Option::is_some)).await;
     drop(hang);
     assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
     assert_eq!(samples(9423)["growd_jobs{state=\"RUNNING\"}"], 0.0);

@@ -249,9 +249,11 @@ async fn a_system_call_that_fails_is_told_and_the_share_can_be_extended_after_it
     assert_eq!((status().await, fs.hard_limit(project(1))), (proto::ShareStatus::Available, 10 * MIB));
 }
 
-/// Panics unless the call is refused with this reason.
-async fn refused<T: std::fmt::Debug>(call: impl Future<Output = Result<T, Status>>, reason: &str) {
-    assert_refused(&call.await.unwrap_err(), reason);
+/// Panics unless the call is refused with this reason, for this field of the request; empty when it is for none.
+async fn refused<T: std::fmt::Debug>(call: impl Future<Output = Result<T, Status>>, reason: &str, field: &str) {
+    let status = call.await.unwrap_err();
+    assert_refused(&status, reason);
+    assert_eq!(daemon::field(&status), field, "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,22 +278,22 @@ async fn bad_input_is_refused_and_changes_nothing() {
     let share_id = |id: &str| ExtendShareRequest { share_id: id.to_owned(), ..good.clone() };
     let label = |label: String| ExtendShareRequest { project_id: label, ..good.clone() };
     let extends = [
-        (ExtendShareRequest::default(), "INVALID_SHARE_ID"),
-        (share_id("not a UUID"), "INVALID_SHARE_ID"),
-        (share_id("../.."), "INVALID_SHARE_ID"),
-        (share_id(&long), "INVALID_SHARE_ID"),
-        (ExtendShareRequest { new_size_bytes: 0, ..good.clone() }, "INVALID_SIZE"),
-        (ExtendShareRequest { new_size_bytes: u64::MAX, ..good.clone() }, "INVALID_SIZE"),
-        (ExtendShareRequest { new_size_bytes: 1 << 63, ..good.clone() }, "INVALID_SIZE"),
-        (ExtendShareRequest { new_size_bytes: (1 << 63) - 1, ..good.clone() }, "POOL_FULL"),
-        (ExtendShareRequest { request_id: Some("7".to_owned()), ..good.clone() }, "INVALID_REQUEST"),
-        (label("two\nlines".to_owned()), "INVALID_REQUEST"),
-        (label("x".repeat(256)), "INVALID_REQUEST"),
-        (label(long.clone()), "INVALID_REQUEST"),
-        (ExtendShareRequest { request_id: Some(long.clone()), ..good.clone() }, "INVALID_REQUEST"),
+        (ExtendShareRequest::default(), "INVALID_SHARE_ID", "share_id"),
+        (share_id("not a UUID"), "INVALID_SHARE_ID", "share_id"),
+        (share_id("../.."), "INVALID_SHARE_ID", "share_id"),
+        (share_id(&long), "INVALID_SHARE_ID", "share_id"),
+        (ExtendShareRequest { new_size_bytes: 0, ..good.clone() }, "INVALID_SIZE", "new_size_bytes"),
+        (ExtendShareRequest { new_size_bytes: u64::MAX, ..good.clone() }, "INVALID_SIZE", "new_size_bytes"),
+        (ExtendShareRequest { new_size_bytes: 1 << 63, ..good.clone() }, "INVALID_SIZE", "new_size_bytes"),
+        (ExtendShareRequest { new_size_bytes: (1 << 63) - 1, ..good.clone() }, "POOL_FULL", ""),
+        (ExtendShareRequest { request_id: Some("7".to_owned()), ..good.clone() }, "INVALID_REQUEST", "request_id"),
+        (label("two\nlines".to_owned()), "INVALID_REQUEST", "project_id"),
+        (label("x".repeat(256)), "INVALID_REQUEST", "project_id"),
+        (label(long.clone()), "INVALID_REQUEST", "project_id"),
+        (ExtendShareRequest { request_id: Some(long.clone()), ..good.clone() }, "INVALID_REQUEST", "request_id"),
     ];
-    for (request, reason) in extends {
-        refused(clients.ask(request), reason).await;
+    for (request, reason, field) in extends {
+        refused(clients.ask(request), reason, field).await;
         unchanged().await;
     }
 
@@ -302,14 +304,17 @@ async fn bad_input_is_refused_and_changes_nothing() {
 
     let unknown = share(9);
     let bad = ["", "../..", &long];
-    for (id, reason) in bad.map(|id| (id, "INVALID_REQUEST")).into_iter().chain([(&*unknown, "JOB_NOT_FOUND")]) {
-        let job_id = id.to_owned();
-        refused(clients.jobs.clone().get_job(proto::GetJobRequest { job_id: job_id.clone() }), reason).await;
-        refused(clients.jobs.clone().watch_job(proto::WatchJobRequest { job_id: job_id.clone() }), reason).await;
-        refused(clients.jobs.clone().cancel_job(proto::CancelJobRequest { job_id }), reason).await;
+    let cases = bad.map(|id| (id, "INVALID_REQUEST", "job_id")).into_iter().chain([(&*unknown, "JOB_NOT_FOUND", "")]);
+    for (id, reason, field) in cases {
+        let (mut jobs, job_id) = (clients.jobs.clone(), id.to_owned());
+        refused(jobs.get_job(proto::GetJobRequest { job_id: job_id.clone() }), reason, field).await;
+        refused(jobs.watch_job(proto::WatchJobRequest { job_id: job_id.clone() }), reason, field).await;
+        refused(jobs.cancel_job(proto::CancelJobRequest { job_id }), reason, field).await;
     }
-    for (id, reason) in bad.map(|id| (id, "INVALID_SHARE_ID")).into_iter().chain([(&*unknown, "SHARE_NOT_FOUND")]) {
-        refused(clients.shares.clone().get_share(proto::GetShareRequest { share_id: id.to_owned() }), reason).await;
+    let cases = bad.map(|id| (id, "INVALID_SHARE_ID", "share_id"));
+    for (id, reason, field) in cases.into_iter().chain([(&*unknown, "SHARE_NOT_FOUND", "")]) {
+        let get = proto::GetShareRequest { share_id: id.to_owned() };
+        refused(clients.shares.clone().get_share(get), reason, field).await;
     }
     unchanged().await;
 
@@ -320,32 +325,32 @@ async fn bad_input_is_refused_and_changes_nothing() {
     assert!(!jobs_token.is_empty() && !shares_token.is_empty());
     let of = |page_token: &str| ListJobsRequest { page_token: page_token.to_owned(), ..Default::default() };
     let lists = [
-        (of("rubbish"), "INVALID_REQUEST"),
-        (of(&long), "INVALID_REQUEST"),
-        (ListJobsRequest { project_id: long.clone(), ..Default::default() }, "INVALID_REQUEST"),
-        (ListJobsRequest { share_id: long.clone(), ..Default::default() }, "INVALID_SHARE_ID"),
-        (of(&shares_token), "INVALID_REQUEST"),
-        (ListJobsRequest { share_id: share(1), ..of(&jobs_token) }, "INVALID_REQUEST"),
-        (ListJobsRequest { state: 99, ..Default::default() }, "INVALID_REQUEST"),
-        (ListJobsRequest { share_id: "../..".to_owned(), ..Default::default() }, "INVALID_SHARE_ID"),
+        (of("rubbish"), "INVALID_REQUEST", "page_token"),
+        (of(&long), "INVALID_REQUEST", "page_token"),
+        (ListJobsRequest { project_id: long.clone(), ..Default::default() }, "INVALID_REQUEST", "project_id"),
+        (ListJobsRequest { share_id: long.clone(), ..Default::default() }, "INVALID_SHARE_ID", "share_id"),
+        (of(&shares_token), "INVALID_REQUEST", "page_token"),
+        (ListJobsRequest { share_id: share(1), ..of(&jobs_token) }, "INVALID_REQUEST", "page_token"),
+        (ListJobsRequest { state: 99, ..Default::default() }, "INVALID_REQUEST", "state"),
+        (ListJobsRequest { share_id: "../..".to_owned(), ..Default::default() }, "INVALID_SHARE_ID", "share_id"),
     ];
-    for (request, reason) in lists {
-        refused(clients.jobs.clone().list_jobs(request), reason).await;
+    for (request, reason, field) in lists {
+        refused(clients.jobs.clone().list_jobs(request), reason, field).await;
     }
     let of = |page_token: &str| ListSharesRequest { page_token: page_token.to_owned(), ..Default::default() };
     let pool = |pool: &str| ListSharesRequest { pool: pool.to_owned(), ..Default::default() };
     let lists = [
-        of("rubbish"),
-        of(&long),
-        of(&jobs_token),
-        ListSharesRequest { pool: "home".to_owned(), ..of(&shares_token) },
-        pool("elsewhere"),
-        pool("../.."),
-        pool(&long),
-        ListSharesRequest { project_id: Some(long.clone()), ..Default::default() },
+        (of("rubbish"), "page_token"),
+        (of(&long), "page_token"),
+        (of(&jobs_token), "page_token"),
+        (ListSharesRequest { pool: "home".to_owned(), ..of(&shares_token) }, "page_token"),
+        (pool("elsewhere"), "pool"),
+        (pool("../.."), "pool"),
+        (pool(&long), "pool"),
+        (ListSharesRequest { project_id: Some(long.clone()), ..Default::default() }, "project_id"),
     ];
-    for request in lists {
-        refused(clients.shares.clone().list_shares(request), "INVALID_REQUEST").await;
+    for (request, field) in lists {
+        refused(clients.shares.clone().list_shares(request), "INVALID_REQUEST", field).await;
     }
     unchanged().await;
     clients.extended(1, 11 * MIB).await;

@@ -5,11 +5,15 @@
 
 mod store;
 
+#[path = "support/seed.rs"]
+mod seed;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use growd::model::{Job, JobState};
 use growd::store::Store;
+use seed::{Random, rounds};
 use store::*;
 
 /// A store whose records are below sled's snapshot, as they are after a restart.
@@ -126,6 +130,70 @@ async fn a_flipped_byte_in_the_file_is_refused() {
     for look in [home.growd(&["store", "verify"]), export] {
         assert!(err(&look).contains(": the file db is damaged"), "{}", err(&look));
     }
+}
+
+/// sled does not open a database whose log is damaged within what its snapshot covers, if that is in the last segment.
+#[tokio::test]
+async fn one_flipped_bit_leaves_jobs_to_export() {
+    let home = Home::new();
+    let before = settled(&home).await;
+    let after: Vec<Job> = before.iter().map(|job| Job { revision: job.revision + 1, ..job.clone() }).collect();
+    home.store(&after).await;
+    home.store(&[]).await;
+    let line = |job: &Job| growd::wire::json::to_json(&growd::wire::job_message(job.clone())).unwrap();
+    let known: BTreeSet<String> = before.iter().chain(&after).map(line).collect();
+    let path = home.state().join("jobs/db");
+    let log = std::fs::read(&path).unwrap();
+    // Behind the second record, since before the damage there must be something to read, and up to the last.
+    let places = places(&log);
+    let (first, behind) = (places[2], places[places.len() - 1]);
+    let mut random = Random::from_environment();
+    for _ in 0..rounds(10) {
+        let (at, bit) = (first + random.below(behind - first), random.below(8));
+        println!("bit {bit} at {at}");
+        let mut damaged = log.clone();
+        damaged[at] ^= 1 << bit;
+        std::fs::write(&path, damaged).unwrap();
+        assert_refused(&home, "is damaged: the file db is damaged");
+        let [export, verified] = ["export", "verify"].map(|command| home.growd(&["store", command]));
+        let exported: Vec<String> = out(&export).lines().map(str::to_owned).collect();
+        assert!(!exported.is_empty() && exported.iter().all(|line| known.contains(line)), "{export:?}");
+        assert!(out(&verified).starts_with(&format!("{} jobs, ", exported.len())), "{verified:?}");
+        let told = format!("the file db is damaged; {} jobs were read all the same", exported.len());
+        for look in [export, verified] {
+            assert_eq!(look.status.code(), Some(1), "{look:?}");
+            assert!(err(&look).contains(&told), "{told}: {look:?}");
+        }
+    }
+}
+
+/// What is behind it is there all the same, though sled comes to it only when it is asked for it.
+#[tokio::test]
+async fn a_page_that_is_lost_ends_neither_a_look_nor_a_start() {
+    let home = Home::new();
+    let mut jobs: Vec<Job> = (0..2000).map(|_| job(JobState::Succeeded)).collect();
+    jobs.sort_unstable_by_key(|job| job.id);
+    home.store_in_groups(100, &jobs).await;
+    home.store(&[]).await;
+    let path = home.state().join("jobs/db");
+    let mut log = std::fs::read(&path).unwrap();
+    let lost = jobs[1000].request_id.unwrap();
+    let parts = log.windows(16).enumerate();
+    let places: Vec<usize> = parts.filter(|(_, part)| part == lost.as_uuid().as_bytes()).map(|(at, _)| at).collect();
+    places.iter().for_each(|at| log[*at] ^= 1);
+    std::fs::write(&path, log).unwrap();
+
+    assert_refused(&home, "is damaged: the database stops with: the file db is damaged at offset ");
+    let export = home.growd(&["store", "export"]);
+    assert_eq!(export.status.code(), Some(1), "{}", err(&export));
+    let there = exported(&out(&export));
+    let missing: Vec<usize> = (0..jobs.len()).filter(|n| !there.contains(&jobs[*n].id.to_string())).collect();
+    assert!(missing.contains(&1000) && missing.len() < 100, "{missing:?}: {}", err(&export));
+    assert_eq!(
+        missing[missing.len() - 1] - missing[0] + 1,
+        missing.len(),
+        "more than one page is missing: {missing:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! One pass over all records: what is on disk, and whether all of it is as it was written.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::calendar::Calendar;
-use super::files::{Files, copy_tree, remove_tree};
+use super::files::{Files, copy_tree, remove_snapshots, remove_tree};
 use super::index::Entry;
 use super::open::{OpenError, database, told};
 use super::record::{self, RecordError};
@@ -27,20 +28,33 @@ const LAST: Key = {
 
 /// Scans a copy of the database; `each` sees every job that is right. For a look at a store that nobody opens.
 ///
+/// sled does not open a database whose log is damaged where its snapshot counts on it. Without the snapshot it takes the
+/// log for one that was cut off there, and has what was before: so that is read where nothing else can be, and told of as
+/// a problem. It may be old, so it is nothing to start with.
+///
 /// # Errors
 /// When the copy cannot be made or removed. What is wrong inside is in the scan.
 pub fn scan_copy(files: &Files, mut each: impl FnMut(&Job)) -> Result<Scan, OpenError> {
     let copy = files.looked_at();
-    remove_tree(&copy)?;
-    let check = |key: &[u8], value: &[u8]| {
+    let mut check = |key: &[u8], value: &[u8]| {
         let (job, commit) = record::decode(key, value)?;
         each(&job);
         Ok((Entry::from(&job), commit))
     };
-    let copied = copy_tree(&files.jobs(), &copy).map_err(|source| OpenError::no_copy(files, source));
-    let scan = copied.map(|()| match database(&copy) {
-        Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), check),
-        Err(error) => Scan::failed(told(&error)),
+    let mut look = |prepare: fn(&Path) -> io::Result<()>| {
+        remove_tree(&copy)?;
+        let copied = copy_tree(&files.jobs(), &copy).and_then(|()| prepare(&copy));
+        copied.map_err(|source| OpenError::no_copy(files, source))?;
+        Ok(match database(&copy) {
+            Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), &mut check),
+            Err(error) => Scan::failed(told(&error)),
+        })
+    };
+    let scan = look(|_| Ok(())).and_then(|scan| match scan.first_problem {
+        Some((problem, _)) if scan.live_bytes == 0 => {
+            look(remove_snapshots).map(|older| older.read_in_spite_of(problem))
+        }
+        _ => Ok(scan),
     });
     remove_tree(&copy)?;
     scan
@@ -90,8 +104,8 @@ impl Scan {
         parts.into_iter().map(|(_, part)| part).reduce(Self::followed_by).unwrap_or_default()
     }
 
-    /// Reads the records from a key on as long as the part goes, in order. sled panics on some kinds of damage, which is a
-    /// problem as others are.
+    /// Reads the records from a key on as long as the part goes, in order, and goes on behind those that are lost. sled panics
+    /// on some kinds of damage, which is a problem as others are.
     fn of(
         db: &sled::Db,
         from: &[u8],
@@ -100,11 +114,17 @@ impl Scan {
     ) -> Self {
         let mut scan = Self::default();
         let pass = catch_unwind(AssertUnwindSafe(|| {
-            for entry in db.range(from..) {
+            let mut entries = db.range(from..);
+            while let Some(entry) = entries.next() {
                 match entry {
                     Ok((key, _)) if !rest.lock().reach(&key) => break,
                     Ok((key, value)) => scan.take(&key, &value, &mut check),
-                    Err(error) => scan.note(format!("the database stops with: {}", told(&error)), false),
+                    Err(error) => {
+                        scan.note(format!("the database stops with: {}", told(&error)), false);
+                        // The same iterator would say the same for ever.
+                        let Some(next) = behind_damage(db, rest.lock().from) else { break };
+                        entries = db.range(next..);
+                    }
                 }
             }
         }));
@@ -113,6 +133,19 @@ impl Scan {
             scan.note(PANICKED.to_owned(), false);
         }
         scan
+    }
+
+    /// What was read only after the snapshots had been removed because of a problem.
+    fn read_in_spite_of(self, problem: String) -> Self {
+        let jobs = self.jobs.len();
+        let older = match jobs {
+            0 => String::new(),
+            _ => format!(
+                "; {jobs} jobs were read all the same, from its log alone: some may be in an older state than their last, or \
+                 have been removed since"
+            ),
+        };
+        Self::failed(problem + &older).followed_by(self)
     }
 
     fn failed(problem: String) -> Self {
@@ -181,6 +214,32 @@ impl Scan {
     }
 }
 
+/// Where the database can be read again behind a key from which on it cannot: what is lost is a page of it, the keys
+/// between two others. `None` where it cannot up to its end.
+fn behind_damage(db: &sled::Db, from: Key) -> Option<Key> {
+    let is_readable = |id| !matches!(db.range(key_of(id)..).next(), Some(Err(_)));
+    let (mut lost, first) = (id_of(from), id_of(from));
+    // In ever larger steps first, since ids are times, and those of a page lie close together.
+    let mut found = (0..u128::BITS).map_while(|power| first.checked_add(1 << power)).find(|id| {
+        let found = is_readable(*id);
+        lost = if found { lost } else { *id };
+        found
+    })?;
+    while found - lost > 1 {
+        let middle = lost.midpoint(found);
+        *(if is_readable(middle) { &mut found } else { &mut lost }) = middle;
+    }
+    Some(key_of(found))
+}
+
+fn id_of(key: Key) -> u128 {
+    u128::from_be_bytes(*key.last_chunk().unwrap_or(&[0; 16]))
+}
+
+fn key_of(id: u128) -> Key {
+    record::key(JobId::from_uuid(Uuid::from_u128(id)))
+}
+
 /// What a thread has still to read: the keys from one on, up to another or to the last. Other threads may take the second
 /// half of it at any time.
 struct Rest {
@@ -207,12 +266,11 @@ impl Rest {
     /// Gives away the half that lies behind, of the ids that there could be: of those that there are it may be all or none,
     /// which whoever took it finds out.
     fn halve(&mut self) -> Option<Self> {
-        let id = |key: Key| u128::from_be_bytes(*key.last_chunk().unwrap_or(&[0; 16]));
-        let (from, end) = (id(self.from), self.end.map_or(u128::MAX, id));
+        let (from, end) = (id_of(self.from), self.end.map_or(u128::MAX, id_of));
         if end.saturating_sub(from) < 2 {
             return None;
         }
-        let middle = record::key(JobId::from_uuid(Uuid::from_u128(from.midpoint(end))));
+        let middle = key_of(from.midpoint(end));
         Some(Self { from: middle, end: self.end.replace(middle) })
     }
 }
@@ -262,7 +320,7 @@ mod tests {
             assert_eq!(next.end, Some(given.from));
             given = next;
         }
-        assert_eq!((rest.from, rest.end), (FIRST, Some(record::key(JobId::from_uuid(Uuid::from_u128(1))))));
+        assert_eq!((rest.from, rest.end), (FIRST, Some(key_of(1))));
         assert!(rest.reach(&FIRST) && !rest.reach(&given.from));
 
         let mut rest = Rest::ALL;

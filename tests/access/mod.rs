@@ -237,6 +237,11 @@ pub fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }
 
+pub fn metadata(status: &Status, key: &str) -> String {
+    let details = status.get_error_details();
+    details.error_info().and_then(|info| info.metadata.get(key).cloned()).unwrap_or_default()
+}
+
 /// Panics unless this is the refusal with code, reason and HTTP status.
 pub fn assert_refused(status: &Status, code: Code, expected: &str, http: &str) {
     let details = status.get_error_details();

@@ -114,9 +114,14 @@ impl Home {
 
     /// Commits jobs through the library, one group each, and closes the store.
     pub async fn store(&self, jobs: &[Job]) {
+        self.store_in_groups(1, jobs).await;
+    }
+
+    /// The same with more jobs in a group.
+    pub async fn store_in_groups(&self, size: usize, jobs: &[Job]) {
         let (store, _) = Store::open(&self.state(), KEEP_ALL).unwrap();
-        for job in jobs {
-            store.commit(vec![job.clone()]).await.unwrap();
+        for group in jobs.chunks(size) {
+            store.commit(group.to_vec()).await.unwrap();
         }
         store.close().await;
         drop(store);

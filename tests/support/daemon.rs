@@ -28,7 +28,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-pub use refusals::{assert_refused, metadata, reason, unless_killed};
+pub use refusals::{assert_refused, field, metadata, reason, unless_killed};
 
 use super::support::Filesystem;
 use super::support::btrfs::Btrfs;

@@ -22,6 +22,12 @@ pub fn metadata(status: &Status, key: &str) -> String {
     details.error_info().and_then(|info| info.metadata.get(key).cloned()).unwrap_or_default()
 }
 
+/// The field of the request that is wrong, from its google.rpc.BadRequest.
+pub fn field(status: &Status) -> String {
+    let details = status.get_error_details();
+    details.bad_request().map(|bad| bad.field_violations[0].field.clone()).unwrap_or_default()
+}
+
 /// What the contract says of each reason: code, HTTP status, and the keys that its metadata has beside that.
 const CONTRACT: [(&str, Code, &str, &[&str]); 27] = [
     ("INVALID_SHARE_ID", Code::InvalidArgument, "400", &["share_id"]),
@@ -79,7 +85,12 @@ pub fn assert_refused(status: &Status, expected: &str) {
         assert!(info.metadata.contains_key(*key), "{expected} without {key}: {info:?}");
     }
     assert_eq!(info.metadata.len(), keys.len() + 1, "{info:?}");
-    assert_eq!(details.bad_request().is_some(), *code == Code::InvalidArgument, "{expected} and BadRequest");
+    match expected {
+        "INVALID_SHARE_ID" => assert_eq!(field(status), "share_id"),
+        "INVALID_SIZE" | "SIZE_NOT_GREATER" | "SIZE_NOT_SMALLER" => assert_eq!(field(status), "new_size_bytes"),
+        "INVALID_REQUEST" => assert_ne!(field(status), ""),
+        _ => assert!(details.bad_request().is_none(), "{expected} and BadRequest"),
+    }
     assert_eq!(details.retry_info().is_some(), expected == "QUEUE_FULL", "{expected} and RetryInfo");
     assert!(!status.message().is_empty());
     // gRPC's own libraries refuse an answer with more than 8 KiB of metadata, in which both are.
