@@ -99,47 +99,6 @@ mod tests {
 
     /// Callers decide by these whether they ask again.
     #[test]
-    fn each_reason_keeps_its_codes_and_whether_the_same_request_may_succeed_later() {
-        use Code::{Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable};
-        let contract = [
-            ("INVALID_SHARE_ID", InvalidArgument, 400, false),
-            ("INVALID_SIZE", InvalidArgument, 400, false),
-            ("INVALID_REQUEST", InvalidArgument, 400, false),
-            ("SIZE_NOT_GREATER", InvalidArgument, 400, false),
-            ("SIZE_NOT_SMALLER", InvalidArgument, 400, false),
-            ("UNAUTHENTICATED", Code::Unauthenticated, 401, false),
-            ("FORBIDDEN", Code::PermissionDenied, 403, false),
-            ("SHARE_NOT_FOUND", NotFound, 404, false),
-            ("JOB_NOT_FOUND", NotFound, 404, false),
-            ("SHARE_BUSY", Aborted, 409, true),
-            ("REQUEST_ID_REUSED", AlreadyExists, 409, false),
-            ("CURRENT_SIZE_MISMATCH", FailedPrecondition, 409, false),
-            ("NOT_MOUNTED", FailedPrecondition, 409, true),
-            ("QUOTA_NOT_ENFORCED", FailedPrecondition, 409, false),
-            ("NO_PROJECT_ID", FailedPrecondition, 409, false),
-            ("PROJECT_ID_SHARED", FailedPrecondition, 409, false),
-            ("UNLIMITED", FailedPrecondition, 409, false),
-            ("WOULD_LOSE_DATA", FailedPrecondition, 409, false),
-            ("THIN_POOL_CRITICAL", FailedPrecondition, 409, true),
-            ("HAS_SNAPSHOT", FailedPrecondition, 409, true),
-            ("GROWTH_TOO_LARGE", FailedPrecondition, 409, false),
-            ("POOL_FULL", Code::ResourceExhausted, 409, true),
-            ("QUEUE_FULL", Unavailable, 503, true),
-            ("JOB_NOT_QUEUED", FailedPrecondition, 409, false),
-            ("DRAINING", Unavailable, 503, true),
-            ("STORE_UNAVAILABLE", Unavailable, 503, true),
-            ("UNSUPPORTED", Code::Unimplemented, 501, false),
-            ("SOFT_LIMIT_FIRST", FailedPrecondition, 409, false),
-            ("POOL_OVERCOMMITTED", FailedPrecondition, 409, false),
-            ("HALF_GROWN", FailedPrecondition, 409, false),
-            ("STUCK", Unavailable, 503, true),
-            ("INTERNAL", Code::Internal, 500, true),
-        ];
-        let told = |reason: &Reason| (reason.as_str(), codes(*reason).0, codes(*reason).1, reason.is_retryable());
-        assert_eq!(Reason::ALL.iter().map(told).collect::<Vec<_>>(), contract);
-    }
-
-    #[test]
     fn the_readme_tells_what_each_refusal_is_answered_with() {
         let rows: Vec<Vec<&str>> = include_str!("../../README.md")
             .lines()
