@@ -58,8 +58,8 @@ enum StoreCommand {
     /// Check every record; exit code 1 when anything is wrong. Works on a copy and changes nothing.
     Verify,
     /// Print every job that can be read as a line of JSON; exit code 1 when that is not all. Works on a copy and changes
-    /// nothing. Of a store that does not open it prints what its log still holds, and says so on stderr: jobs in older
-    /// states than their last, and jobs removed long ago, may be among it.
+    /// nothing. Of a store that does not open it prints what can still be read of its log, and says so on stderr: jobs in
+    /// older states than their last, and jobs removed long ago, may be among it.
     Export,
     /// Move the store away, so that the next start begins with an empty one.
     SetAside,
