@@ -66,6 +66,10 @@ impl Lvm {
         explicit.map_or_else(|| self.template.name_of(share), |(_, name)| name.clone())
     }
 
+    fn location_of(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/dev/{}/{name}", self.group.name()))
+    }
+
     fn not_mounted(&self, problem: String) -> Refusal {
         Refusal::NotMounted { pool: self.pool.clone(), problem }
     }
@@ -154,7 +158,7 @@ impl Lvm {
         patience: &Patience,
     ) -> Result<Share, DriverError> {
         let name = &volume.name;
-        let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
+        let location = self.location_of(name);
         let group = self.group.name();
         let is_suspended = patience.is_outlasted_by(&volume::node(group, name));
         let mut problems = self.problems(share, &volume, is_suspended);
@@ -165,8 +169,8 @@ impl Lvm {
         let device = if volume.is_active && !waits { Some(self.look_at(share)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
-            Some(Err(DriverError::Refused(refusal))) => {
-                problems.push(filesystem::unusable(refusal, &location));
+            Some(Err(DriverError::Unusable { refusal, remedy })) => {
+                problems.push(Problem::blocking(*refusal, remedy));
                 None
             }
             Some(Err(error)) if critical.is_none() => return Err(error),
@@ -228,14 +232,16 @@ impl Lvm {
 
     /// The volume's device and what is on it, by the kernel alone.
     fn look_at(&self, share: ShareId) -> Result<Device, DriverError> {
-        let node = volume::node(self.group.name(), &self.name_of(share));
+        let name = self.name_of(share);
+        let node = volume::node(self.group.name(), &name);
         let device = match stat(&node) {
             Err(Errno::ENOENT) => {
-                return Err(self.not_ready(share, format!("{} does not exist", node.display())).into());
+                let refusal = self.not_ready(share, format!("{} does not exist", node.display()));
+                return Err(DriverError::unusable(refusal, format!("vgmknodes {}", self.group.name())));
             }
             result => result.map_err(system("stat", &node))?.st_rdev,
         };
-        Device::look(share, &self.pool, device, &node)
+        Device::look(share, &self.pool, device, &node, &self.location_of(&name))
     }
 
     /// Asks LVM what it thinks only where it matters: each question reads the metadata of the whole group, which in a
