@@ -153,6 +153,28 @@ fn any_writable_mount_will_do() {
     }
 }
 
+/// Of a btrfs nobody can tell: it is known by its id, which cannot be read then.
+#[test]
+fn a_mount_that_is_covered_is_told_with_what_covers_it() {
+    for (kind, mkfs) in KINDS.into_iter().filter(|(kind, _)| *kind != "btrfs") {
+        let mut volume = Volume::new("ubda", "vg0-covered", 300 * MIB);
+        volume.format(mkfs);
+        let above = volume.mount_from(&["-t", "tmpfs", "tmpfs"]);
+        let place = above.join("in");
+        fs::create_dir(&place).unwrap();
+        lab::run("mount", &[volume.node().to_str().unwrap(), place.to_str().unwrap()]);
+        volume.mounts.push(place.clone());
+        for covered in [&place, &above] {
+            lab::run("mount", &["-t", "tmpfs", "tmpfs", covered.to_str().unwrap()]);
+            let refusal = volume.refusal();
+            assert!(refusal.to_string().ends_with("/in, where another mount covers it"), "{kind}: {refusal}");
+            assert_eq!(volume.remedy(), format!("umount '{}'", covered.display()));
+            lab::run("sh", &["-c", &volume.remedy()]);
+            assert_eq!(volume.mounted().mount_point, place);
+        }
+    }
+}
+
 #[test]
 fn a_device_is_found_by_number_under_any_name() {
     for (kind, mkfs) in KINDS {
@@ -179,11 +201,14 @@ fn what_cannot_be_grown_is_refused() {
         let refusal = volume.refusal();
         assert_eq!(refusal.reason(), Reason::NotMounted);
         assert!(refusal.to_string().contains(&format!("/dev/mapper/vg0-refused holds {kind} that")), "{refusal}");
+        assert_eq!(volume.remedy(), "mount /dev/mapper/vg0-refused");
 
         volume.mount_with("ro");
         let refusal = volume.refusal();
         assert_eq!(refusal.reason(), Reason::NotMounted);
         assert!(refusal.to_string().contains(&format!("{kind} that is mounted read-only at /mnt/")), "{refusal}");
+        lab::run("sh", &["-c", volume.remedy().split(';').next().unwrap()]);
+        assert_eq!(volume.mounted().geometry.name(), kind);
         volume.unmount();
         lab::run("wipefs", &["-aq", volume.node().to_str().unwrap()]);
     }

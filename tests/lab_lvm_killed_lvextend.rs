@@ -1,5 +1,6 @@
-//! Volumes whose lvextend was killed half way: nothing is extended, and nothing of what LVM does not know is used, until
-//! what growd advises has been done. That is done here.
+//! Volumes that an lvextend has suspended. For a moment: that is nothing to tell of. For good, since it was killed half way:
+//! nothing is extended, and nothing of what LVM does not know is used, until what growd advises has been done. That is done
+//! here.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
 
@@ -11,9 +12,15 @@ mod daemon;
 mod volumes;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use daemon::{Clients, Daemon, MIB, eventually, share};
-use growd::wire::proto::JobState;
+use daemon::{Clients, Daemon, MIB, PATIENCE, eventually, share};
+use growd::sys::block_device;
+use growd::wire::proto::{JobState, ListSharesRequest, Share};
 use volumes::{FakeLvm, Group, Volume, accepted, refused, shell};
 
 /// The number of sectors in a device's only segment, made another one.
@@ -96,21 +103,29 @@ fn suspended() -> String {
     shell("dmsetup info -c --noheadings -o name,suspended | grep Suspended || true")
 }
 
-/// An lvextend by 4 MiB that is killed where it has suspended the volume and all that this lies on: before it has told LVM's
-/// metadata or behind that.
-fn kill_lvextend(volume: &Volume, is_recorded: bool) {
-    let extend = format!("lvextend -q -L +4m {}", volume.full_name());
+/// An lvextend by 4 MiB.
+fn extend(volume: &Volume) -> String {
+    format!("lvextend -q -L +4m {}", volume.full_name())
+}
+
+/// Extends a volume and tells by which of the ioctls all that it lies on is suspended. The same once more has the same system
+/// calls.
+fn last_to_suspend(volume: &Volume) -> usize {
     let log = "/run/lvextend.log";
-    // The same once more has the same system calls.
-    shell(&format!("strace -f -e trace=ioctl -o {log} {extend}"));
+    shell(&format!("strace -f -e trace=ioctl -o {log} {}", extend(volume)));
     let calls = fs::read_to_string(log).unwrap();
     let suspends = |call: &&str| call.contains("DM_DEV_SUSPEND") && call.contains("DM_SUSPEND_FLAG");
-    let last = calls.lines().collect::<Vec<_>>().iter().rposition(suspends).unwrap();
+    1 + calls.lines().collect::<Vec<_>>().iter().rposition(suspends).unwrap()
+}
+
+/// An lvextend that is killed where it has suspended the volume and all that this lies on: before it has told LVM's metadata or
+/// behind that.
+fn kill_lvextend(volume: &Volume, is_recorded: bool) {
     // The call that it is killed at is not done.
-    let nth = 1 + last + usize::from(is_recorded);
+    let nth = last_to_suspend(volume) + usize::from(is_recorded);
     let before = (volume.size(), volume.recorded());
     let inject = format!("trace=ioctl -e inject=ioctl:signal=KILL:when={nth}");
-    shell(&format!("! strace -f -e {inject} -o /dev/null {extend}"));
+    shell(&format!("! strace -f -e {inject} -o /dev/null {}", extend(volume)));
     let recorded = before.1 + if is_recorded { 4 * MIB } else { 0 };
     assert_eq!((volume.size(), volume.recorded()), (before.0, recorded));
     assert!(suspended().lines().count() > 2, "{}", suspended());
@@ -141,6 +156,79 @@ async fn a_thin_volume_and_one_of_raid_whose_lvextend_was_killed() {
     }
 }
 
+/// Lvextends of a volume, one after the other, each of which keeps all that this lies on suspended for a while.
+struct SlowLvextends {
+    device: u64,
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SlowLvextends {
+    fn of(volume: &Volume) -> Self {
+        let inject = format!("inject=ioctl:delay_exit=300000:when={}", last_to_suspend(volume));
+        let command = format!("strace -f -e trace=ioctl -e {inject} -o /dev/null {}", extend(volume));
+        let device = fs::metadata(volume.node()).unwrap().rdev();
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                shell(&command);
+            }
+        });
+        Self { device, done, thread: Some(thread) }
+    }
+
+    /// Waits until the volume is suspended, now or again.
+    async fn moment(&self) {
+        let begun = Instant::now();
+        while !block_device::mapper(self.device).unwrap().is_suspended {
+            assert!(begun.elapsed() < PATIENCE, "it is never suspended");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for SlowLvextends {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "an lvextend has failed");
+    }
+}
+
+#[tokio::test]
+async fn what_an_lvextend_suspends_for_a_moment_is_nothing_to_tell_of() {
+    for (options, pool) in [
+        ("-V 40m --thinpool thin", "thin_pool = \"thin\"\novercommit = 100"),
+        ("-L 40m --type raid1 -m 1 --nosync", ""),
+    ] {
+        let group = Group::on("vg", &["ubda", "ubdb"]);
+        group.create_thin_pool("-L 100m");
+        let daemon = Daemon::start(group.dir(), &group.pool(pool)).await;
+        let clients = daemon.clients().await;
+        let (one, other) = (group.create(1, options), group.create(2, options).formatted("mkfs.ext4 -q"));
+        let size = other.usable();
+        let slow = SlowLvextends::of(&one);
+        let is_well = |told: &Share| told.size_bytes.is_some() && told.findings.is_empty();
+        slow.moment().await;
+        let told = clients.share(&share(2)).await;
+        assert!(is_well(&told) && told.size_bytes == Some(size), "{told:?}");
+        slow.moment().await;
+        let told = clients.share(&share(1)).await;
+        assert!(is_well(&told), "{told:?}");
+        slow.moment().await;
+        let list = clients.shares.clone().list_shares(ListSharesRequest::default()).await.unwrap().into_inner();
+        assert!(list.shares.len() == 2 && list.shares.iter().all(is_well), "{list:?}");
+        slow.moment().await;
+        assert_eq!(clients.pool("vg").await.findings, []);
+        slow.moment().await;
+        assert_eq!(clients.diagnose().await.findings, []);
+        slow.moment().await;
+        clients.extended(2, 60 * MIB).await;
+        assert!(other.usable() >= 60 * MIB);
+    }
+}
+
 #[tokio::test]
 async fn a_thin_pool_that_is_suspended_holds_up_all_its_volumes() {
     let group = Group::on("vg", &["ubda"]);
@@ -148,12 +236,21 @@ async fn a_thin_pool_that_is_suspended_holds_up_all_its_volumes() {
     let daemon = Daemon::start(group.dir(), &group.pool("thin_pool = \"thin\"\novercommit = 100")).await;
     let clients = daemon.clients().await;
     let (killed, other) = (group.create(1, "-V 40m --thinpool thin"), group.create(2, "-V 40m --thinpool thin"));
+    for n in 3..=12 {
+        group.create(n, "-V 40m --thinpool thin");
+    }
     kill_lvextend(&killed, true);
     let status = refused(&clients, 2, &other, "NOT_MOUNTED").await;
     assert!(status.message().contains("thin pool vg/thin is suspended"), "{status:?}");
     // It is said once, of the pool.
     let told = clients.diagnose().await.findings;
     assert_eq!(told.iter().filter(|finding| finding.message.contains("thin pool")).count(), 1, "{told:?}");
+    // It is waited for once and not for each share, or a list of them would have no answer in time.
+    let list = clients.shares.clone().list_shares(ListSharesRequest::default()).await.unwrap().into_inner().shares;
+    assert_eq!(list.len(), 12);
+    for told in list {
+        assert!(told.findings.iter().any(|finding| finding.message.contains("vg/thin is suspended")), "{told:?}");
+    }
     heal(&clients, 2).await;
     accepted(&clients, 2, &other, 44 * MIB).await;
     assert!(refused(&clients, 1, &killed, "NOT_MOUNTED").await.message().contains("vg/share"));

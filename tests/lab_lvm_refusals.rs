@@ -10,6 +10,8 @@ mod daemon;
 #[path = "support/volumes.rs"]
 mod volumes;
 
+use std::fs;
+
 use daemon::{Daemon, MIB, assert_refused, metadata, share};
 use growd::wire::proto::JobState;
 use volumes::{EXTENT, FakeLvm, Group, accepted, refused, shell};
@@ -42,6 +44,21 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
         assert!(status.message().contains("suspended"), "{status:?}");
         accepted(&clients, n, &volume, 400 * MIB).await;
     }
+}
+
+/// As where udev has missed it.
+#[tokio::test]
+async fn a_volume_without_a_node() {
+    let group = Group::on("vg", &["ubda"]);
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    let volume = group.create(1, "-L 320m");
+    let node = volume.node().canonicalize().unwrap();
+    fs::remove_file(&node).unwrap();
+    let status = refused(&clients, 1, &volume, "NOT_MOUNTED").await;
+    assert!(status.message().ends_with(&format!("{} does not exist", node.display())), "{status:?}");
+    shell(&clients.share(&share(1)).await.findings[0].remedy);
+    accepted(&clients, 1, &volume, 400 * MIB).await;
 }
 
 /// An lvextend is in LVM's metadata first. Whoever has read these before it, and the device behind it, finds the same as

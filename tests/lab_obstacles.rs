@@ -10,7 +10,7 @@ mod daemon;
 #[path = "support/volumes.rs"]
 mod volumes;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -107,6 +107,49 @@ async fn ext4_that_has_to_be_checked_first() {
         // It says 1 when it has mended something.
         shell(&format!("e2fsck -fy {} || test $? = 1", device.display()));
     }
+    image.mount("loop");
+    volume.mount();
+    assert_eq!(clients.diagnose().await.findings, []);
+    for n in [1, 2] {
+        clients.extended(n, 640 * MIB).await;
+    }
+}
+
+/// With orphans and an error: it can be read, and the kernel lets nobody write to it before it was checked. So is ext4 with
+/// errors=remount-ro when it has found itself damaged, before Linux 6.12.
+#[tokio::test(flavor = "multi_thread")]
+async fn ext4_that_is_read_only_until_it_is_checked() {
+    let (ground, group) = (Filesystem::xfs("ubda", ""), Group::on("vg", &["ubdb"]));
+    let image = Image::blank(ground.path(), &share(1), 320 * MIB, false);
+    image.format("mkfs.ext4 -q -F");
+    let mut volume = group.create(2, "-L 320m").formatted("mkfs.ext4 -q");
+    volume.unmount();
+    for device in [&image.path, &volume.node()] {
+        for value in ["last_orphan 12", "state 2"] {
+            lab::run("debugfs", &["-w", "-R", &format!("ssv {value}"), device.to_str().unwrap()]);
+        }
+    }
+    let damaged = tempfile::tempdir_in("/mnt").unwrap();
+    let daemon = Daemon::start(group.dir(), &(pool(ground.path(), "") + &group.pool(""))).await;
+    let clients = daemon.clients().await;
+    for (n, node, location) in [
+        (1, image.attach(&[]), image.path.display().to_string()),
+        (2, volume.node().display().to_string(), format!("/dev/{}", volume.full_name())),
+    ] {
+        let place = damaged.path().join("a share");
+        fs::create_dir_all(&place).unwrap();
+        lab::run("mount", &["-o", "ro", &node, place.to_str().unwrap()]);
+        let told = only_finding(&clients, n, "NOT_MOUNTED").await;
+        assert!(told.message.ends_with(&format!("ext4 that is mounted read-only at {}", place.display())), "{told:?}");
+        let (remount, check) = told.remedy.split_once("; if that is refused, ").unwrap();
+        assert_eq!(remount, format!("mount -o remount,rw '{}'", place.display()));
+        shell(&format!("! {remount}"));
+        let check = check.strip_suffix(", then mount it again").unwrap();
+        assert_eq!(check, format!("umount '{}' && e2fsck -f {location}", place.display()));
+        // It says 1 when it has mended something.
+        shell(&format!("{} || test $? = 1", check.replace("-f", "-fy")));
+    }
+    image.detach();
     image.mount("loop");
     volume.mount();
     assert_eq!(clients.diagnose().await.findings, []);

@@ -153,9 +153,9 @@ impl Image {
             let what = format!("growing {shown}, which is attached to {node} read-only,");
             return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
         }
-        match Device::look(share, self.places.pool(), device.device, &device.node) {
+        match Device::look(share, self.places.pool(), device.device, &device.node, location) {
             Ok(seen) => Ok(Ok((device, seen))),
-            Err(DriverError::Refused(refusal)) => Ok(Err(filesystem::unusable(refusal, &device.node))),
+            Err(DriverError::Unusable { refusal, remedy }) => Ok(Err(Problem::blocking(*refusal, remedy))),
             Err(error) => Err(error),
         }
     }
@@ -175,7 +175,7 @@ impl Image {
         // The file system must not reach further on disk than its file does.
         fsync(&found.file).map_err(system("sync", location))?;
         looped.follow_file().map_err(system("set the capacity of", &looped.node))?;
-        let after = Device::look(share, self.places.pool(), looped.device, &looped.node)?.size;
+        let after = Device::look(share, self.places.pool(), looped.device, &looped.node, location)?.size;
         if after < wanted {
             let problem = format!("{} has {after} where {wanted} was set", looped.node.display());
             return Err(Refusal::Internal { problem }.into());

@@ -312,16 +312,24 @@ impl fmt::Display for Outcome {
 pub enum DriverError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// A refusal with what heals it, as a [`Problem`] has.
+    #[error("{refusal}")]
+    Unusable { refusal: Box<Refusal>, remedy: String },
     /// A system call failed in a way that has no reason of its own.
     #[error("{operation} {}", object.display())]
     System { operation: &'static str, object: PathBuf, source: Errno },
 }
 
 impl DriverError {
+    fn unusable(refusal: Refusal, remedy: String) -> Self {
+        Self::Unusable { refusal: Box::new(refusal), remedy }
+    }
+
     /// What a caller is told.
     pub fn into_refusal(self) -> Refusal {
         match self {
             Self::Refused(refusal) => refusal,
+            Self::Unusable { refusal, .. } => *refusal,
             Self::System { source, .. } => Refusal::Internal { problem: format!("{self}: {source}") },
         }
     }

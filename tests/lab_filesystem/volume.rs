@@ -100,6 +100,13 @@ impl Volume {
     pub fn refusal(&self) -> Refusal {
         self.observe().unwrap_err().into_refusal()
     }
+
+    /// What heals that.
+    pub fn remedy(&self) -> String {
+        let error = self.observe().unwrap_err();
+        let DriverError::Unusable { remedy, .. } = error else { panic!("{error}") };
+        remedy
+    }
 }
 
 impl Drop for Volume {
@@ -116,7 +123,7 @@ impl Drop for Volume {
 
 /// As the device of some share.
 pub fn look(device: u64, node: &Path) -> Result<Device, DriverError> {
-    Device::look(ShareId::from_uuid(uuid::Uuid::nil()), &"vols".parse().unwrap(), device, node)
+    Device::look(ShareId::from_uuid(uuid::Uuid::nil()), &"vols".parse().unwrap(), device, node, node)
 }
 
 pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {

@@ -18,14 +18,20 @@ pub struct Device {
 }
 
 impl Device {
-    /// By the kernel alone; `node` is its name in `/dev`.
+    /// By the kernel alone; `node` is its name in `/dev`, and `location` what a check of the file system is run on.
     ///
     /// # Errors
     /// As [`observe`].
-    pub fn look(share: ShareId, pool: &PoolName, device: dev_t, node: &Path) -> Result<Self, DriverError> {
+    pub fn look(
+        share: ShareId,
+        pool: &PoolName,
+        device: dev_t,
+        node: &Path,
+        location: &Path,
+    ) -> Result<Self, DriverError> {
         let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
         let size = opened.size().map_err(system("measure", node))?;
-        Ok(Self { size, mounted: observe(share, pool, opened, device, node)? })
+        Ok(Self { size, mounted: observe(share, pool, opened, device, node, location)? })
     }
 
     pub fn sizes(&self) -> Sizes {
@@ -101,13 +107,4 @@ pub fn half_grown(share: ShareId, location: &Path, sizes: Sizes) -> Option<Probl
             format!("the file system on {} has {filesystem} where its volume holds one of {room}", location.display());
         Problem::warning(Reason::HalfGrown, message, format!("growctl extend {share} {}B --wait", room.get()))
     })
-}
-
-/// What [`Device::look`] refuses, with what heals it; `node` is the device.
-pub fn unusable(refusal: Refusal, node: &Path) -> Problem {
-    let remedy = match &refusal {
-        Refusal::ShareNotMounted { .. } => format!("mount {}", node.display()),
-        _ => format!("lsblk {} shows what holds it", node.display()),
-    };
-    Problem::blocking(refusal, remedy)
 }

@@ -19,7 +19,7 @@ use nix::libc::dev_t;
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::syncfs;
 
-pub use self::device::{Device, half_grown, unusable};
+pub use self::device::{Device, half_grown};
 use self::ext4::{Ext4, Obstacle, SUPERBLOCK};
 use self::geometry::Geometry;
 use super::shell::Quoted;
@@ -44,27 +44,30 @@ pub struct Mounted {
     pub used: Bytes,
 }
 
-/// Looks at a volume: at the device that was opened by `node`, its name in `/dev`. `None` when nothing is on it that growd
-/// knows.
+/// Looks at a volume: at the device that was opened by `node`, its name in `/dev`. A check of the file system is run on
+/// `location`. `None` when nothing is on it that growd knows.
 ///
 /// # Errors
-/// [`Refusal::ShareNotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only read-only;
-/// [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
+/// [`DriverError::Unusable`] with [`Refusal::ShareNotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only
+/// read-only; with [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
 fn observe(
     share: ShareId,
     pool: &PoolName,
     opened: BlockDevice,
     device: dev_t,
     node: &Path,
+    location: &Path,
 ) -> Result<Option<Mounted>, DriverError> {
     let holders = block_device::holders(device).map_err(system("list the holders of", node))?;
     if !holders.is_empty() {
         let what = format!("growing {} below {}, which is built on it,", node.display(), holders.join(", "));
-        return Err(Refusal::Unsupported { what }.into());
+        let remedy = format!("lsblk {} shows what holds it", node.display());
+        return Err(DriverError::unusable(Refusal::Unsupported { what }, remedy));
     }
-    let not_mounted =
-        |problem: String| DriverError::from(Refusal::ShareNotMounted { share, pool: pool.clone(), problem });
-    match mounts::find(device).map_err(system("find the mount of", node))? {
+    let not_mounted = |problem: String, remedy| {
+        DriverError::unusable(Refusal::ShareNotMounted { share, pool: pool.clone(), problem }, remedy)
+    };
+    match mounts::find(device, location).map_err(system("find the mount of", node))? {
         mounts::Found::Writable { root, mount_point } => {
             let geometry = read_geometry(&opened, root.as_fd(), node)?;
             let space = fstatvfs(&root).map_err(system("measure", &mount_point))?;
@@ -73,18 +76,24 @@ fn observe(
             let (pool, node) = (pool.clone(), node.to_owned());
             Ok(Some(Mounted { share, pool, node, device: opened, root, mount_point, geometry, used }))
         }
-        mounts::Found::Unusable { filesystem, problem } => {
-            Err(not_mounted(format!("{} holds {filesystem} that {problem}", node.display())))
+        mounts::Found::Unusable { filesystem, problem, remedy } => {
+            Err(not_mounted(format!("{} holds {filesystem} that {problem}", node.display()), remedy))
         }
-        mounts::Found::Foreign { filesystem } => {
-            let what = format!("growing {filesystem} on {}", node.display());
-            Err(Refusal::Unsupported { what }.into())
-        }
+        mounts::Found::Foreign { filesystem } => Err(foreign(format!("growing {filesystem} on {}", node.display()))),
         mounts::Found::Nothing => match signature(&opened).map_err(system("read", node))? {
-            Some(name) => Err(not_mounted(format!("{} holds {name} that is mounted nowhere here", node.display()))),
+            Some(name) => {
+                let problem = format!("{} holds {name} that is mounted nowhere here", node.display());
+                Err(not_mounted(problem, format!("mount {}", Quoted(node))))
+            }
             None => Ok(None),
         },
     }
+}
+
+/// For a file system that growd does not grow.
+fn foreign(what: String) -> DriverError {
+    let remedy = "move the share to XFS, ext4 or btrfs on a device of its own";
+    DriverError::unusable(Refusal::Unsupported { what }, remedy.to_owned())
 }
 
 impl Mounted {
@@ -248,7 +257,6 @@ impl Mounted {
 }
 
 fn read_geometry(device: &BlockDevice, root: BorrowedFd<'_>, node: &Path) -> Result<Geometry, DriverError> {
-    let unsupported = |what: String| DriverError::from(Refusal::Unsupported { what });
     match growfs::xfs_geometry(root) {
         Ok(xfs) => return Ok(Geometry::Xfs(xfs)),
         Err(Errno::ENOTTY) => {}
@@ -263,7 +271,7 @@ fn read_geometry(device: &BlockDevice, root: BorrowedFd<'_>, node: &Path) -> Res
             });
             return found.ok_or_else(|| system("measure the file system on", node)(Errno::ENODEV));
         }
-        Ok(info) => return Err(unsupported(format!("btrfs on {} devices, as on {},", info.devices, node.display()))),
+        Ok(info) => return Err(foreign(format!("btrfs on {} devices, as on {},", info.devices, node.display()))),
         Err(Errno::ENOTTY) => {}
         Err(errno) => return Err(system("measure the file system on", node)(errno)),
     }
@@ -271,7 +279,7 @@ fn read_geometry(device: &BlockDevice, root: BorrowedFd<'_>, node: &Path) -> Res
     superblock
         .and_then(|bytes| Ext4::read(&bytes))
         .map(Geometry::Ext4)
-        .ok_or_else(|| unsupported(format!("the file system on {}", node.display())))
+        .ok_or_else(|| foreign(format!("the file system on {}", node.display())))
 }
 
 /// The file system that the device's first blocks tell of.

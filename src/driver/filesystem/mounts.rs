@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::dev_t;
 use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+use crate::driver::shell::Quoted;
 use crate::sys::growfs;
-use crate::sys::mountinfo::{Mount, Table};
+use crate::sys::mountinfo::{Mount, Table, above};
 use crate::sys::open_beneath::{DIRECTORY, open_without_links};
 
 /// What mountinfo says of a device.
@@ -24,6 +25,7 @@ pub(super) enum Found {
     Unusable {
         filesystem: String,
         problem: String,
+        remedy: String,
     },
     /// A kind that growd does not grow is mounted.
     Foreign {
@@ -56,11 +58,12 @@ impl Wanted {
     }
 }
 
-/// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do.
-pub(super) fn find(device: dev_t) -> Result<Found, Errno> {
+/// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do. A check of the file
+/// system is run on `location`.
+pub(super) fn find(device: dev_t, location: &Path) -> Result<Found, Errno> {
     let wanted = btrfs_id(device)?.map_or(Wanted::Device(device), Wanted::Btrfs);
-    let mut mounts = Table::read()?.mounts;
-    mounts.retain(|mount| wanted.may_be(mount));
+    let all = Table::read()?.mounts;
+    let mut mounts: Vec<&Mount> = all.iter().filter(|mount| wanted.may_be(mount)).collect();
     mounts.sort_by_key(|mount| mount.root.components().count());
     let mut unusable = None;
     for mount in mounts {
@@ -68,18 +71,42 @@ pub(super) fn find(device: dev_t) -> Result<Found, Errno> {
             return Ok(Found::Foreign { filesystem: mount.filesystem.to_string_lossy().into_owned() });
         }
         let place = mount.mount_point.display().to_string();
-        let problem = match open_root(&mount, &wanted) {
-            Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount_point: mount.mount_point }),
-            Ok(Root::ReadOnly) => format!("is mounted read-only at {place}"),
+        let (problem, remedy) = match open_root(mount, &wanted) {
+            Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount_point: mount.mount_point.clone() }),
+            Ok(Root::ReadOnly) => (format!("is mounted read-only at {place}"), make_writable(mount, location)),
             // Any btrfs was looked at, so this says nothing.
             Ok(Root::Another) if matches!(wanted, Wanted::Btrfs(_)) => continue,
-            Ok(Root::Another) => format!("is mounted at {place}, where another mount covers it"),
-            Err(errno) => format!("is mounted at {place}, which cannot be opened: {errno}"),
+            missed => match (above(&all, &mount.mount_point).filter(|top| top.id != mount.id), missed) {
+                (Some(top), _) => {
+                    let remedy = format!("umount {}", Quoted(&top.mount_point));
+                    (format!("is mounted at {place}, where another mount covers it"), remedy)
+                }
+                (None, Err(errno)) => {
+                    let remedy = format!("umount {}, then mount it again", Quoted(&mount.mount_point));
+                    (format!("is mounted at {place}, which cannot be opened: {errno}"), remedy)
+                }
+                // It was unmounted just now.
+                (None, Ok(_)) => continue,
+            },
         };
         let filesystem = mount.filesystem.to_string_lossy().into_owned();
-        unusable.get_or_insert(Found::Unusable { filesystem, problem });
+        unusable.get_or_insert(Found::Unusable { filesystem, problem, remedy });
     }
     Ok(unusable.unwrap_or(Found::Nothing))
+}
+
+/// What heals a mount that is read-only. A file system that has met an error the kernel makes so, and lets nobody undo that
+/// before it is mounted anew.
+fn make_writable(mount: &Mount, location: &Path) -> String {
+    let (place, location) = (Quoted(&mount.mount_point), Quoted(location));
+    let check = match mount.filesystem.to_str() {
+        Some("xfs") => "xfs_repair",
+        Some("btrfs") => "btrfs check",
+        _ => "e2fsck -f",
+    };
+    format!(
+        "mount -o remount,rw {place}; if that is refused, umount {place} && {check} {location}, then mount it again"
+    )
 }
 
 enum Root {

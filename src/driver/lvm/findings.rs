@@ -2,6 +2,8 @@
 //!
 //! The order matters: the first blocking problem is what an extend is refused with.
 
+use std::path::Path;
+
 use super::Lvm;
 use super::volume::{self, Volume};
 use crate::driver::filesystem::Device;
@@ -9,8 +11,8 @@ use crate::driver::{Problem, Sizes};
 use crate::model::{Refusal, ShareId};
 
 impl Lvm {
-    /// What LVM's own report says against growing the volume.
-    pub(super) fn problems(&self, share: ShareId, volume: &Volume) -> Vec<Problem> {
+    /// What LVM's own report says against growing the volume, or that it stays suspended.
+    pub(super) fn problems(&self, share: ShareId, volume: &Volume, is_suspended: bool) -> Vec<Problem> {
         let group = self.group.name();
         let place = format!("{group}/{}", volume.name);
         let mut problems = Vec::new();
@@ -21,10 +23,10 @@ impl Lvm {
                 format!("volume group {group} lacks a physical volume, and LVM changes nothing in it until then");
             block(self.not_mounted(problem), format!("vgs -o +devices {group}, and bring the missing device back"));
         }
-        if volume.is_suspended {
+        if is_suspended {
             let problem = format!("logical volume {place} is suspended: whatever reads or writes it waits");
             let node = volume::node(group, &volume.name);
-            block(self.not_ready(share, problem), self.resume(&node.display().to_string(), &place));
+            block(self.not_ready(share, problem), self.resume(&node, &place));
         } else if !volume.is_active {
             let problem = format!("logical volume {place} is not active");
             block(self.not_ready(share, problem), format!("lvchange -ay {place}, and mount it"));
@@ -59,9 +61,9 @@ impl Lvm {
     /// What resumes a device and all that it lies on in the group: an lvextend that was killed has suspended them all and left
     /// larger tables there. LVM's metadata need not know of these sizes, so they are cleared, and the refresh takes the sizes
     /// that it has. What lies below comes first: mirrors and thin pools write to it before they let go of a table.
-    fn resume(&self, node: &str, place: &str) -> String {
+    fn resume(&self, node: &Path, place: &str) -> String {
         let group = volume::doubled(self.group.name());
-        let devices = format!("lsblk -nrso NAME {node} | grep ^{group}- | tac");
+        let devices = format!("lsblk -nrso NAME {} | grep ^{group}- | tac", node.display());
         format!("for d in $({devices}); do dmsetup clear $d; dmsetup resume $d; done; lvchange --refresh {place}")
     }
 
@@ -86,12 +88,12 @@ impl Lvm {
 
     /// A thin pool that is nearly full or has failed: what is written into it may be lost, so nothing more is promised. Of
     /// one that is suspended nothing can be read.
-    pub(super) fn critical(&self, thin_pool: &Volume) -> Option<Problem> {
+    pub(super) fn critical(&self, thin_pool: &Volume, is_suspended: bool) -> Option<Problem> {
         let thin = self.thin.as_ref()?;
         let place = format!("{}/{}", self.group.name(), thin_pool.name);
-        if thin_pool.is_suspended {
+        if is_suspended {
             let problem = format!("thin pool {place} is suspended: whatever reads or writes its volumes waits");
-            let node = format!("{}-tpool", volume::node(self.group.name(), &thin_pool.name).display());
+            let node = volume::thin_pool_node(self.group.name(), &thin_pool.name);
             return Some(Problem::blocking(self.not_mounted(problem), self.resume(&node, &place)));
         }
         let over = |percent: Option<f64>, most| percent.is_some_and(|percent| percent >= most);

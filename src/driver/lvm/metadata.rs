@@ -70,7 +70,6 @@ impl<'a> Metadata<'a> {
             name: name.to_owned(),
             size: bytes(size)?,
             is_active: true,
-            is_suspended: false,
             is_locked: false,
             health: String::new(),
             role: "public".to_owned(),

@@ -8,6 +8,7 @@ mod group;
 pub(crate) mod metadata;
 pub(crate) mod report;
 mod rounding;
+mod suspension;
 pub(crate) mod volume;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 pub use self::group::{VolumeGroup, find_lvm};
 use self::metadata::Metadata;
 use self::report::Row;
+use self::suspension::Patience;
 pub use self::volume::doubled;
 use self::volume::{Group, Volume};
 use super::filesystem::{self, Device};
@@ -29,7 +31,6 @@ use super::{
     system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool};
-use crate::sys::block_device::{self, Mapper};
 
 /// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
 const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
@@ -76,6 +77,10 @@ impl Lvm {
         explicit.map_or_else(|| self.template.name_of(share), |(_, name)| name.clone())
     }
 
+    fn location_of(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/dev/{}/{name}", self.group.name()))
+    }
+
     fn not_mounted(&self, problem: String) -> Refusal {
         Refusal::NotMounted { pool: self.pool.clone(), problem }
     }
@@ -112,18 +117,16 @@ impl Lvm {
         Ok(rows)
     }
 
-    fn find(&self, share: ShareId) -> Result<Share, DriverError> {
+    fn find(&self, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
         match self.ordinary(&self.name_of(share))? {
-            Some(volume) => self.describe(share, volume, None),
-            None => self.find_by_lvs(share),
+            Some(volume) => self.describe(share, volume, None, patience),
+            None => self.find_by_lvs(share, patience),
         }
     }
 
     /// A volume that needs no `lvs`: active, and ordinary by the metadata of its group as they are now.
     fn ordinary(&self, name: &str) -> Result<Option<Volume>, Refusal> {
-        let node = volume::node(self.group.name(), name);
-        let mapper = stat(&node).and_then(|status| block_device::mapper(status.st_rdev));
-        let Ok(Mapper { uuid, is_suspended: false }) = mapper else { return Ok(None) };
+        let Ok(mapper) = volume::mapper(&volume::node(self.group.name(), name)) else { return Ok(None) };
         if self.thin.is_some() {
             return Ok(None);
         }
@@ -136,18 +139,18 @@ impl Lvm {
             self.group.forget_disks();
             return Ok(None);
         }
-        Ok(metadata.ordinary(name).filter(|(_, own)| *own == uuid).map(|(volume, _)| volume))
+        Ok(metadata.ordinary(name).filter(|(_, uuid)| *uuid == mapper.uuid).map(|(volume, _)| volume))
     }
 
-    fn find_by_lvs(&self, share: ShareId) -> Result<Share, DriverError> {
+    fn find_by_lvs(&self, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
         let name = self.name_of(share);
         let mut names = vec![name.as_str()];
         names.extend(self.thin.as_ref().map(|thin| thin.name.as_str()));
-        self.look_up(share, &self.read_volumes(&names)?)
+        self.look_up(share, &self.read_volumes(&names)?, patience)
     }
 
     /// A share among the rows of a report, which has the thin pool too if the pool has one.
-    fn look_up(&self, share: ShareId, rows: &[Row]) -> Result<Share, DriverError> {
+    fn look_up(&self, share: ShareId, rows: &[Row], patience: &Patience) -> Result<Share, DriverError> {
         let name = self.name_of(share);
         let read = |name: &str| Volume::read(rows, name).map_err(|problem| Refusal::Internal { problem });
         let thin_pool = match &self.thin {
@@ -155,20 +158,30 @@ impl Lvm {
             None => None,
         };
         let volume = read(&name)?.ok_or(Refusal::ShareNotFound { share })?;
-        self.describe(share, volume, thin_pool)
+        self.describe(share, volume, thin_pool, patience)
     }
 
-    fn describe(&self, share: ShareId, volume: Volume, thin_pool: Option<Volume>) -> Result<Share, DriverError> {
+    fn describe(
+        &self,
+        share: ShareId,
+        volume: Volume,
+        thin_pool: Option<Volume>,
+        patience: &Patience,
+    ) -> Result<Share, DriverError> {
         let name = &volume.name;
-        let location = PathBuf::from(format!("/dev/{}/{name}", self.group.name()));
-        let mut problems = self.problems(share, &volume);
-        let waits = volume.is_suspended || thin_pool.as_ref().is_some_and(|thin_pool| thin_pool.is_suspended);
-        let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool));
+        let location = self.location_of(name);
+        let group = self.group.name();
+        let is_suspended = patience.is_outlasted_by(&volume::node(group, name));
+        let mut problems = self.problems(share, &volume, is_suspended);
+        let pool_node = thin_pool.as_ref().map(|thin_pool| volume::thin_pool_node(group, &thin_pool.name));
+        let is_pool_suspended = pool_node.is_some_and(|node| patience.is_outlasted_by(&node));
+        let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool, is_pool_suspended));
+        let waits = is_suspended || is_pool_suspended;
         let device = if volume.is_active && !waits { Some(self.look_at(share)) } else { None };
         let device = match device {
             Some(Ok(device)) => Some(device),
-            Some(Err(DriverError::Refused(refusal))) => {
-                problems.push(filesystem::unusable(refusal, &location));
+            Some(Err(DriverError::Unusable { refusal, remedy })) => {
+                problems.push(Problem::blocking(*refusal, remedy));
                 None
             }
             Some(Err(error)) if critical.is_none() => return Err(error),
@@ -230,14 +243,16 @@ impl Lvm {
 
     /// The volume's device and what is on it, by the kernel alone.
     fn look_at(&self, share: ShareId) -> Result<Device, DriverError> {
-        let node = volume::node(self.group.name(), &self.name_of(share));
+        let name = self.name_of(share);
+        let node = volume::node(self.group.name(), &name);
         let device = match stat(&node) {
             Err(Errno::ENOENT) => {
-                return Err(self.not_ready(share, format!("{} does not exist", node.display())).into());
+                let refusal = self.not_ready(share, format!("{} does not exist", node.display()));
+                return Err(DriverError::unusable(refusal, format!("vgmknodes {}", self.group.name())));
             }
             result => result.map_err(system("stat", &node))?.st_rdev,
         };
-        Device::look(share, &self.pool, device, &node)
+        Device::look(share, &self.pool, device, &node, &self.location_of(&name))
     }
 
     /// Asks LVM what it thinks only where it matters: each question reads the metadata of the whole group, which in a
@@ -246,7 +261,7 @@ impl Lvm {
         let name = self.name_of(share);
         if self.thin.is_some() {
             // LVM would go on growing the volumes of a thin pool that has no room for what is written to them.
-            self.find(share)?.observed.extendable()?;
+            self.find(share, &Patience::default())?.observed.extendable()?;
         }
         let device = self.look_at(share)?;
         let before = device.size;
@@ -267,7 +282,7 @@ impl Lvm {
             *self.given.lock() = Some((share, after));
             return Ok(Outcome::Changed { from: before, to: after });
         }
-        let Share { volume, observed, .. } = self.find_by_lvs(share)?;
+        let Share { volume, observed, .. } = self.find_by_lvs(share, &Patience::default())?;
         observed.extendable()?;
         if words.contains("nsufficient") {
             let missing = wanted.saturating_sub(before);
@@ -280,7 +295,8 @@ impl Lvm {
     }
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let Share { volume, device, observed } = self.find(share)?;
+        let patience = Patience::default();
+        let Share { volume, device, observed } = self.find(share, &patience)?;
         let growth = match (device, volume.rounding) {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
@@ -291,10 +307,41 @@ impl Lvm {
             _ => Ok(Bytes::ZERO),
         };
         let space = match &self.thin {
-            Some(_) => self.space()?,
+            Some(thin) => self.space_of_thin_pool(thin, &patience)?,
             None => self.space_of(volume.group),
         };
         Ok(Assessment { observed, growth, space })
+    }
+
+    fn space_of_thin_pool(&self, thin: &ThinPool, patience: &Patience) -> Result<Space, DriverError> {
+        let selection = format!("lv_name=\"{0}\" || pool_lv=\"{0}\"", thin.name);
+        let command = format!("lvs {REPORT} -S '{selection}' -o {} {}", volume::FIELDS, self.group.name());
+        let (rows, _) = self.group.ask(&self.pool, &command)?;
+        if rows.is_empty() {
+            self.read_group()?;
+        }
+        let internal = |problem| Refusal::Internal { problem };
+        let thin_pool = Volume::read(&rows, &thin.name).map_err(internal)?;
+        let missing = || self.not_mounted(format!("there is no thin pool {} in {}", thin.name, self.group.name()));
+        let thin_pool = thin_pool.ok_or_else(missing)?;
+        let mut promised = Bytes::ZERO;
+        for row in &rows {
+            if row.text("pool_lv").map_err(internal)? == thin.name {
+                promised = promised.saturating_add(row.bytes("lv_size").map_err(internal)?);
+            }
+        }
+        let is_suspended = patience.is_outlasted_by(&volume::thin_pool_node(self.group.name(), &thin.name));
+        let thin_use = thin_pool.use_of_thin_pool();
+        let used = thin_use.map_or(thin_pool.size, |used| thin_pool.size.scaled(used.data_percent / 100.0));
+        Ok(Space {
+            id: SpaceId(format!("vg {}/{}", self.group.name(), thin.name)),
+            filesystem: "",
+            total: thin_pool.size,
+            free: thin_pool.size.saturating_sub(used),
+            promised,
+            thin: thin_use,
+            problems: self.critical(&thin_pool, is_suspended).into_iter().collect(),
+        })
     }
 
     fn space_of(&self, group: Group) -> Space {
@@ -338,7 +385,7 @@ impl Driver for Lvm {
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(share)?.observed)
+        Ok(self.find(share, &Patience::default())?.observed)
     }
 
     /// Of one share its own look knows more than LVM has to be asked for. Of several LVM is asked once: it reads the metadata of
@@ -348,7 +395,8 @@ impl Driver for Lvm {
             return vec![self.observe(*share)];
         }
         let rows = self.read_volumes(&[]).map_err(DriverError::from);
-        answer_each(rows, shares, |rows, share| Ok(self.look_up(*share, rows)?.observed))
+        let patience = Patience::default();
+        answer_each(rows, shares, |rows, share| Ok(self.look_up(*share, rows, &patience)?.observed))
     }
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
@@ -360,34 +408,10 @@ impl Driver for Lvm {
     }
 
     fn space(&self) -> Result<Space, DriverError> {
-        let Some(thin) = &self.thin else { return Ok(self.space_of(self.read_group()?)) };
-        let selection = format!("lv_name=\"{0}\" || pool_lv=\"{0}\"", thin.name);
-        let command = format!("lvs {REPORT} -S '{selection}' -o {} {}", volume::FIELDS, self.group.name());
-        let (rows, _) = self.group.ask(&self.pool, &command)?;
-        if rows.is_empty() {
-            self.read_group()?;
+        match &self.thin {
+            Some(thin) => self.space_of_thin_pool(thin, &Patience::default()),
+            None => Ok(self.space_of(self.read_group()?)),
         }
-        let internal = |problem| Refusal::Internal { problem };
-        let thin_pool = Volume::read(&rows, &thin.name).map_err(internal)?;
-        let missing = || self.not_mounted(format!("there is no thin pool {} in {}", thin.name, self.group.name()));
-        let thin_pool = thin_pool.ok_or_else(missing)?;
-        let mut promised = Bytes::ZERO;
-        for row in &rows {
-            if row.text("pool_lv").map_err(internal)? == thin.name {
-                promised = promised.saturating_add(row.bytes("lv_size").map_err(internal)?);
-            }
-        }
-        let thin_use = thin_pool.use_of_thin_pool();
-        let used = thin_use.map_or(thin_pool.size, |used| thin_pool.size.scaled(used.data_percent / 100.0));
-        Ok(Space {
-            id: SpaceId(format!("vg {}/{}", self.group.name(), thin.name)),
-            filesystem: "",
-            total: thin_pool.size,
-            free: thin_pool.size.saturating_sub(used),
-            promised,
-            thin: thin_use,
-            problems: self.critical(&thin_pool).into_iter().collect(),
-        })
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {

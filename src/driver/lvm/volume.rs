@@ -1,13 +1,17 @@
 //! What LVM says of a logical volume, and what the kernel says of its device.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::stat;
 
 use super::report::Row;
 use super::rounding::Rounding;
 use crate::model::{Bytes, ThinUse};
+use crate::sys::block_device::{self, Mapper};
 
 /// The fields of `lvs` that [`Volume::read`] reads.
-pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_suspended,lv_allocation_locked,lv_health_status,\
+pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_allocation_locked,lv_health_status,\
                           segtype,stripes,data_stripes,data_copies,pool_lv,data_percent,metadata_percent,\
                           vg_size,vg_free,vg_extent_size,vg_partial";
 
@@ -17,7 +21,6 @@ pub struct Volume {
     /// What LVM's metadata say; the kernel has the last word.
     pub size: Bytes,
     pub is_active: bool,
-    pub is_suspended: bool,
     /// pvmove is at work on it: LVM resizes it only afterwards.
     pub is_locked: bool,
     /// What LVM finds wrong with it, as `failed` or `metadata_read_only` of a thin pool; mostly empty.
@@ -80,7 +83,6 @@ impl Volume {
             name: name.to_owned(),
             size: row.bytes("lv_size")?,
             is_active: row.text("lv_active")? == "active",
-            is_suspended: row.text("lv_suspended")? == "suspended",
             is_locked: !row.text("lv_allocation_locked")?.is_empty(),
             health: row.text("lv_health_status")?.to_owned(),
             role: row.text("lv_role")?.to_owned(),
@@ -114,15 +116,27 @@ pub fn node(group: &str, volume: &str) -> PathBuf {
     PathBuf::from(format!("/dev/mapper/{}-{}", doubled(group), doubled(volume)))
 }
 
+/// The node of what the volumes of a thin pool lie on. That of its own name lies on it as they do.
+pub fn thin_pool_node(group: &str, thin_pool: &str) -> PathBuf {
+    PathBuf::from(format!("{}-tpool", node(group, thin_pool).display()))
+}
+
+/// What device-mapper says of the device of a node.
+///
+/// # Errors
+/// `ENOENT` when there is no such device, or it is not device-mapper's.
+pub fn mapper(node: &Path) -> Result<Mapper, Errno> {
+    block_device::mapper(stat(node)?.st_rdev)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::driver::lvm::report::rows;
-    use std::path::Path;
 
     /// As LVM 2.03.16 printed it.
     const STRIPED: &str = "  LVM2_LV_NAME='str' LVM2_LV_SIZE='427819008' LVM2_LV_ACTIVE='active' \
-        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_SUSPENDED='' LVM2_LV_ALLOCATION_LOCKED='' \
+        LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_ALLOCATION_LOCKED='' \
         LVM2_LV_HEALTH_STATUS='' LVM2_SEGTYPE='striped' LVM2_STRIPES='3' LVM2_DATA_STRIPES='3' \
         LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
         LVM2_VG_SIZE='17163091968' LVM2_VG_FREE='14709424128' LVM2_VG_EXTENT_SIZE='4194304' LVM2_VG_PARTIAL=''";
@@ -133,7 +147,7 @@ mod tests {
         let printed = format!("{linear}\n{STRIPED}\n");
         let volume = Volume::read(&rows(&printed), "str").unwrap().unwrap();
         assert_eq!(volume.rounding.unwrap().unit, Bytes::mib(12));
-        assert!(volume.is_active && !volume.is_suspended && !volume.group.is_partial);
+        assert!(volume.is_active && !volume.group.is_partial);
         assert!(volume.has_role("thickorigin") && !volume.has_role("thick"));
         assert_eq!(volume.thin_pool, None);
         assert_eq!(Volume::read(&rows(&printed), "other"), Ok(None));
@@ -155,5 +169,6 @@ mod tests {
     #[test]
     fn doubles_hyphens() {
         assert_eq!(node("vg-0", "a-b"), Path::new("/dev/mapper/vg--0-a--b"));
+        assert_eq!(thin_pool_node("vg-0", "a-b"), Path::new("/dev/mapper/vg--0-a--b-tpool"));
     }
 }
