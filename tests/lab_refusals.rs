@@ -8,7 +8,7 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
-use daemon::{Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
+use daemon::{Daemon, MIB, TURNS, assert_refused, create_shares, eventually, metadata, pool, project, request, share};
 use growd::wire::limits::MESSAGE_MOST;
 use growd::wire::proto::{self, ExtendShareRequest, JobState, ListJobsRequest, ListSharesRequest, NodeState};
 use support::hanging_disk::HangingDisk;
@@ -80,6 +80,7 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
         let refusal = clients.extend(&share(1), 9 * MIB).await.unwrap_err();
         assert_refused(&refusal, "UNSUPPORTED");
         assert!(refusal.message().contains("in pool home and in pool other as well"), "{}", refusal.message());
+        assert_eq!(["place", "other_place"].map(|key| metadata(&refusal, key)), ["in pool home", "in pool other"]);
         let get = proto::GetShareRequest { share_id: share(1) };
         assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "UNSUPPORTED");
         daemon.reload(&pools);
