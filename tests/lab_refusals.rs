@@ -72,7 +72,9 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
     let (home, other) = (Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA));
     let dir = tempfile::tempdir().unwrap();
     create_shares(&home, 2, 8 * MIB);
-    other.create_share(&share(1), project(1), 8 * MIB);
+    for n in [1, 3] {
+        other.create_share(&share(n), project(n), 8 * MIB);
+    }
     let pools = format!("{}{}", pool(&home, ""), pool(&other, "").replace("\"home\"", "\"other\""));
     let daemon = Daemon::start(dir.path(), &pools).await;
     let clients = daemon.clients().await;
@@ -86,6 +88,15 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
         daemon.reload(&pools);
     }
     clients.extended(2, 9 * MIB).await;
+    for page_size in [1, 3, 100] {
+        let listed = clients.list_shares(page_size).await;
+        let [both, homes, others] = listed.as_slice() else { panic!("{page_size}: {listed:?}") };
+        assert_eq!([both, homes, others].map(|share| share.share_id.clone()), [1, 2, 3].map(share));
+        let [finding] = both.findings.as_slice() else { panic!("{both:?}") };
+        assert_eq!((both.size_bytes, both.used_bytes, finding.kind.as_str()), (None, None, "UNSUPPORTED"));
+        assert!(finding.message.contains("in pool home and in pool other as well"), "{finding:?}");
+        assert_eq!((homes.size_bytes, others.size_bytes), (Some(9 * MIB), Some(8 * MIB)));
+    }
     let findings = clients.diagnose().await.findings;
     let told: Vec<_> = findings.iter().map(|finding| (finding.kind.as_str(), finding.share_id.as_str())).collect();
     assert_eq!(told, [("UNSUPPORTED", share(1).as_str())], "{findings:?}");
@@ -96,6 +107,16 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
     let (id, named) = (share(1), named.display());
     daemon.reload(&format!("{pools}[[share]]\nid = \"{id}\"\npool = \"other\"\npath = \"{named}\"\n"));
     eventually(async || clients.share(&share(1)).await.pool, |pool| pool == "other").await;
+    // And one that was found where it was alone stays there, whatever comes up elsewhere.
+    assert_eq!(clients.share(&share(2)).await.pool, "home");
+    std::fs::create_dir(other.path().join(share(2))).unwrap();
+    for page_size in [1, 100] {
+        let listed = clients.list_shares(page_size).await;
+        let told: Vec<_> = listed.iter().map(|share| (share.share_id.clone(), share.pool.as_str())).collect();
+        assert_eq!(told, [(share(1), "other"), (share(2), "home"), (share(3), "other")]);
+        assert_eq!(listed.iter().map(|share| share.size_bytes()).collect::<Vec<_>>(), [8, 9, 8].map(|n| n * MIB));
+    }
+    std::fs::remove_dir(other.path().join(share(2))).unwrap();
     assert_eq!(clients.diagnose().await.findings, []);
     clients.extended(1, 9 * MIB).await;
     assert_eq!((home.hard_limit(project(1)), other.hard_limit(project(1))), (8 * MIB, 9 * MIB));
