@@ -50,8 +50,13 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
     clients.extended(1, 9 * MIB).await;
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
 
     fs.unmount();
+    daemon.reload(&pool(&fs, ""));
+    let unreadable =
+        [ServingStatus::NotServing, ServingStatus::NotServing, ServingStatus::Serving, ServingStatus::Serving];
+    eventually(|| clients.healths(), |healths| *healths == unreadable).await;
     assert_refused(&clients.extend(&share(1), 10 * MIB).await.unwrap_err(), "NOT_MOUNTED");
     let get = proto::GetShareRequest { share_id: share(1) };
     assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "NOT_MOUNTED");
@@ -64,6 +69,10 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
     assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
     clients.extended(1, 10 * MIB).await;
     assert_eq!(fs.hard_limit(project(1)), 10 * MIB);
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    fs.mount_again("noquota");
+    daemon.reload(&pool(&fs, ""));
+    eventually(|| clients.healths(), |healths| *healths == unreadable).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +167,7 @@ async fn a_drain_refuses_new_jobs_ends_those_at_work_and_keeps_those_that_wait()
     create_shares(&fs, TURNS + 2, 8 * MIB);
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
-    assert_eq!(clients.healths().await, [ServingStatus::Serving; 4]);
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
     let watch = HealthCheckRequest { service: "growd.v1.ShareService".to_owned() };
     let mut health = clients.health.clone().watch(watch).await.unwrap().into_inner();
     assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);

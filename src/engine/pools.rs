@@ -147,12 +147,12 @@ impl Pool {
         self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
     }
 
-    fn is_silent(&self) -> bool {
+    pub fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
     }
 
     /// From now on nobody who has another pool's answer waits for this one, until it has answered a question.
-    fn has_kept_silent(self: &Arc<Self>) {
+    pub fn has_kept_silent(self: &Arc<Self>) {
         if !self.silent.swap(true, Ordering::Relaxed) {
             let pool = Arc::clone(self);
             tokio::spawn(async move {
