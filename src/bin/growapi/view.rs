@@ -65,7 +65,7 @@ impl Details {
     }
 
     /// The fields that clients know at any microversion. What growd does not know, such as names, is null.
-    pub fn json(&self, base_url: &str, project: &str, owner: &str) -> Value {
+    pub fn json(&self, base_url: &str, project: &str, owner: Option<&str>) -> Value {
         json!({
             "id": self.id,
             "size": self.size,
