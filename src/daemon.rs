@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod drop_in;
+mod health;
 mod heartbeat;
 pub mod pools;
 mod reload;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -33,6 +34,10 @@ use reload::Reload;
 /// Pools that there are threads for beyond those of the first configuration: more may be added while growd runs. A
 /// thread is made when it is needed.
 const POOLS_ADDED: usize = 16;
+
+/// How long a thread stays when it has nothing to do: longer than it is between two looks at the pools. To make one for each
+/// look takes more wake-ups than the look, the allocator's among them.
+pub const THREADS_STAY: Duration = Duration::from_secs(35);
 
 /// Threads that drivers may block at once, so that one pool's hanging calls leave room for the others'.
 pub fn blocking_threads(config: &Config) -> usize {
@@ -104,6 +109,10 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
             }
         });
     }
+    let (look, (readable, mut any_readable)) = (Arc::new(Notify::new()), watch::channel(None));
+    let looks = tokio::spawn(health::look_at_pools(Arc::clone(&engine), Arc::clone(&look), readable));
+    // The pools were asked just before; whoever hears that growd is ready shall hear of the health service that it serves.
+    let _ = any_readable.wait_for(Option::is_some).await;
     let mut failure = engine.store.failure();
     info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
     systemd::ready();
@@ -120,23 +129,26 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     };
 
     loop {
-        let healthy = failure.borrow_and_update().is_none();
-        control.set_serving(healthy).await;
+        let serving = failure.borrow_and_update().is_none();
+        let shares = serving && *any_readable.borrow_and_update() == Some(true);
+        control.set_serving(serving, shares).await;
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
                 systemd::reloading();
                 reload.reload();
+                look.notify_one();
                 systemd::ready();
             }
+            Ok(()) = any_readable.changed() => {}
             changed = failure.changed() => if changed.is_err() { break },
         }
     }
     let (queued, running) = engine.active();
     info!(queued, running, "draining: running steps end, queued jobs stay for the next start");
     systemd::stopping();
-    control.set_serving(false).await;
+    control.set_serving(false, false).await;
     engine.drain().await;
     stop.send_replace(true);
     // Watchers of queued jobs would hold the server for ever; what matters is on disk.
@@ -144,6 +156,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
         info!("closing connections that are still open");
     }
     heartbeat.abort();
+    looks.abort();
     engine.store.close().await;
     info!("growd has ended");
     Ok(())

@@ -95,11 +95,12 @@ fn a_shrink_has_the_answers_of_the_api() {
     }
     assert!(shrink("-1").refused(400).ends_with("-1 is less than the minimum of 0"));
     assert!(cluster.nodes[0].with(|state| state.jobs.is_empty()), "a refused request made a job");
-    for (status, reason, code) in
-        [(501, "UNSUPPORTED", Code::Unimplemented), (409, "WOULD_LOSE_DATA", Code::FailedPrecondition)]
-    {
+    for (status, reason, code, told) in [
+        (501, "UNSUPPORTED", Code::Unimplemented, "The storage node does not support this for the share as it is."),
+        (409, "WOULD_LOSE_DATA", Code::FailedPrecondition, "refused with WOULD_LOSE_DATA"),
+    ] {
         cluster.nodes[0].with(|state| state.mood = Mood::Refusing(refusal(code, reason, status, &[])));
-        assert_eq!(shrink("1").refused(status), format!("refused with {reason}"));
+        assert_eq!(shrink("1").refused(status), told);
     }
     cluster.nodes[0].with(|state| state.mood = Mood::Right);
 
@@ -110,8 +111,10 @@ fn a_shrink_has_the_answers_of_the_api() {
     assert_eq!((&seen["status"], &seen["size"]), (&json!("shrinking"), &json!(2)));
     shrink("1").refused(409);
     front.extend(&id, 3).refused(409);
-    for (reason, status) in [("INTERNAL", "shrinking_error"), ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error")]
-    {
+    for (reason, status, told) in [
+        ("INTERNAL", "shrinking_error", "The storage node of the share has met an error."),
+        ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error", "why"),
+    ] {
         cluster.nodes[0].with(|state| {
             let share = state.shares.get_mut(&id).unwrap();
             share.set_status(ShareStatus::ShrinkingError);
@@ -122,7 +125,7 @@ fn a_shrink_has_the_answers_of_the_api() {
         });
         let seen = front.share(&id);
         assert_eq!((&seen["status"], &seen["size"]), (&json!(status), &json!(2)));
-        assert_eq!(seen["error_message"], "why");
+        assert_eq!(seen["error_message"], told);
     }
     front.extend(&id, 3).accepted();
 }
@@ -236,9 +239,10 @@ fn status_and_size_change_together_and_a_failure_is_told() {
         share.size_bytes = Some(2 * GIB);
         let job: &mut Job = state.jobs.get_mut(&share.last_job_id).unwrap();
         job.set_state(JobState::Failed);
-        job.error = Some(JobError { message: "the disk is broken".to_owned(), ..JobError::default() });
+        let (reason, message) = ("POOL_FULL".to_owned(), "the pool is full".to_owned());
+        job.error = Some(JobError { reason, message, retryable: true });
     });
-    assert_eq!(seen(), ("extending_error".to_owned(), 2, json!("the disk is broken")));
+    assert_eq!(seen(), ("extending_error".to_owned(), 2, json!("the pool is full")));
     front.extend(&id, 3).accepted();
     cluster.nodes[0].with(|state| state.shares.get_mut(&id).unwrap().set_status(ShareStatus::Available));
     assert_eq!(seen(), ("available".to_owned(), 3, Value::Null));

@@ -133,6 +133,10 @@ fn roles_and_projects_bound_what_is_seen_and_done() {
     other.extend("q", &share(3), 3).accepted();
     assert_eq!(admin.get(&path("p", 3)).json()["share"]["project_id"], "q");
     admin.extend("p", &share(4), 3).accepted();
+    assert!(admin.get(&path("p", 4)).json()["share"]["project_id"].is_null());
+    let listed = admin.get("/v2/p/shares/detail?all_tenants=1").json()["shares"].clone();
+    let owners: Vec<_> = listed.as_array().unwrap().iter().map(|share| share["project_id"].as_str()).collect();
+    assert_eq!(owners, [Some("p"), None, Some("p"), Some("q")]);
 
     for list in ["shares", "shares/detail"] {
         assert_eq!(member.listed(&format!("/v2/p/{list}")), [share(1), share(2)]);
@@ -304,13 +308,16 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
     cluster.nodes[0].with(|state| "p".clone_into(&mut state.shares.get_mut(&share(7)).unwrap().project_id));
     member.extend("p", &share(7), 5).refused(409);
 
-    // growd's words about a share are for whoever is known to own it; of others only the status is told, or nothing at all.
+    // What growd says of a share is for whoever is known to own it; of others only the status is told, or nothing at all.
+    // Where another place has it too is for nobody.
     let words = "refused with UNSUPPORTED";
     let refuse = |code, reason, http| {
-        cluster.nodes[0].with(|state| state.refusing_looks = Some(refusal(code, reason, http, &[])));
+        let places = [("place", "at /srv/p".to_owned()), ("other_place", "at /srv/q".to_owned())];
+        cluster.nodes[0].with(|state| state.refusing_looks = Some(refusal(code, reason, http, &places)));
     };
     refuse(Code::Unimplemented, "UNSUPPORTED", 501);
-    assert_eq!(member.get(&path("p", 7)).refused(501), words);
+    let twice = "The storage node has the share in two places, and nothing tells which of them is meant.";
+    assert_eq!(member.get(&path("p", 7)).refused(501), twice);
     other.get(&path("q", 7)).refused(404);
     other.extend("q", &share(7), 5).refused(404);
     // Only what may pass by itself is asked for again.

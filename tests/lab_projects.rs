@@ -110,7 +110,9 @@ async fn places_say_whose_a_share_is(kind: Kind, disk: &str) {
     let told = told.iter().find(|finding| finding.share_id == share(1)).unwrap();
     let (twice, heal) = (" as well is not supported here", "take it out of one of them,");
     assert!(told.message.ends_with(twice) && told.remedy.starts_with(heal), "{told:?}");
-    assert_refused(&clients.extend(&share(1), 3 * GIB).await.unwrap_err(), "UNSUPPORTED");
+    let refusal = clients.extend(&share(1), 3 * GIB).await.unwrap_err();
+    assert_refused(&refusal, "UNSUPPORTED");
+    assert!(daemon::metadata(&refusal, "other_place").ends_with(&share(1)), "{refusal:?}");
     std::fs::remove_dir(place("e", 1)).unwrap();
     fs.set_project(&place("e", 3), project(1));
     let fresh = tempfile::tempdir().unwrap();
@@ -183,7 +185,7 @@ async fn tenants_see_and_change_what_is_theirs() {
     let fs = Filesystem::xfs("ubda", PRJQUOTA);
     let dir = tempfile::tempdir().unwrap();
     with_projects(&fs);
-    let daemon = Daemon::start(dir.path(), &pool(&fs)).await;
+    let mut daemon = Daemon::start(dir.path(), &pool(&fs)).await;
     let owner = "[[owner]]\nproject = \"a\"\npool = \"home\"\n";
     let front = Front::start(dir.path(), &format!("{NOBODY}{}{owner}", node("n0", &daemon.dir.join("sock"))));
     let list = |label: &str| -> Vec<String> {
@@ -203,5 +205,21 @@ async fn tenants_see_and_change_what_is_theirs() {
         let shown = until(shown, |share| share["status"] == "available");
         assert_eq!((&shown["size"], &shown["project_id"]), (&size.into(), &"b".into()));
         assert_eq!(fs.hard_limit(project(3)), size * GIB);
+    }
+
+    // Another project has it too, and growd has forgotten who had it first. Neither hears of the other.
+    std::fs::create_dir(fs.path().join("a").join(share(3))).unwrap();
+    assert!(daemon.terminate());
+    daemon.start_again().await;
+    let twice = "The storage node has the share in two places, and nothing tells which of them is meant.";
+    let path = format!("/v2/b/shares/{}", share(3));
+    let told = until(|| front.get(&path), |answer| ![502, 503].contains(&answer.status));
+    assert_eq!(told.refused(501), twice);
+    assert_eq!(act(&front, "b", 3, "{\"os-extend\": {\"new_size\": 5}}").refused(501), twice);
+    for label in ["a", "b"] {
+        let listed = front.get(&format!("/v2/{label}/shares/detail")).json()["shares"].clone();
+        let listed = listed.as_array().unwrap().iter().find(|listed| listed["id"] == share(3)).unwrap().clone();
+        let told = "The storage node does not support this for the share as it is.";
+        assert_eq!((&listed["status"], &listed["error_message"]), (&"error".into(), &told.into()), "{listed}");
     }
 }

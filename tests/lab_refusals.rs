@@ -8,7 +8,7 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
-use daemon::{Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, request, share};
+use daemon::{Daemon, MIB, TURNS, assert_refused, create_shares, eventually, metadata, pool, project, request, share};
 use growd::wire::limits::MESSAGE_MOST;
 use growd::wire::proto::{self, ExtendShareRequest, JobState, ListJobsRequest, ListSharesRequest, NodeState};
 use support::mapped_disk::MappedDisk;
@@ -50,8 +50,13 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
     clients.extended(1, 9 * MIB).await;
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
 
     fs.unmount();
+    daemon.reload(&pool(&fs, ""));
+    let unreadable =
+        [ServingStatus::NotServing, ServingStatus::NotServing, ServingStatus::Serving, ServingStatus::Serving];
+    eventually(|| clients.healths(), |healths| *healths == unreadable).await;
     assert_refused(&clients.extend(&share(1), 10 * MIB).await.unwrap_err(), "NOT_MOUNTED");
     let get = proto::GetShareRequest { share_id: share(1) };
     assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "NOT_MOUNTED");
@@ -64,6 +69,10 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
     assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
     clients.extended(1, 10 * MIB).await;
     assert_eq!(fs.hard_limit(project(1)), 10 * MIB);
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    fs.mount_again("noquota");
+    daemon.reload(&pool(&fs, ""));
+    eventually(|| clients.healths(), |healths| *healths == unreadable).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +81,9 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
     let (home, other) = (Filesystem::xfs("ubda", PRJQUOTA), Filesystem::ext4("ubdb", PRJQUOTA));
     let dir = tempfile::tempdir().unwrap();
     create_shares(&home, 2, 8 * MIB);
-    other.create_share(&share(1), project(1), 8 * MIB);
+    for n in [1, 3] {
+        other.create_share(&share(n), project(n), 8 * MIB);
+    }
     let pools = format!("{}{}", pool(&home, ""), pool(&other, "").replace("\"home\"", "\"other\""));
     let daemon = Daemon::start(dir.path(), &pools).await;
     let clients = daemon.clients().await;
@@ -80,11 +91,21 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
         let refusal = clients.extend(&share(1), 9 * MIB).await.unwrap_err();
         assert_refused(&refusal, "UNSUPPORTED");
         assert!(refusal.message().contains("in pool home and in pool other as well"), "{}", refusal.message());
+        assert_eq!(["place", "other_place"].map(|key| metadata(&refusal, key)), ["in pool home", "in pool other"]);
         let get = proto::GetShareRequest { share_id: share(1) };
         assert_refused(&clients.shares.clone().get_share(get).await.unwrap_err(), "UNSUPPORTED");
         daemon.reload(&pools);
     }
     clients.extended(2, 9 * MIB).await;
+    for page_size in [1, 3, 100] {
+        let listed = clients.list_shares(page_size).await;
+        let [both, homes, others] = listed.as_slice() else { panic!("{page_size}: {listed:?}") };
+        assert_eq!([both, homes, others].map(|share| share.share_id.clone()), [1, 2, 3].map(share));
+        let [finding] = both.findings.as_slice() else { panic!("{both:?}") };
+        assert_eq!((both.size_bytes, both.used_bytes, finding.kind.as_str()), (None, None, "UNSUPPORTED"));
+        assert!(finding.message.contains("in pool home and in pool other as well"), "{finding:?}");
+        assert_eq!((homes.size_bytes, others.size_bytes), (Some(9 * MIB), Some(8 * MIB)));
+    }
     let findings = clients.diagnose().await.findings;
     let told: Vec<_> = findings.iter().map(|finding| (finding.kind.as_str(), finding.share_id.as_str())).collect();
     assert_eq!(told, [("UNSUPPORTED", share(1).as_str())], "{findings:?}");
@@ -95,6 +116,16 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
     let (id, named) = (share(1), named.display());
     daemon.reload(&format!("{pools}[[share]]\nid = \"{id}\"\npool = \"other\"\npath = \"{named}\"\n"));
     eventually(async || clients.share(&share(1)).await.pool, |pool| pool == "other").await;
+    // And one that was found where it was alone stays there, whatever comes up elsewhere.
+    assert_eq!(clients.share(&share(2)).await.pool, "home");
+    std::fs::create_dir(other.path().join(share(2))).unwrap();
+    for page_size in [1, 100] {
+        let listed = clients.list_shares(page_size).await;
+        let told: Vec<_> = listed.iter().map(|share| (share.share_id.clone(), share.pool.as_str())).collect();
+        assert_eq!(told, [(share(1), "other"), (share(2), "home"), (share(3), "other")]);
+        assert_eq!(listed.iter().map(|share| share.size_bytes()).collect::<Vec<_>>(), [8, 9, 8].map(|n| n * MIB));
+    }
+    std::fs::remove_dir(other.path().join(share(2))).unwrap();
     assert_eq!(clients.diagnose().await.findings, []);
     clients.extended(1, 9 * MIB).await;
     assert_eq!((home.hard_limit(project(1)), other.hard_limit(project(1))), (8 * MIB, 9 * MIB));
@@ -136,7 +167,7 @@ async fn a_drain_refuses_new_jobs_ends_those_at_work_and_keeps_those_that_wait()
     create_shares(&fs, TURNS + 2, 8 * MIB);
     let mut daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
-    assert_eq!(clients.healths().await, [ServingStatus::Serving; 4]);
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
     let watch = HealthCheckRequest { service: "growd.v1.ShareService".to_owned() };
     let mut health = clients.health.clone().watch(watch).await.unwrap().into_inner();
     assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);

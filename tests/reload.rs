@@ -39,6 +39,42 @@ async fn pools_follow_the_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_any_pool_that_can_be_read_growd_is_not_healthy() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join("images");
+    fs::create_dir(&images).unwrap();
+    let path = format!("{}/{{share_id}}.img", images.display());
+    let there = format!("[[pool]]\nname = \"there\"\ndriver = \"image\"\npath = \"{path}\"\n");
+    let growd = Growd::start(dir, &[pool("missing"), there].concat()).await;
+    let health = HealthClient::new(client::connect(&growd.socket()).await.unwrap());
+    let until = async |service: &str, expected: ServingStatus| {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut watch = health.clone().watch(request).await.unwrap().into_inner();
+        let told = async { while watch.message().await.unwrap().unwrap().status() != expected {} };
+        timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("{service:?} never becomes {expected:?}"));
+    };
+    let of_shares = ["", "growd.v1.ShareService"];
+    for service in of_shares {
+        until(service, ServingStatus::Serving).await;
+    }
+
+    // A reload looks at once.
+    let away = images.with_file_name("away");
+    fs::rename(&images, &away).unwrap();
+    assert!(growd.reload().await);
+    for service in of_shares {
+        until(service, ServingStatus::NotServing).await;
+    }
+    for service in ["growd.v1.JobService", "growd.v1.NodeService"] {
+        until(service, ServingStatus::Serving).await;
+    }
+    fs::rename(&away, &images).unwrap();
+    for service in of_shares {
+        until(service, ServingStatus::Serving).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_configuration_changes_nothing_and_its_problems_are_told_by_line() {
     let (growd, channel) = start(&pool("a")).await;
     growd.configure(&format!("{}resrve = \"1GiB\"\n[access]\nreaders = [\"user:0\", \"root\"]\n", pool("b")));
@@ -114,7 +150,8 @@ async fn who_gets_a_role_is_a_stranger_no_more() {
     let growd = Growd::start(dir, &[&*tcp, &pool].concat()).await;
     let channel = client::connect_as(&growd.https(), Some(&authority.client("api"))).await.unwrap();
     let watch = async || {
-        let request = HealthCheckRequest::default();
+        // The pool is not there.
+        let request = HealthCheckRequest { service: "growd.v1.JobService".to_owned() };
         let mut watch = HealthClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
         assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
         watch

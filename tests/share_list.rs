@@ -1,4 +1,5 @@
-//! What growd tells of shares that it cannot read: those of a pool that is not there, and one whose last job failed.
+//! What growd tells of shares that it cannot read: those of a pool that is not there, and one whose last job failed. And
+//! the jobs of one, page by page.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failing test panics")]
 
@@ -11,13 +12,14 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use access::{Growd, PATIENCE, pool};
-use growd::model::JobState;
+use access::{Growd, PATIENCE, SHARE, pool};
+use growd::model::{Job, JobState};
 use growd::wire::client;
+use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
-use growd::wire::proto::{DiagnoseRequest, ListSharesRequest, ShareStatus};
-use store::{Home, job_of};
+use growd::wire::proto::{DiagnoseRequest, ListJobsRequest, ListSharesRequest, ShareStatus};
+use store::{Home, job, job_of};
 
 fn scrape(growd: &Growd) -> String {
     let mut stream = TcpStream::connect(growd.address).unwrap();
@@ -78,4 +80,21 @@ async fn a_pool_on_a_file_system_that_its_driver_cannot_use_is_told_with_what_to
         assert!(found.share_id.is_empty() && !found.remedy.contains("move"), "{found:?}");
         assert!(found.remedy.starts_with("mount "), "{found:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_follows_another_however_the_share_is_spelled() {
+    let home = Home::new();
+    home.store(&[(); 2].map(|()| Job { share: SHARE.parse().unwrap(), ..job(JobState::Succeeded) })).await;
+    let growd = Growd::start(home.dir, &pool("a")).await;
+    let mut jobs = JobServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+    let mut seen = Vec::new();
+    let mut request = ListJobsRequest { share_id: SHARE.to_owned(), page_size: 1, ..ListJobsRequest::default() };
+    for spelled in [SHARE.to_uppercase(), SHARE.to_owned()] {
+        let page = jobs.list_jobs(request.clone()).await.unwrap().into_inner();
+        seen.extend(page.jobs.into_iter().map(|job| job.job_id));
+        request = ListJobsRequest { share_id: spelled, page_token: page.next_page_token, ..request };
+    }
+    seen.dedup();
+    assert_eq!(seen.len(), 2, "{seen:?}");
 }

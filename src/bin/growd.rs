@@ -97,6 +97,7 @@ fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<E
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(daemon::blocking_threads(&config))
+        .thread_keep_alive(daemon::THREADS_STAY)
         .build()?;
     // Spans are exported over a connection of the runtime's.
     let inside = runtime.enter();

@@ -15,8 +15,8 @@ pub async fn beat(engine: Arc<Engine>) {
     if !systemd::listens() {
         return;
     }
-    // Three beats may go missing on a busy machine.
-    let period = systemd::watchdog().map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 4));
+    // Two beats may go missing on a busy machine.
+    let period = systemd::watchdog().map_or(STATUS_EVERY, |limit| STATUS_EVERY.min(limit / 3));
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut said = String::new();

@@ -285,6 +285,10 @@ impl Driver for Image {
         Ok(Space { id, filesystem, total, free, promised, thin: None, problems: Vec::new() })
     }
 
+    fn check_mounted(&self) -> Result<(), DriverError> {
+        self.places.check_mounted(&self.places.open_pool()?)
+    }
+
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::GrowVolume { to } => self.grow_volume(share, to),

@@ -80,6 +80,14 @@ pub trait Driver: Send + Sync {
     /// [`Refusal::NotMounted`] when the pool is not there.
     fn space(&self) -> Result<Space, DriverError>;
 
+    /// Whether the pool is there, which is asked again and again: it takes no longer where there are many shares.
+    ///
+    /// # Errors
+    /// [`Refusal::NotMounted`] when it is not.
+    fn check_mounted(&self) -> Result<(), DriverError> {
+        self.space().map(drop)
+    }
+
     /// Does one step. Measures first: a step that finds its work done changes nothing, so it may be repeated. Whatever
     /// has come up since the extend was assessed and makes the step wrong is refused here.
     ///

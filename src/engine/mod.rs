@@ -35,7 +35,7 @@ pub use claims::{Claim, Denied};
 pub use ledger::Moment;
 
 /// How long a look at all pools waits for their answers.
-const LOOK_MOST: Duration = Duration::from_secs(5);
+pub const LOOK_MOST: Duration = Duration::from_secs(5);
 
 pub struct Engine {
     pub pools: Pools,

@@ -147,12 +147,12 @@ impl Pool {
         self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
     }
 
-    fn is_silent(&self) -> bool {
+    pub fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
     }
 
     /// From now on nobody who has another pool's answer waits for this one, until it has answered a question.
-    fn has_kept_silent(self: &Arc<Self>) {
+    pub fn has_kept_silent(self: &Arc<Self>) {
         if !self.silent.swap(true, Ordering::Relaxed) {
             let pool = Arc::clone(self);
             tokio::spawn(async move {
@@ -230,6 +230,11 @@ impl Pools {
         let _ = self.now.subscribe().wait_for(|pools| !is_among(pools, pool)).await;
     }
 
+    /// Where a share was found when all other pools said that they do not have it, which holds for as long as it is there.
+    pub fn found_in(&self, share: ShareId) -> Option<Arc<Pool>> {
+        self.known.lock().get(&share).cloned()
+    }
+
     /// Asks the pool that the configuration names for the share; failing that the one that it was found in last, and all
     /// pools when it is not there any more.
     ///
@@ -249,8 +254,7 @@ impl Pools {
         if let Some(pool) = own {
             return Ok((Arc::clone(pool), ask(Arc::clone(pool)).await?));
         }
-        let known = self.known.lock().get(&share).filter(|pool| is_among(&all, pool)).cloned();
-        if let Some(pool) = known {
+        if let Some(pool) = self.found_in(share).filter(|pool| is_among(&all, pool)) {
             match ask(Arc::clone(&pool)).await {
                 Ok(answer) => return Ok((pool, answer)),
                 // It may have moved: this question goes to all pools, or the next one if this pool could not tell.

@@ -303,12 +303,14 @@ impl Refusal {
             Self::QueueFull { active, .. } => vec![("active_jobs", active.to_string())],
             Self::JobNotQueued { job, state } => vec![("job_id", job.to_string()), ("state", state.to_string())],
             Self::Forbidden { rpc, role, .. } => vec![("rpc", rpc.clone()), ("role", role.to_string())],
+            Self::InTwoPlaces { share, one, other } => {
+                vec![("share_id", share.to_string()), ("place", one.clone()), ("other_place", other.clone())]
+            }
             Self::InvalidRequest { .. }
             | Self::Unauthenticated
             | Self::Draining
             | Self::StoreUnavailable { .. }
             | Self::Unsupported { .. }
-            | Self::InTwoPlaces { .. }
             | Self::Internal { .. } => Vec::new(),
         }
     }

@@ -14,7 +14,6 @@ use crate::model::{Bytes, Job, JobId, JobKind, ProjectLabel, Refusal};
 use admission::SizeRequest;
 
 pub use crate::store::Selection;
-pub use report::NodeReport;
 
 /// Records that one page of a listing may read: a filter that fits few jobs gives short pages, not a long wait.
 const MOST_READ: usize = 10_000;
@@ -32,6 +31,21 @@ pub struct Service {
 pub struct Host {
     pub name: String,
     pub kernel: String,
+}
+
+/// The node at one moment.
+#[derive(Clone, Debug)]
+pub struct NodeReport {
+    pub hostname: String,
+    pub kernel: String,
+    pub started_at: SystemTime,
+    pub draining: bool,
+    pub store_failed: bool,
+    pub queued: usize,
+    pub running: usize,
+    pub max_active_jobs: usize,
+    pub kept_jobs: usize,
+    pub store_bytes: u64,
 }
 
 impl Service {
@@ -209,6 +223,22 @@ impl Service {
             if read >= MOST_READ {
                 return Ok((page, from));
             }
+        }
+    }
+
+    pub fn node(&self) -> NodeReport {
+        let (queued, running) = self.engine.active();
+        NodeReport {
+            hostname: self.host.name.clone(),
+            kernel: self.host.kernel.clone(),
+            started_at: self.started_at,
+            draining: self.engine.claims.is_closed(),
+            store_failed: self.engine.store.failure().borrow().is_some(),
+            queued,
+            running,
+            max_active_jobs: self.max_active_jobs,
+            kept_jobs: self.engine.store.len(),
+            store_bytes: self.engine.store.size_on_disk(),
         }
     }
 }

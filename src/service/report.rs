@@ -1,9 +1,9 @@
-//! What is told of shares, pools and the node: the kernel's word, with what the jobs add to it.
+//! What is told of shares and pools: the kernel's word, with what the jobs add to it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::timeout;
@@ -29,21 +29,6 @@ const IN_ONE: &str = "take it out of one of them, or rename it there";
 const OTHER_FILE_SYSTEM: &str = "mount one at its path that its driver can use, or change either in growd.toml";
 const WAITING: &str = "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself";
 
-/// The node at one moment.
-#[derive(Clone, Debug)]
-pub struct NodeReport {
-    pub hostname: String,
-    pub kernel: String,
-    pub started_at: SystemTime,
-    pub draining: bool,
-    pub store_failed: bool,
-    pub queued: usize,
-    pub running: usize,
-    pub max_active_jobs: usize,
-    pub kept_jobs: usize,
-    pub store_bytes: u64,
-}
-
 /// A page of a list of shares.
 pub struct SharesPage {
     pub shares: Vec<ShareReport>,
@@ -65,7 +50,8 @@ impl Service {
     }
 
     /// Shares in the order of their ids, of one pool or of all, from behind `after` on. With a project those whose places
-    /// say it, or say none when it is empty. A list of all pools waits for none of them for long.
+    /// say it, or say none when it is empty. A list of all pools waits for none of them for long, and has one that two of
+    /// them have once: which is meant nothing tells.
     ///
     /// # Errors
     /// INVALID_REQUEST for an unknown pool; NOT_MOUNTED when the only pool asked for is not there; STORE_UNAVAILABLE.
@@ -86,8 +72,10 @@ impl Service {
         let begun = Instant::now();
         let (names_within, sizes_within) =
             if pool.is_none() { (NAMES_WITHIN, SIZES_WITHIN) } else { (PATIENT, PATIENT) };
+        let all = self.engine.pools.all();
         // One more than the page has tells whether there is another page.
-        let names = pools.iter().map(|pool| next_shares(pool, project, after, size.saturating_add(1), names_within));
+        let most = size.saturating_add(1);
+        let names = pools.iter().map(|pool| next_shares(pool, &all, project, after, most, names_within));
         let lists = join_all(names).await;
         let mut places: Vec<(ShareId, usize)> = Vec::new();
         let mut unreadable = Vec::new();
@@ -100,16 +88,31 @@ impl Service {
             }
         }
         places.sort_unstable();
-        let more = places.len() > size;
-        places.truncate(size);
+        let mut each = places.chunk_by(|(one, _), (other, _)| one == other);
+        let (mut shares, mut own) = (Vec::new(), vec![Vec::new(); pools.len()]);
+        for places in each.by_ref().take(size) {
+            let share = places[0].0;
+            let place = match places {
+                [(_, only)] => Some(*only),
+                // As GetShare tells it: in the pool where it was found alone, or in neither.
+                several => self.engine.pools.found_in(share).and_then(|found| {
+                    several.iter().map(|(_, place)| *place).find(|place| Arc::ptr_eq(&pools[*place], &found))
+                }),
+            };
+            match place {
+                Some(place) => own[place].push(share),
+                None => {
+                    let [one, other] = [0, 1].map(|n| &pools[places[n].1]);
+                    let observed = without_sizes(one, project, in_two_pools(share, &one.name, &other.name));
+                    shares.push(report(one, share, observed, self.jobs_of(share)?));
+                }
+            }
+        }
+        let more = each.next().is_some();
         let limit = sizes_within.saturating_sub(begun.elapsed());
-        let pages = pools.iter().enumerate().map(|(index, pool)| {
-            let own = places.iter().filter(|(_, place)| *place == index).map(|(share, _)| *share);
-            self.report_all(pool, own.collect(), project, limit)
-        });
-        let pages = try_join_all(pages).await?;
-        let mut shares: Vec<ShareReport> = pages.into_iter().flatten().collect();
-        shares.sort_by_key(|report| report.share);
+        let pages = pools.iter().zip(own).map(|(pool, own)| self.report_all(pool, own, project, limit));
+        shares.extend(try_join_all(pages).await?.into_iter().flatten());
+        shares.sort_by_key(|report: &ShareReport| report.share);
         let next = shares.last().filter(|_| more).map(|report| report.share);
         Ok(SharesPage { shares, next, unreadable })
     }
@@ -259,40 +262,28 @@ impl Service {
     pub fn commands(&self) -> Vec<CommandRecord> {
         self.recorder.commands()
     }
-
-    pub fn node(&self) -> NodeReport {
-        let (queued, running) = self.engine.active();
-        NodeReport {
-            hostname: self.host.name.clone(),
-            kernel: self.host.kernel.clone(),
-            started_at: self.started_at,
-            draining: self.engine.claims.is_closed(),
-            store_failed: self.engine.store.failure().borrow().is_some(),
-            queued,
-            running,
-            max_active_jobs: self.max_active_jobs,
-            kept_jobs: self.engine.store.len(),
-            store_bytes: self.engine.store.size_on_disk(),
-        }
-    }
 }
 
-/// The ids of the next shares of one pool behind `after`, as many as `size` at most.
+/// The ids of the next shares of one pool behind `after`, as many as `most`, without those that a [[share]] puts into
+/// another of `all` pools: these are in that one alone.
 async fn next_shares(
     pool: &Pool,
+    all: &[Arc<Pool>],
     project: Option<&ProjectLabel>,
     after: Option<ShareId>,
-    size: usize,
+    most: usize,
     limit: Duration,
 ) -> Result<Vec<ShareId>, Refusal> {
     let project = project.cloned();
+    let others: Vec<Arc<Pool>> = all.iter().filter(|other| other.name != pool.name).cloned().collect();
     let list = move |driver: &dyn Driver| {
         let shares = match &project {
             None => driver.shares()?,
             Some(project) => driver.shares_of(project)?,
         };
         let first = after.map_or(0, |after| shares.partition_point(|share| *share <= after));
-        Ok(shares.iter().skip(first).take(size).copied().collect())
+        let is_elsewhere = |share: &&ShareId| others.iter().any(|other| other.named.contains(share));
+        Ok(shares.iter().skip(first).filter(|share| !is_elsewhere(share)).take(most).copied().collect())
     };
     within(limit, pool, pool.call(list)).await
 }
@@ -313,15 +304,20 @@ async fn observe_all(
         Ok(observed) => observed.into_iter().map(|observed| observed.map_err(DriverError::into_refusal)).collect(),
         Err(refusal) => shares.iter().map(|_| Err(refusal.clone())).collect(),
     };
-    let without_sizes = |refusal| Observed {
+    let unread = |refusal| without_sizes(pool, project, refusal);
+    observed.into_iter().map(|observed| observed.unwrap_or_else(unread)).collect()
+}
+
+/// What there is to tell of a share that cannot be read.
+fn without_sizes(pool: &Pool, project: Option<&ProjectLabel>, refusal: Refusal) -> Observed {
+    Observed {
         location: PathBuf::from(pool.driver.location()),
         project: project.cloned().unwrap_or_default(),
         filesystem: "",
         sizes: None,
         used: None,
         problems: vec![unreadable(refusal, pool.driver.kind())],
-    };
-    observed.into_iter().map(|observed| observed.unwrap_or_else(without_sizes)).collect()
+    }
 }
 
 /// What a pool answers in this time, or STUCK.

@@ -137,14 +137,16 @@ impl JobService for Handlers {
     ) -> Result<Response<proto::ListJobsResponse>, Status> {
         let request = request.into_inner();
         let service = Arc::clone(self.service().map_err(status)?);
-        let filter = format!("{}/{}/{}", request.share_id, request.state, request.project_id);
+        let share = match request.share_id.as_str() {
+            "" => None,
+            id => Some(convert::share_id(id).map_err(status)?),
+        };
+        // An id is the same one in capitals.
+        let of_share = share.map(|share| share.to_string()).unwrap_or_default();
+        let filter = format!("{of_share}/{}/{}", request.state, request.project_id);
         let listed = filter.clone();
         // Up to a thousand records are read, which is too long for a thread that serves others.
         let answer = tokio::task::spawn_blocking(move || {
-            let share = match request.share_id.as_str() {
-                "" => None,
-                id => Some(convert::share_id(id)?),
-            };
             let selection = Selection { share, state: convert::state_filter(request.state)? };
             let project = convert::project(&request.project_id)?;
             let before = convert::page_after(&request.page_token, &listed)?;

@@ -62,16 +62,16 @@ impl Control {
         self.guard.rules.send_if_modified(|current| mem::replace(current, rules) != *current);
     }
 
-    /// What the health service says of growd as a whole and of each of its services.
-    pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    /// What the health service says: of growd as a whole and of its shares, and of the other services.
+    pub async fn set_serving(&self, serving: bool, shares: bool) {
         let services = [
-            "",
-            share_service_server::SERVICE_NAME,
-            job_service_server::SERVICE_NAME,
-            node_service_server::SERVICE_NAME,
+            ("", shares),
+            (share_service_server::SERVICE_NAME, shares),
+            (job_service_server::SERVICE_NAME, serving),
+            (node_service_server::SERVICE_NAME, serving),
         ];
-        for service in services {
+        for (service, serving) in services {
+            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             self.health.set_service_status(service, status).await;
         }
     }
@@ -167,7 +167,7 @@ pub async fn serve(
     let handlers = Handlers { service: Arc::default(), meters: Arc::clone(&meters) };
     let guard = Arc::new(Guard::new(rules, Arc::clone(&meters)));
     let control = Control { service: Arc::clone(&handlers.service), health, guard: Arc::clone(&guard) };
-    control.set_serving(false).await;
+    control.set_serving(false, false).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)

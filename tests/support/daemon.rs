@@ -16,8 +16,8 @@ use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{
-    DiagnoseRequest, DiagnoseResponse, GetShareRequest, ListJobsRequest, ListJobsResponse, ListPoolsRequest, Pool,
-    Share,
+    DiagnoseRequest, DiagnoseResponse, GetShareRequest, ListJobsRequest, ListJobsResponse, ListPoolsRequest,
+    ListSharesRequest, Pool, Share,
 };
 use growd::wire::proto::{
     ExtendShareRequest, GetJobRequest, GetNodeRequest, Job, JobState, Node, ShrinkShareRequest, WatchJobRequest,
@@ -310,6 +310,19 @@ impl Clients {
     pub async fn share(&self, share: &str) -> Share {
         let request = GetShareRequest { share_id: share.to_owned() };
         self.shares.clone().get_share(request).await.unwrap().into_inner()
+    }
+
+    /// The shares of all pools, so many to a page.
+    pub async fn list_shares(&self, page_size: u32) -> Vec<Share> {
+        let (mut all, mut request) = (Vec::new(), ListSharesRequest { page_size, ..Default::default() });
+        loop {
+            let page = self.shares.clone().list_shares(request.clone()).await.unwrap().into_inner();
+            all.extend(page.shares);
+            if page.next_page_token.is_empty() {
+                return all;
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     pub async fn diagnose(&self) -> DiagnoseResponse {

@@ -186,7 +186,16 @@ impl Filesystem {
 
     /// Leaves an empty directory where the file system was, as after a boot with a broken fstab.
     pub fn unmount(&self) {
-        lab::run("umount", &[text(&self.mount_point)]);
+        // A daemon looks at its pools every now and then, and at its start.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let unmounted = || Command::new("umount").arg(&self.mount_point).output().unwrap().status.success();
+        while !unmounted() {
+            if Instant::now() > deadline {
+                lab::run("umount", &[text(&self.mount_point)]);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub fn path(&self) -> &Path {

@@ -47,6 +47,11 @@ impl Owners {
         self.of_node(node).find(|owner| owner.pool.as_str() == pool).map(|owner| owner.project.as_str())
     }
 
+    /// What a caller who asks for `project` is shown as the owner: nobody's are anybody's where nobody owns a pool.
+    pub fn shown<'a>(&'a self, node: &str, pool: &str, of_place: &'a str, project: &'a str) -> Option<&'a str> {
+        self.owner(node, pool, of_place).or(self.open.then_some(project))
+    }
+
     /// The shares of the project on a node: those of its pools, in the order of the pools' names, then those whose places
     /// say it.
     pub fn stretches(&self, project: &str, node: &str) -> Vec<Stretch> {

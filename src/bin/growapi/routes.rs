@@ -120,7 +120,7 @@ fn named<T>(path: Of<T>) -> Result<T, Refusal> {
 async fn show(caller: Caller, path: Of<(String, String)>) -> Result<Response, Refusal> {
     let (project, share) = named(path)?;
     let found = find(&caller, &project, &share).await?;
-    let share = found.0.json(&caller.base_url, &project, &found.1);
+    let share = found.0.json(&caller.base_url, &project, found.1.as_deref());
     Ok(json_response(StatusCode::OK, &json!({"share": share})))
 }
 
@@ -130,13 +130,13 @@ async fn export_locations(caller: Caller, path: Of<(String, String)>) -> Result<
     Ok(json_response(StatusCode::OK, &json!({"export_locations": []})))
 }
 
-/// A share that the caller may see, and the project it belongs to.
-async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, String), Refusal> {
+/// A share that the caller may see, and the project it belongs to, where that is known.
+async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, Option<String>), Refusal> {
     caller.project(project)?;
     caller.role(Role::Reader)?;
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
     let (place, share) = look(caller, project, id, None).await?;
-    let owner = caller.api.owners.owner(&place.node.name, &place.pool, &place.project).unwrap_or(project).to_owned();
+    let owner = caller.api.owners.shown(&place.node.name, &place.pool, &place.project, project).map(str::to_owned);
     let job = place.node.job_of(&share).await;
     let details = job.and_then(|job| Details::new(share, job)).map_err(|failure| failure.into_refusal(None))?;
     Ok((details, owner))
@@ -185,12 +185,12 @@ async fn list_page(
             if !detailed {
                 return Ok(summary(base_url, project, &share.share_id));
             }
-            let owner = owners.owner(&node.name, &share.pool, &share.project_id).unwrap_or(project).to_owned();
+            let owner = owners.shown(&node.name, &share.pool, &share.project_id, project).map(str::to_owned);
             let details = match details {
                 Some(details) => details,
                 None => listing::details(&node, share).await?,
             };
-            Ok(details.json(base_url, project, &owner))
+            Ok(details.json(base_url, project, owner.as_deref()))
         }
     };
     let mut views = Vec::new();

@@ -45,7 +45,7 @@ impl Details {
     }
 
     /// The fields that clients know at any microversion. What growd does not know, such as names, is null.
-    pub fn json(&self, base_url: &str, project: &str, owner: &str) -> Value {
+    pub fn json(&self, base_url: &str, project: &str, owner: Option<&str>) -> Value {
         json!({
             "id": self.id,
             "size": self.size,
@@ -103,7 +103,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn details(status: ShareStatus, size: Option<u64>, job: Option<Job>) -> Details {
-        let finding = Finding { message: "no limit".to_owned(), ..Finding::default() };
+        let finding = Finding { kind: "UNLIMITED".to_owned(), message: "no limit".to_owned(), ..Finding::default() };
         let share = Share { size_bytes: size, status: status.into(), findings: vec![finding], ..Share::default() };
         let details = Details::new(share, job).unwrap();
         assert!(may_be_shown(status, details.status));
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_went_wrong_is_told() {
-        let error = JobError { message: "no space".to_owned(), ..JobError::default() };
+        let error = JobError { reason: "POOL_FULL".to_owned(), message: "no space".to_owned(), retryable: true };
         let failed =
             details(ShareStatus::ExtendingError, Some(2 * GIB), Some(Job { error: Some(error), ..Job::default() }));
         assert_eq!(
@@ -138,7 +138,7 @@ mod tests {
             ("extending_error", Some(2), Some("no space"))
         );
         for (reason, status) in
-            [("INTERNAL", "shrinking_error"), ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error")]
+            [("STUCK", "shrinking_error"), ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error")]
         {
             let error = JobError { reason: reason.to_owned(), message: "why".to_owned(), ..JobError::default() };
             let job = Job { error: Some(error), ..Job::default() };
@@ -146,7 +146,8 @@ mod tests {
             assert_eq!((failed.status, failed.size, failed.error.as_deref()), (status, Some(2), Some("why")));
         }
         let unknown = details(ShareStatus::Available, None, None);
-        assert_eq!((unknown.status, unknown.size, unknown.error.as_deref()), ("error", None, Some("no limit")));
+        let told = "The share has no limit, so there is no size to change.";
+        assert_eq!((unknown.status, unknown.size, unknown.error.as_deref()), ("error", None, Some(told)));
         let (reason, told) = ("PROJECT_ID_SHARED".to_owned(), "The quota of the share bounds another share as well.");
         let message = "/srv/home/of-another-tenant has it too".to_owned();
         let finding = Finding { kind: reason.clone(), message: message.clone(), ..Finding::default() };

@@ -376,6 +376,8 @@ impl Driver for Lvm {
         let explicit = self.explicit.iter().filter(|(_, name)| names.contains(&name.as_str())).map(|(share, _)| *share);
         let mut shares: Vec<ShareId> = found.chain(explicit).collect();
         shares.sort_unstable();
+        // One with a volume of its own may have another by the convention.
+        shares.dedup();
         Ok(shares.into())
     }
 

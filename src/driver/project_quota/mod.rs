@@ -271,6 +271,10 @@ impl Driver for ProjectQuota {
         Ok(space)
     }
 
+    fn check_mounted(&self) -> Result<(), DriverError> {
+        self.places.check_mounted(&self.places.open_pool()?)
+    }
+
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::SetLimit { to } => self.set_limit(share, to),

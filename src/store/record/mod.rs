@@ -249,7 +249,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         attempt: record.attempt,
         revision: record.revision,
         requested_by: record.requested_by,
-        project: record.project.parse::<ProjectLabel>().map_err(|_| RecordError::Field("project"))?,
+        project: ProjectLabel::of_record(record.project),
         request_id: record.request_id.as_deref().map(request_id).transpose()?,
         trace: match record.trace.as_str() {
             "" => None,

@@ -8,12 +8,13 @@ use axum::http::StatusCode;
 use growd::model::Bytes;
 use growd::wire::client::ConnectError;
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tonic_types::{ErrorInfo, StatusExt};
 
 use crate::refusal::Refusal;
 
 /// Seconds that clients are asked to wait for a node that is restarting or was cut off.
 pub const RETRY_AFTER: u64 = 5;
+const IN_TWO_PLACES: &str = "The storage node has the share in two places, and nothing tells which of them is meant.";
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Failure {
@@ -39,7 +40,10 @@ pub enum Failure {
 pub struct Refused {
     pub reason: String,
     pub http_status: u16,
+    /// growd's words, for the log.
     pub message: String,
+    /// What the client hears.
+    pub told: String,
     /// The size of the share, where the refusal tells it.
     pub current_size: Option<Bytes>,
     pub retry_after: Option<Duration>,
@@ -66,6 +70,10 @@ impl From<Status> for Failure {
         let info = details.error_info().filter(|info| info.domain == "growd");
         let http_status = info.and_then(|info| info.metadata.get("http_status")?.parse().ok());
         let problem = || format!("{:?}: {}", status.code(), status.message());
+        let told = |info: &ErrorInfo| match info.metadata.contains_key("other_place") {
+            true => IN_TWO_PLACES.to_owned(),
+            false => words(&info.reason, status.message().to_owned()),
+        };
         match (info, http_status) {
             // The right to call a node is growapi's, not the tenant's.
             (Some(_), Some(401 | 403)) => Self::Denied { problem: problem() },
@@ -73,6 +81,7 @@ impl From<Status> for Failure {
                 reason: info.reason.clone(),
                 http_status,
                 message: status.message().to_owned(),
+                told: told(info),
                 current_size: info
                     .metadata
                     .get("current_size_bytes")
@@ -95,10 +104,12 @@ impl Failure {
 
     /// What every node would say.
     pub fn unknown_share() -> Self {
+        let message = "no node has the share".to_owned();
         Self::Refused(Refused {
             reason: "SHARE_NOT_FOUND".to_owned(),
             http_status: StatusCode::NOT_FOUND.as_u16(),
-            message: "no node has the share".to_owned(),
+            told: message.clone(),
+            message,
             current_size: None,
             retry_after: None,
         })
@@ -118,7 +129,7 @@ impl Failure {
             if !stays {
                 refused.http_status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
             }
-            refused.message = "The storage node cannot tell of the share.".to_owned();
+            refused.told = "The storage node cannot tell of the share.".to_owned();
         }
         self
     }
@@ -149,13 +160,40 @@ impl Failure {
     }
 }
 
-/// What a tenant hears of a refusal, an error or a finding of growd.
+/// What a tenant hears of a refusal, an error or a finding of growd. growd tells admins where on the node something is and
+/// what else is there, which may be another tenant's. So its own words go on only where they have no more of the node than
+/// the name of a pool.
 pub fn words(reason: &str, message: String) -> String {
-    match reason {
-        // growd names the other share, which may be another tenant's.
-        "PROJECT_ID_SHARED" => "The quota of the share bounds another share as well.".to_owned(),
-        _ => message,
-    }
+    let own = match reason {
+        "INVALID_SHARE_ID"
+        | "INVALID_SIZE"
+        | "INVALID_REQUEST"
+        | "SIZE_NOT_GREATER"
+        | "SIZE_NOT_SMALLER"
+        | "SHARE_NOT_FOUND"
+        | "JOB_NOT_FOUND"
+        | "SHARE_BUSY"
+        | "CURRENT_SIZE_MISMATCH"
+        | "WOULD_LOSE_DATA"
+        | "POOL_FULL"
+        | "QUEUE_FULL"
+        | "JOB_NOT_QUEUED"
+        | "DRAINING"
+        | "STUCK" => return message,
+        "REQUEST_ID_REUSED" => "The request id belongs to another request.",
+        "NOT_MOUNTED" => "The storage of the share is not ready.",
+        "QUOTA_NOT_ENFORCED" => "The quota of the share is not enforced.",
+        "NO_PROJECT_ID" => "The share has no quota of its own.",
+        "PROJECT_ID_SHARED" => "The quota of the share bounds another share as well.",
+        "UNLIMITED" => "The share has no limit, so there is no size to change.",
+        "THIN_POOL_CRITICAL" => "The storage of the share is too full to promise more of it.",
+        "HAS_SNAPSHOT" => "The share has snapshots with which it cannot be extended.",
+        "GROWTH_TOO_LARGE" => "The file system of the share cannot grow so far.",
+        "STORE_UNAVAILABLE" => "The storage node of the share takes no requests now.",
+        "UNSUPPORTED" => "The storage node does not support this for the share as it is.",
+        _ => "The storage node of the share has met an error.",
+    };
+    own.to_owned()
 }
 
 impl Refused {
@@ -177,7 +215,7 @@ impl Refused {
             }
             _ => {
                 let status = StatusCode::from_u16(self.http_status).unwrap_or(StatusCode::BAD_GATEWAY);
-                let mut refusal = Refusal::new(status, words(&self.reason, self.message));
+                let mut refusal = Refusal::new(status, self.told);
                 if status == StatusCode::SERVICE_UNAVAILABLE {
                     refusal.retry_after = Some(self.retry_after.map_or(RETRY_AFTER, |delay| delay.as_secs().max(1)));
                 }
@@ -218,7 +256,9 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use growd::model::{Bytes, PoolName, Refusal as Told, ShareId};
     use std::io;
+    use std::path::PathBuf;
     use tonic_types::ErrorDetails;
 
     fn refused(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Failure {
@@ -253,13 +293,59 @@ mod tests {
             (Code::Aborted, "SHARE_BUSY", "409"),
             (Code::ResourceExhausted, "POOL_FULL", "409"),
             (Code::FailedPrecondition, "WOULD_LOSE_DATA", "409"),
-            (Code::Unimplemented, "UNSUPPORTED", "501"),
-            (Code::Internal, "INTERNAL", "500"),
             (Code::Unavailable, "DRAINING", "503"),
         ] {
             let (status, message) = heard(refused(code, reason, &[("http_status", http)]), Some(3));
             assert_eq!((status.to_string().as_str(), message), (http, format!("refused: {reason}")));
         }
+    }
+
+    #[test]
+    fn nobody_hears_where_on_the_node_something_is_or_of_what_else_is_there() {
+        let (share, pool) = (ShareId::from_uuid(uuid::Uuid::nil()), "home".parse::<PoolName>().unwrap());
+        let (location, problem) = (PathBuf::from("/srv/of-another/share"), "/srv/of-another is not there".to_owned());
+        let percent = Box::<str>::default;
+        for refusal in [
+            Told::NotMounted { pool: pool.clone(), problem: problem.clone() },
+            Told::ShareNotMounted { share, pool: pool.clone(), problem: problem.clone() },
+            Told::QuotaNotEnforced { location: location.clone(), problem: problem.clone() },
+            Told::NoProjectId { location: location.clone(), problem: problem.clone() },
+            Told::ProjectIdShared { location: location.clone(), project_id: 7, other: location.clone() },
+            Told::Unlimited { location: location.clone(), quota: "project id 7".to_owned() },
+            Told::ThinPoolCritical {
+                thin_pool: "/srv/of-another".to_owned(),
+                problem: problem.clone(),
+                data_percent: percent(),
+                metadata_percent: percent(),
+                max_data_percent: percent(),
+                max_metadata_percent: percent(),
+            },
+            Told::HasSnapshot { location: location.clone() },
+            Told::GrowthTooLarge {
+                location: location.clone(),
+                filesystem: "xfs",
+                to: Bytes::gib(1),
+                what: "groups",
+                needed: 2,
+                most: 1,
+            },
+            Told::StoreUnavailable { problem: problem.clone() },
+            Told::Unsupported { what: problem.clone() },
+            Told::InTwoPlaces { share, one: format!("at {}", location.display()), other: problem.clone() },
+            Told::Internal { problem: problem.clone() },
+        ] {
+            let (message, reason) = (refusal.to_string(), refusal.reason());
+            assert!(message.contains("of-another"), "this shows nothing: {message}");
+            let told = words(reason.as_str(), message);
+            assert!(!told.contains("of-another") && told.ends_with('.'), "{reason}: {told}");
+        }
+        assert!(!words("OF_A_NEWER_GROWD", problem).contains("of-another"));
+
+        let places = [("http_status", "501"), ("place", "in pool a"), ("other_place", "at /srv/of-another")];
+        let twice = refused(Code::Unimplemented, "UNSUPPORTED", &places);
+        assert_eq!(heard(twice, Some(3)), (501, IN_TWO_PLACES.to_owned()));
+        let other = "The storage node does not support this for the share as it is.".to_owned();
+        assert_eq!(heard(refused(Code::Unimplemented, "UNSUPPORTED", &places[..1]), Some(3)), (501, other));
     }
 
     #[test]
