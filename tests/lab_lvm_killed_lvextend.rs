@@ -245,12 +245,11 @@ async fn a_thin_pool_that_is_suspended_holds_up_all_its_volumes() {
     // It is said once, of the pool.
     let told = clients.diagnose().await.findings;
     assert_eq!(told.iter().filter(|finding| finding.message.contains("thin pool")).count(), 1, "{told:?}");
-    // It is waited for once and not for each share, or a list of them would have no answer in time.
-    let list = clients.shares.clone().list_shares(ListSharesRequest::default()).await.unwrap().into_inner().shares;
-    assert_eq!(list.len(), 12);
-    for told in list {
-        assert!(told.findings.iter().any(|finding| finding.message.contains("vg/thin is suspended")), "{told:?}");
-    }
+    // It is waited for once and not for each share, or a list of them would never have an answer in time.
+    let list =
+        async || clients.shares.clone().list_shares(ListSharesRequest::default()).await.unwrap().into_inner().shares;
+    let is_told = |told: &Share| told.findings.iter().any(|finding| finding.message.contains("vg/thin is suspended"));
+    eventually(list, |list| list.len() == 12 && list.iter().all(is_told)).await;
     heal(&clients, 2).await;
     accepted(&clients, 2, &other, 44 * MIB).await;
     assert!(refused(&clients, 1, &killed, "NOT_MOUNTED").await.message().contains("vg/share"));

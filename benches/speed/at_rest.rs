@@ -161,7 +161,7 @@ pub fn idle(results: &mut Results) {
     results.table(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
     results.note(
         "This growd has one pool, which is not mounted. It has no volumes, so no shells of lvm, and serves no metrics, \
-         for which pools are looked at every 30 s.",
+         for which pools are asked for their space every 30 s. Its health service looks as often whether any pool is there.",
     );
 }
 

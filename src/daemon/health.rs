@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::engine::pools::{Pool, Pools};
 use crate::engine::{Engine, LOOK_MOST};
 
-/// Each look wakes growd up, and lvm where the pools are of volumes.
+/// Each look wakes growd up.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Tells it again and again, and at once when it is asked for: one look at a time.

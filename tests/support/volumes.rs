@@ -85,11 +85,13 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // A snapshot or a thin pool is removed with its group; what a failed test left mounted must go before.
+        // A snapshot or a thin pool is removed with its group; what a failed test left mounted must go before. A device
+        // goes on when those below it have.
         let script = format!(
             "for d in $(dmsetup info -c --noheadings --separator ' ' -o name,suspended | sed -n 's/ Suspended$//p'); do
-                 dmsetup resume --noudevsync $d
+                 dmsetup resume --noudevsync $d &
              done
+             wait
              for m in $(findmnt -rn -o TARGET | grep '^/mnt/lv-' | tac); do umount $m; done
              dmsetup ls | grep -q '^holder' && dmsetup remove --noudevsync holder
              vgchange -q -ay {0}; vgremove -q -ff -y {0} && pvremove -q -ff -y {1}",

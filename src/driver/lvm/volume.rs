@@ -1,5 +1,6 @@
 //! What LVM says of a logical volume, and what the kernel says of its device.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -119,6 +120,14 @@ pub fn node(group: &str, volume: &str) -> PathBuf {
 /// The node of what the volumes of a thin pool lie on. That of its own name lies on it as they do.
 pub fn thin_pool_node(group: &str, thin_pool: &str) -> PathBuf {
     PathBuf::from(format!("{}-tpool", node(group, thin_pool).display()))
+}
+
+/// Whether device-mapper has a device of the group, as it has once a volume of it is active.
+pub fn has_devices(group: &str) -> bool {
+    let of_group = format!("{}-", doubled(group));
+    let is_its = |name: &str| name.strip_prefix(&of_group).is_some_and(|volume| !volume.starts_with('-'));
+    let mut entries = fs::read_dir("/dev/mapper").into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().to_str().is_some_and(is_its))
 }
 
 /// What device-mapper says of the device of a node.
