@@ -12,7 +12,7 @@ mod volumes;
 
 use std::fs;
 
-use daemon::{Daemon, MIB, assert_refused, metadata, share};
+use daemon::{Daemon, MIB, assert_refused, eventually, metadata, share};
 use growd::wire::proto::JobState;
 use tonic_health::pb::health_check_response::ServingStatus;
 use volumes::{EXTENT, FakeLvm, Group, accepted, refused, shell};
@@ -24,7 +24,8 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
     let group = Group::on("vg", &["ubda"]);
     let daemon = Daemon::start(group.dir(), &group.pool("")).await;
     let clients = daemon.clients().await;
-    assert_eq!(clients.healths().await, [ServingStatus::Serving; 4], "the group is there, with nothing in it");
+    // The group is there, with nothing in it.
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
     for (n, mkfs) in (1..).zip(["mkfs.xfs -q", "mkfs.ext4 -q", "mkfs.btrfs -q"]) {
         let mut volume = group.create(n, "-L 320m").formatted(mkfs);
         volume.unmount();
