@@ -109,10 +109,8 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
             }
         });
     }
-    let (look, (readable, mut any_readable)) = (Arc::new(Notify::new()), watch::channel(None));
+    let (look, (readable, mut any_readable)) = (Arc::new(Notify::new()), watch::channel(false));
     let looks = tokio::spawn(health::look_at_pools(Arc::clone(&engine), Arc::clone(&look), readable));
-    // The pools were asked just before; whoever hears that growd is ready shall hear of the health service that it serves.
-    let _ = any_readable.wait_for(Option::is_some).await;
     let mut failure = engine.store.failure();
     info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
     systemd::ready();
@@ -130,7 +128,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
 
     loop {
         let serving = failure.borrow_and_update().is_none();
-        let shares = serving && *any_readable.borrow_and_update() == Some(true);
+        let shares = serving && *any_readable.borrow_and_update();
         control.set_serving(serving, shares).await;
         tokio::select! {
             _ = terminate.recv() => break,

@@ -1,9 +1,12 @@
 //! Whether any pool can be read: without one growd has no share to tell of, whatever else works.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::future::ready;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -15,13 +18,14 @@ use crate::engine::{Engine, LOOK_MOST};
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Tells it again and again, and at once when it is asked for: one look at a time.
-pub async fn look_at_pools(engine: Arc<Engine>, asked: Arc<Notify>, readable: watch::Sender<Option<bool>>) {
-    let mut found = None;
+pub async fn look_at_pools(engine: Arc<Engine>, asked: Arc<Notify>, readable: watch::Sender<bool>) {
+    let (mut found, mut told) = (None, None);
     loop {
         found = a_readable_one(&engine.pools, found).await;
-        let (before, now) = (*readable.borrow(), found.is_some());
-        if before != Some(now) {
-            readable.send_replace(Some(now));
+        let now = found.is_some();
+        if told != Some(now) {
+            told = Some(now);
+            readable.send_replace(now);
             match now {
                 true => info!("a pool can be read"),
                 false => warn!("no pool can be read"),
@@ -38,9 +42,10 @@ async fn a_readable_one(pools: &Pools, before: Option<Arc<Pool>>) -> Option<Arc<
     {
         return Some(pool);
     }
-    let all = pools.all();
-    let answers = join_all(all.iter().map(is_readable)).await;
-    all.into_iter().zip(answers).find_map(|(pool, is_readable)| is_readable.then_some(pool))
+    let ask = |pool: Arc<Pool>| async move { is_readable(&pool).await.then_some(pool) };
+    let answers: FuturesUnordered<_> = pools.all().into_iter().map(ask).collect();
+    // The first will do, so nobody waits for one that is slow.
+    pin!(answers.filter_map(ready)).next().await
 }
 
 /// A pool that has kept silent is not asked again before it has answered, so that no questions pile up on it.
