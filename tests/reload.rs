@@ -115,6 +115,17 @@ async fn what_takes_a_restart_is_told_and_the_rest_is_followed() {
     assert!(client::connect(&format!("http://127.0.0.2:{}", growd.address.port())).await.is_err());
 }
 
+/// What growd refuses an extend with. A call that meets the end of a stranger's connection is not answered, and made again.
+async fn refusal(channel: &Channel) -> String {
+    for _ in 0..10 {
+        let reason = reason(&extend(channel).await);
+        if !reason.is_empty() {
+            return reason;
+        }
+    }
+    panic!("growd does not answer");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_follow_on_connections_that_are_there_already() {
     let dir = tempfile::tempdir().unwrap();
@@ -123,7 +134,7 @@ async fn roles_follow_on_connections_that_are_there_already() {
     let config = |access: &str| format!("{tcp}[access]\n{access}\n{pool}");
     let growd = Growd::start(dir, &config("")).await;
     let channel = client::connect_as(&growd.https(), Some(&authority.client("api"))).await.unwrap();
-    assert_eq!(reason(&extend(&channel).await), "FORBIDDEN");
+    assert_eq!(refusal(&channel).await, "FORBIDDEN");
     for (access, expected) in [
         ("operators = [\"cn:api\"]", "NOT_MOUNTED"),
         ("readers = [\"cn:api\"]", "FORBIDDEN"),
@@ -131,12 +142,12 @@ async fn roles_follow_on_connections_that_are_there_already() {
     ] {
         growd.configure(&config(access));
         assert!(growd.reload().await);
-        assert_eq!(reason(&extend(&channel).await), expected, "{access}");
+        assert_eq!(refusal(&channel).await, expected, "{access}");
     }
     // A slip takes nothing away.
     growd.configure(&config("operators = [\"group:no-such-group\"]"));
     assert!(!growd.reload().await);
-    assert_eq!(reason(&extend(&channel).await), "NOT_MOUNTED");
+    assert_eq!(refusal(&channel).await, "NOT_MOUNTED");
     let unknown = "configuration: [access]: group:no-such-group is not known on this host, and has no role";
     assert!(messages(&growd, "ERROR").iter().any(|error| error == unknown), "{:?}", messages(&growd, "ERROR"));
 }
