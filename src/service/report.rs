@@ -92,14 +92,7 @@ impl Service {
         let (mut shares, mut own) = (Vec::new(), vec![Vec::new(); pools.len()]);
         for places in each.by_ref().take(size) {
             let share = places[0].0;
-            let place = match places {
-                [(_, only)] => Some(*only),
-                // As GetShare tells it: in the pool where it was found alone, or in neither.
-                several => self.engine.pools.found_in(share).and_then(|found| {
-                    several.iter().map(|(_, place)| *place).find(|place| Arc::ptr_eq(&pools[*place], &found))
-                }),
-            };
-            match place {
+            match self.meant(share, places, &pools) {
                 Some(place) => own[place].push(share),
                 None => {
                     let [one, other] = [0, 1].map(|n| &pools[places[n].1]);
@@ -115,6 +108,15 @@ impl Service {
         shares.sort_by_key(|report: &ShareReport| report.share);
         let next = shares.last().filter(|_| more).map(|report| report.share);
         Ok(SharesPage { shares, next, unreadable })
+    }
+
+    /// Which of the pools that have a share GetShare tells of: of several the one where it was found alone, or none.
+    fn meant(&self, share: ShareId, places: &[(ShareId, usize)], pools: &[Arc<Pool>]) -> Option<usize> {
+        if let [(_, only)] = places {
+            return Some(*only);
+        }
+        let found = self.engine.pools.found_in(share)?;
+        places.iter().map(|(_, place)| *place).find(|place| Arc::ptr_eq(&pools[*place], &found))
     }
 
     /// Shares of one pool.
