@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tracing::Span;
 
 use super::LOOK_MOST;
 use super::looks::{Looks, Together};
@@ -44,8 +43,8 @@ pub struct Pool {
     pub overcommit: f64,
     /// How many threads carry out its jobs at once.
     pub turns: Arc<Semaphore>,
-    /// The jobs that wait for a turn, in the order of their acceptance, each with its span.
-    pub ready: Mutex<BTreeMap<JobId, (JobKind, Span)>>,
+    /// The jobs that wait for a turn, in the order of their acceptance.
+    pub ready: Mutex<BTreeMap<JobId, JobKind>>,
     /// Those of the pools that had its name before as well: their jobs have not ended.
     pub seats: Arc<Seats>,
     /// It was waited for in vain, and has not answered since.
@@ -106,15 +105,17 @@ impl Pool {
 
     /// Takes a job whose turn it is, and where all shares are on one file system other extends with it. None when it was
     /// taken before.
-    pub fn take_ready(&self, id: JobId) -> Vec<(JobId, Span)> {
+    pub fn take_ready(&self, id: JobId) -> Vec<JobId> {
         let mut ready = self.ready.lock();
-        let Some((kind, span)) = ready.remove(&id) else { return Vec::new() };
-        let mut taken = vec![(id, span)];
+        let Some(kind) = ready.remove(&id) else { return Vec::new() };
+        let mut taken = vec![id];
         // A shrink may have to write out what is in the page cache.
         if self.driver.kind().is_quota() && kind == JobKind::Extend {
-            let extends = ready.iter().filter(|(_, (kind, _))| *kind == JobKind::Extend).map(|(id, _)| *id);
-            let others: Vec<JobId> = extends.take(MOST_TOGETHER - 1).collect();
-            taken.extend(others.into_iter().filter_map(|id| Some((id, ready.remove(&id)?.1))));
+            let extends = ready.iter().filter(|(_, kind)| **kind == JobKind::Extend).map(|(id, _)| *id);
+            taken.extend(extends.take(MOST_TOGETHER - 1));
+            for id in &taken {
+                ready.remove(id);
+            }
         }
         taken
     }

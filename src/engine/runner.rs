@@ -108,7 +108,7 @@ impl Engine {
                 tokio::time::sleep(MOUNT_LOOKS_EVERY).await;
                 continue;
             }
-            pool.ready.lock().insert(job.id, (job.kind, Span::current()));
+            pool.ready.lock().insert(job.id, job.kind);
             tokio::select! {
                 // Looked at first: a job that has not begun does not begin with a pool that is configured no more.
                 biased;
@@ -124,18 +124,18 @@ impl Engine {
     }
 
     async fn end_without_pool(self: &Arc<Self>, job: &Job) {
-        if let Some(member) = self.start(job.id, Span::current()) {
+        if let Some(member) = self.start(job.id) {
             let problem = "it is not in the configuration any more".to_owned();
             self.finish(vec![(member, Err(Refusal::NotMounted { pool: job.pool.clone(), problem }))]).await;
         }
     }
 
     /// From QUEUED to RUNNING, unless the job was cancelled or growd is draining.
-    fn start(self: &Arc<Self>, id: JobId, span: Span) -> Option<Member> {
+    fn start(self: &Arc<Self>, id: JobId) -> Option<Member> {
         // Counted first: a drain that begins now either is seen below or waits for it.
         let _at_work = AtWork::begin(self);
         let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) }?;
-        Some(Member { id, share, span, _at_work })
+        Some(Member { id, share, span: self.span_of(id)?, _at_work })
     }
 
     /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Watchers are told of it
@@ -176,15 +176,15 @@ impl Engine {
 
     /// Does the work of jobs, makes it durable at once for all, and then their ends: on one blocking thread, since what the
     /// kernel does in microseconds should not wait for threads to take turns.
-    fn carry_out(self: &Arc<Self>, pool: &Arc<Pool>, jobs: Vec<(JobId, Span)>) {
+    fn carry_out(self: &Arc<Self>, pool: &Arc<Pool>, jobs: Vec<JobId>) {
         let (mut changed, mut ends) = (Vec::new(), Vec::new());
-        for (id, span) in jobs {
+        for id in jobs {
             if !self.pools.has(pool) {
                 self.begin(id);
                 continue;
             }
             // Each when it is at work: until then it can be cancelled, and may be carried out with another pool.
-            let Some(member) = self.start(id, span) else { continue };
+            let Some(member) = self.start(id) else { continue };
             let bring = || catch(|| self.bring_about(&*pool.driver, id)).map_err(|what| pool.crashed(&what));
             match member.span.in_scope(bring).flatten() {
                 Ok(Some(bound)) => changed.push((member, bound)),
