@@ -62,8 +62,9 @@ impl Service {
         after: Option<ShareId>,
         size: usize,
     ) -> Result<SharesPage, Refusal> {
+        let all = self.engine.pools.all();
         let pools: Vec<Arc<Pool>> = match pool {
-            None => self.engine.pools.all(),
+            None => all.clone(),
             Some(name) => vec![self.engine.pools.get(name).ok_or_else(|| Refusal::InvalidRequest {
                 field: "pool",
                 problem: format!("{:?} is not in the configuration", name.as_str()),
@@ -72,7 +73,6 @@ impl Service {
         let begun = Instant::now();
         let (names_within, sizes_within) =
             if pool.is_none() { (NAMES_WITHIN, SIZES_WITHIN) } else { (PATIENT, PATIENT) };
-        let all = self.engine.pools.all();
         // One more than the page has tells whether there is another page.
         let most = size.saturating_add(1);
         let names = pools.iter().map(|pool| next_shares(pool, &all, project, after, most, names_within));

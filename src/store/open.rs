@@ -39,9 +39,9 @@ const TICK: Duration = Duration::from_secs(10);
 /// sled has seven threads that look for work once a second, though they are woken when there is any.
 const SLED_MAY_SLEEP_ON: Duration = Duration::from_secs(60);
 
-const NEXT: &str = "growd does not start with it, and has deleted nothing. `growd store verify` shows what is readable, `growd store export` saves it as \
-    JSON lines, `growd store set-aside` moves the store away so that growd starts with an empty one: sizes are always \
-    read from the kernel, only the history and the unfinished jobs go";
+const NEXT: &str = "growd does not start with it, and has deleted nothing. `growd store verify` shows what is readable, \
+    `growd store export` saves it as JSON lines, `growd store set-aside` moves the store away so that growd starts with an \
+    empty one: sizes are always read from the kernel, only the history and the unfinished jobs go";
 
 /// Why the store was not opened, and what to do.
 #[derive(Debug, thiserror::Error)]

@@ -104,8 +104,8 @@ impl Scan {
         parts.into_iter().map(|(_, part)| part).reduce(Self::followed_by).unwrap_or_default()
     }
 
-    /// Reads the records from a key on as long as the part goes, in order, and goes on behind those that are lost. sled panics
-    /// on some kinds of damage, which is a problem as others are.
+    /// Reads the records from a key on as long as the part goes, in order, and goes on behind those that are lost. sled
+    /// panics on some kinds of damage, which is a problem as others are.
     fn of(
         db: &sled::Db,
         from: &[u8],

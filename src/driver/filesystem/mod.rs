@@ -48,8 +48,8 @@ pub struct Mounted {
 /// `location`. `None` when nothing is on it that growd knows.
 ///
 /// # Errors
-/// [`DriverError::Unusable`] with [`Refusal::ShareNotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here or only
-/// read-only; with [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
+/// [`DriverError::Unusable`] with [`Refusal::ShareNotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here, or
+/// only read-only; with [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
 fn observe(
     share: ShareId,
     pool: &PoolName,
