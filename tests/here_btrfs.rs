@@ -10,7 +10,9 @@ mod btrfs_race;
 #[path = "support/daemon.rs"]
 mod daemon;
 
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,6 +76,41 @@ fn a_pool_whose_own_subvolume_is_full_sets_limits_as_long_as_its_share_is_not_fu
         set(64 * MIB).unwrap();
     }
     assert_eq!(fs.limit(&place), Some(64 * MIB));
+}
+
+/// Newer kernels tell of a subvolume that is not open, also where the name leads elsewhere.
+#[test]
+fn only_a_subvolume_in_the_pool_itself_is_a_share() {
+    let Some(fs) = here() else { return };
+    let name = |n| fs.path().join(share(n));
+    fs.create_share(&share(1), 16 * MIB);
+    symlink(name(1), name(2)).unwrap();
+    fs::create_dir(name(3)).unwrap();
+    fs::write(name(4), "").unwrap();
+    let covered = fs.create_share(&share(5), 16 * MIB);
+    lab::run("mount", &["--bind", name(1).to_str().unwrap(), covered.to_str().unwrap()]);
+
+    let template = format!("{}/{{share_id}}", fs.path().display()).parse().unwrap();
+    let driver = growd::driver::btrfs::Btrfs::new("pool".parse().unwrap(), template, vec![], Arc::default());
+    let told = |n| match driver.observe(share(n).parse().unwrap()) {
+        Ok(observed) => observed.size().map_or("no size".to_owned(), |size| size.to_string()),
+        Err(error) => error.into_refusal().to_string(),
+    };
+    let told = [1, 2, 3, 4, 5, 6].map(told);
+    lab::run("umount", &[covered.to_str().unwrap()]);
+    let parts = [
+        "16MiB",
+        "a symbolic link",
+        "a directory that is no subvolume",
+        "other than a directory",
+        "another mount",
+        "in no pool",
+    ];
+    for (told, part) in told.iter().zip(parts) {
+        assert!(told.contains(part), "{told}: {part}");
+    }
+    let uncovered = driver.observe(share(5).parse().unwrap()).unwrap();
+    assert_eq!(uncovered.size(), Some(Bytes::mib(16)));
 }
 
 /// Writes 2 MiB into a subvolume and sets a limit below that.

@@ -1,6 +1,6 @@
 //! Subvolumes of btrfs: a share's size is the limit of what its quota group references.
 //!
-//! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
+//! Every answer is read from the kernel at the time of the call.
 //! Nothing but [`Btrfs::lower_limit`] lowers a limit. A group counts one subvolume: what tenants put into subvolumes of
 //! their own, below the share, counts for those, and so do snapshots.
 
@@ -57,6 +57,14 @@ struct Base {
     read_only: bool,
 }
 
+/// Where a share is, and which quota it has.
+struct Place {
+    location: PathBuf,
+    project: ProjectLabel,
+    read_only: bool,
+    id: QgroupId,
+}
+
 /// A share that was found, and what its quota is.
 struct Share {
     directory: OwnedFd,
@@ -105,9 +113,28 @@ impl Btrfs {
             true => btrfs::is_read_only(fd).map_err(system("statfs", &location))?.unwrap_or(false),
             false => base.read_only,
         };
-        let subvolume = btrfs::subvolume(fd).map_err(system("find the subvolume of", &location))?;
-        let subvolume = subvolume.ok_or_else(|| unsupported(share, &location, "a directory that is no subvolume"))?;
-        let id = QgroupId::of_subvolume(subvolume);
+        let id = btrfs::qgroup_of(fd).map_err(system("find the subvolume of", &location))?;
+        let id = id.ok_or_else(|| unsupported(share, &location, "a directory that is no subvolume"))?;
+        let observed = self.observe_at(base, state, Place { location, project, read_only, id })?;
+        Ok(Share { directory, id, observed })
+    }
+
+    /// What [`Self::find`] observes, without opening the share where that can be done, since it takes longest of all. Whatever
+    /// is not as it should be is left to that function, which tells what it is.
+    fn look(&self, base: &Base, share: ShareId) -> Result<Observed, DriverError> {
+        if let Some(state) = base.quotas
+            && let Some(name) = self.places.name_in_pool(share)
+            && let Ok(Some(id)) = btrfs::qgroup_in(base.pool.fd.as_fd(), &name)
+        {
+            let (location, project) = (base.pool.path.join(name), ProjectLabel::default());
+            return self.observe_at(base, state, Place { location, project, read_only: base.read_only, id });
+        }
+        Ok(self.find(base, share)?.observed)
+    }
+
+    fn observe_at(&self, base: &Base, state: QuotaState, place: Place) -> Result<Observed, DriverError> {
+        let Place { location, project, read_only, id } = place;
+        let fd = base.pool.fd.as_fd();
         let read = || -> Result<_, Errno> {
             let (qgroup, mut above) = (btrfs::qgroup(fd, id)?, Vec::new());
             let ancestors = if state.has_levels { btrfs::ancestors(fd, id)? } else { BTreeSet::new() };
@@ -123,8 +150,7 @@ impl Btrfs {
         let qgroup = qgroup.filter(|_| state.on);
         let sizes = qgroup.and_then(|qgroup| qgroup.limits.referenced).map(Sizes::Limit);
         let used = qgroup.map(|qgroup| qgroup.used.referenced);
-        let observed = Observed { location, project, filesystem: FILESYSTEM, sizes, used, problems };
-        Ok(Share { directory, id, observed })
+        Ok(Observed { location, project, filesystem: FILESYSTEM, sizes, used, problems })
     }
 
     fn space_of(&self, base: &Base) -> Result<Space, DriverError> {
@@ -231,7 +257,7 @@ impl Btrfs {
     }
 
     fn read_back(&self, base: &Base, share: ShareId) -> Result<Bytes, DriverError> {
-        Ok(self.find(base, share)?.observed.known_size()?)
+        Ok(self.look(base, share)?.known_size()?)
     }
 }
 
@@ -253,17 +279,17 @@ impl Driver for Btrfs {
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(&self.base()?, share)?.observed)
+        self.look(&self.base()?, share)
     }
 
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
-        answer_each(self.base(), shares, |base, share| Ok(self.find(base, *share)?.observed))
+        answer_each(self.base(), shares, |base, share| self.look(base, *share))
     }
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
         let common = self.base().map(|base| (self.space_of(&base), base));
         answer_each(common, asked, |(space, base), (share, target)| {
-            let observed = self.find(base, *share)?.observed;
+            let observed = self.look(base, *share)?;
             let growth = target.saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
             Ok(Assessment { observed, growth: Ok(growth), space: space.clone()? })
         })

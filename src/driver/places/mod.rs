@@ -112,6 +112,13 @@ impl Places {
         self.explicit.contains_key(&share)
     }
 
+    /// The name that the share has in the pool's directory; `None` when its place is elsewhere or further down, on a way
+    /// that may lead through what tenants own.
+    pub fn name_in_pool(&self, share: ShareId) -> Option<PathBuf> {
+        let is_below = self.is_explicit(share) || self.template.has_projects();
+        Some(self.template.relative_of(share)).filter(|name| !is_below && name.components().count() == 1)
+    }
+
     /// Opens the pool's directory. Its path is the administrator's, who may have put symbolic links into it.
     pub fn open_pool(&self) -> Result<PoolDirectory, DriverError> {
         let path = self.template.directory();

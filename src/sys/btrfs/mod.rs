@@ -4,6 +4,7 @@
 //! set; use and the state of the quotas are written there when a transaction is committed, every 30 seconds unless
 //! mounted otherwise.
 
+mod subvolume;
 mod tree_search;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +15,11 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::FsFlags;
 use uuid::Uuid;
 
+pub use self::subvolume::{qgroup_in, qgroup_of};
 use self::tree_search::{ANY, Key, SMALL, first_of, number, search};
 use super::{errno, growfs};
 use crate::model::Bytes;
@@ -61,14 +62,6 @@ const STATUS_SIMPLE: u64 = 1 << 3;
 const LIMIT_MAX_RFER: u64 = 1 << 0;
 const LIMIT_MAX_EXCL: u64 = 1 << 1;
 
-/// `struct btrfs_ioctl_ino_lookup_args`.
-#[repr(C)]
-struct LookupArguments {
-    tree: u64,
-    objectid: u64,
-    name: [u8; 4080],
-}
-
 /// `struct btrfs_ioctl_qgroup_limit_args`.
 #[repr(C)]
 struct LimitArguments {
@@ -81,7 +74,6 @@ struct LimitArguments {
 }
 
 // The sizes are part of the ioctls' numbers, so a wrong one would be another ioctl.
-const _: () = assert!(size_of::<LookupArguments>() == 4096);
 const _: () = assert!(size_of::<LimitArguments>() == 48);
 
 /// BTRFS_IOCTL_MAGIC
@@ -90,7 +82,6 @@ const MAGIC: u8 = 0x94;
 mod raw {
     use super::MAGIC;
 
-    nix::ioctl_readwrite!(ino_lookup, MAGIC, 18, super::LookupArguments);
     nix::ioctl_write_ptr!(wait_sync, MAGIC, 22, u64);
     nix::ioctl_read!(start_sync, MAGIC, 24, u64);
     // Declared as one that reads, although it writes.
@@ -137,20 +128,6 @@ pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
     let statfs = fstatfs(fd)?;
     let is_btrfs = statfs.filesystem_type() == BTRFS_SUPER_MAGIC;
     Ok(is_btrfs.then(|| statfs.flags().contains(FsFlags::ST_RDONLY)))
-}
-
-/// The subvolume whose top directory this is; `None` for any other directory.
-///
-/// # Errors
-/// Those of fstat(2) and of the ioctl.
-pub fn subvolume(directory: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
-    if fstat(directory)?.st_ino != FIRST_FREE_OBJECTID {
-        return Ok(None);
-    }
-    let mut arguments = LookupArguments { tree: 0, objectid: FIRST_FREE_OBJECTID, name: [0; 4080] };
-    // SAFETY: the descriptor is open for the time of the call, and the kernel fills a structure of this very layout.
-    unsafe { raw::ino_lookup(directory.as_raw_fd(), &raw mut arguments) }?;
-    Ok(Some(arguments.tree))
 }
 
 /// Id of a quota group: a level, and at level 0 the id of a subvolume. Written `0/257`.
