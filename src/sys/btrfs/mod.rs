@@ -10,7 +10,7 @@ mod tree_search;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -322,21 +322,22 @@ const COMMIT_BEGINS: Duration = Duration::from_millis(20);
 /// # Errors
 /// Those of the ioctls: `EIO`, `EROFS`.
 pub fn commit(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let (begun, has_begun) = channel::<()>();
-    // Without another thread, or a descriptor for it, a commit that was forgotten takes half a minute.
-    if let Ok(again) = fd.try_clone_to_owned() {
+    // The other thread has ended when this returns: nobody shall find the file system busy through it afterwards.
+    std::thread::scope(|scope| {
+        let (begun, has_begun) = channel::<()>();
         let ask_again = move || {
             while has_begun.recv_timeout(COMMIT_BEGINS) == Err(RecvTimeoutError::Timeout) {
                 // What counts is the result of the call that waits.
-                let _ = begin_commit(again.as_fd());
+                let _ = begin_commit(fd);
             }
         };
-        let _ = std::thread::Builder::new().spawn(ask_again);
-    }
-    let transaction = begin_commit(fd)?;
-    drop(begun);
-    // SAFETY: the descriptor is open for the time of the call, and the kernel reads a 64-bit number.
-    unsafe { raw::wait_sync(fd.as_raw_fd(), &raw const transaction) }.map(drop)
+        // Without it, a commit that was forgotten takes half a minute.
+        let _ = std::thread::Builder::new().spawn_scoped(scope, ask_again);
+        let transaction = begin_commit(fd)?;
+        drop(begun);
+        // SAFETY: the descriptor is open for the time of the call, and the kernel reads a 64-bit number.
+        unsafe { raw::wait_sync(fd.as_raw_fd(), &raw const transaction) }.map(drop)
+    })
 }
 
 fn begin_commit(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
@@ -362,6 +363,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::fs::File;
+    use std::os::fd::AsFd;
 
     #[test]
     fn tells_btrfs_from_others() {
