@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -20,7 +19,7 @@ use tonic::transport::server::Connected;
 use tracing::warn;
 
 use super::gate::Guard;
-use super::limits::{HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT, strangers};
+use super::limits::{ACCEPT_PAUSE, HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT, strangers};
 use super::log_limit::LogLimit;
 use super::peer::Peer;
 use super::tls::Tls;
@@ -28,8 +27,6 @@ use crate::meters::Meters;
 
 /// Bytes of the preface with which a client of HTTP/2 begins (RFC 9113, 3.4).
 const PREFACE: usize = 24;
-/// After an accept that failed for want of files or memory, which the next would too.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 trait Io: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
