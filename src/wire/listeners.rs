@@ -28,6 +28,12 @@ use crate::meters::Meters;
 /// Bytes of the preface with which a client of HTTP/2 begins (RFC 9113, 3.4).
 const PREFACE: usize = 24;
 
+/// A bound TCP port; without TLS everybody who reaches it is an anonymous caller.
+pub struct Tcp {
+    pub listener: TcpListener,
+    pub tls: Option<Arc<Tls>>,
+}
+
 trait Io: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 
@@ -69,7 +75,7 @@ pub struct Connections {
 /// Whoever comes then is turned away: an end at once is better told from a growd that hangs than a wait.
 pub fn connections(
     unix: UnixListener,
-    tcp: Option<(TcpListener, Option<Arc<Tls>>)>,
+    tcp: Option<Tcp>,
     most: usize,
     guard: &Arc<Guard>,
     meters: &Arc<Meters>,
@@ -86,10 +92,10 @@ pub fn connections(
     };
     tokio::spawn(accept_unix(unix, door()));
     match tcp {
-        Some((listener, Some(tls))) => {
+        Some(Tcp { listener, tls: Some(tls) }) => {
             drop(tokio::spawn(accept_tls(listener, tls, Arc::new(door()), Arc::clone(meters))))
         }
-        Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, door()))),
+        Some(Tcp { listener, tls: None }) => drop(tokio::spawn(accept_plain(listener, door()))),
         None => {}
     }
     Connections { known: ReceiverStream::new(of_known), strangers: of_strangers }
