@@ -189,7 +189,6 @@ pub fn proto(data: &[u8]) {
             let Ok(message) = proto::ListJobsRequest::decode(message) else { return };
             let _ = convert::share_id(&message.share_id).map_err(answer);
             let _ = convert::state_filter(message.state).map_err(answer);
-            let _ = convert::project(&message.project_id).map_err(answer);
             let _ = convert::page_after::<JobId>(&message.page_token, &message.share_id).map_err(answer);
             assert!((1..=1000).contains(&convert::page_size(message.page_size)));
         }

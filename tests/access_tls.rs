@@ -6,6 +6,7 @@ mod access;
 
 use std::sync::Arc;
 
+use access::refusals::metadata;
 use access::*;
 use growd::wire::client::{self, Credentials};
 use rcgen::{ExtendedKeyUsagePurpose, SanType, date_time_ymd};

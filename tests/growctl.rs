@@ -5,6 +5,8 @@
 
 #[path = "growctl/canned.rs"]
 mod canned;
+#[path = "growctl/doctor.rs"]
+mod doctor;
 
 use canned::*;
 use std::collections::VecDeque;
@@ -219,35 +221,6 @@ fn a_refusal_tells_reason_sizes_next_step_and_its_exit_code() {
     assert!(other.err.contains("JOB_NOT_QUEUED"), "{other:#?}");
     fixture.run(&["job", REQUEST]).exits(4);
     fixture.run(&["share", REQUEST]).exits(4);
-}
-
-#[test]
-fn doctor_exits_1_when_there_is_a_finding() {
-    let fixture = Fixture::new();
-    fixture.script(|script| {
-        script.findings = vec![Finding {
-            kind: "NO_PROJECT_ID".to_owned(),
-            pool: "home".to_owned(),
-            share_id: SHARE.to_owned(),
-            message: "project id is 0".to_owned(),
-            remedy: "xfs_quota ...".to_owned(),
-        }];
-        script.commands = vec![HostCommand {
-            command: "lvs vg0".to_owned(),
-            started_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
-            finished_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 20_000_000 }),
-            outcome: "done".to_owned(),
-            output: "no such group".to_owned(),
-        }];
-    });
-    let ran = fixture.run(&["doctor"]).exits(1);
-    let text = format!("NO_PROJECT_ID  pool home  share {SHARE}\n  project id is 0\n  remedy: xfs_quota ...\n");
-    let commands = "\nlast commands:\n\
-                    STARTED               TOOK  OUTCOME  COMMAND  OUTPUT\n\
-                    2023-11-14T22:13:20Z  20ms  done     lvs vg0  no such group\n";
-    assert_eq!((ran.out, ran.err.as_str()), (text + commands, ""));
-    let json = fixture.run(&["doctor", "-o", "json"]).exits(1);
-    assert_eq!(json.json()["findings"][0]["kind"], "NO_PROJECT_ID");
 }
 
 #[test]

@@ -5,14 +5,18 @@
 mod access;
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use access::*;
 use growd::wire::client::{self, Credentials};
 use growd::wire::limits::STRANGERS_STREAMS_MOST;
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
-use tonic::transport::Channel;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -115,7 +119,23 @@ async fn what_takes_a_restart_is_told_and_the_rest_is_followed() {
     assert!(client::connect(&format!("http://127.0.0.2:{}", growd.address.port())).await.is_err());
 }
 
-/// What growd refuses an extend with. A call that meets the end of a stranger's connection is not answered, and made again.
+/// A channel, and how often it has connected: a connection that ends in good order costs no call.
+async fn counted(growd: &Growd, client: &Credentials) -> (Channel, Arc<AtomicU32>) {
+    let [ca, certificate, key] = [&client.ca, &client.certificate, &client.key].map(|file| fs::read(file).unwrap());
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+    let tls = tls.identity(Identity::from_pem(certificate, key));
+    let (connections, address) = (Arc::new(AtomicU32::new(0)), growd.address);
+    let count = Arc::clone(&connections);
+    let connect = tower::service_fn(move |_| {
+        count.fetch_add(1, Relaxed);
+        async move { TcpStream::connect(address).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_shared(growd.https()).unwrap().tls_config(tls).unwrap();
+    (endpoint.connect_with_connector(connect).await.unwrap(), connections)
+}
+
+/// What growd refuses an extend with, right after a reload that ends the connection of a stranger: a call that meets the
+/// end is not answered, and made again.
 async fn refusal(channel: &Channel) -> String {
     for _ in 0..10 {
         let reason = reason(&extend(channel).await);
@@ -133,21 +153,25 @@ async fn roles_follow_on_connections_that_are_there_already() {
     let (tcp, pool) = (tcp(&authority.node(), &authority), pool("a"));
     let config = |access: &str| format!("{tcp}[access]\n{access}\n{pool}");
     let growd = Growd::start(dir, &config("")).await;
-    let channel = client::connect_as(&growd.https(), Some(&authority.client("api"))).await.unwrap();
-    assert_eq!(refusal(&channel).await, "FORBIDDEN");
-    for (access, expected) in [
-        ("operators = [\"cn:api\"]", "NOT_MOUNTED"),
-        ("readers = [\"cn:api\"]", "FORBIDDEN"),
-        ("admins = [\"cn:api\"]", "NOT_MOUNTED"),
-    ] {
+    let client = authority.client("api");
+    let stranger = client::connect_as(&growd.https(), Some(&client)).await.unwrap();
+    assert_eq!(reason(&extend(&stranger).await), "FORBIDDEN");
+    growd.configure(&config("operators = [\"cn:api\"]"));
+    assert!(growd.reload().await);
+    assert_eq!(refusal(&stranger).await, "NOT_MOUNTED");
+
+    let (known, connections) = counted(&growd, &client).await;
+    assert_eq!(reason(&extend(&known).await), "NOT_MOUNTED");
+    for (access, expected) in [("readers = [\"cn:api\"]", "FORBIDDEN"), ("admins = [\"cn:api\"]", "NOT_MOUNTED")] {
         growd.configure(&config(access));
         assert!(growd.reload().await);
-        assert_eq!(refusal(&channel).await, expected, "{access}");
+        assert_eq!(reason(&extend(&known).await), expected, "{access}");
     }
     // A slip takes nothing away.
     growd.configure(&config("operators = [\"group:no-such-group\"]"));
     assert!(!growd.reload().await);
-    assert_eq!(refusal(&channel).await, "NOT_MOUNTED");
+    assert_eq!(reason(&extend(&known).await), "NOT_MOUNTED");
+    assert_eq!(connections.load(Relaxed), 1, "a reload has ended the connection of a caller with a role");
     let unknown = "configuration: [access]: group:no-such-group is not known on this host, and has no role";
     assert!(messages(&growd, "ERROR").iter().any(|error| error == unknown), "{:?}", messages(&growd, "ERROR"));
 }

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use access::{Growd, PATIENCE, SHARE, pool};
-use growd::model::{Job, JobState};
+use growd::model::{Job, JobState, ProjectLabel};
 use growd::wire::client;
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
@@ -97,4 +97,18 @@ async fn a_page_follows_another_however_the_share_is_spelled() {
     }
     seen.dedup();
     assert_eq!(seen.len(), 2, "{seen:?}");
+}
+
+/// The store has jobs whose labels were taken before labels had a rule.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_found_by_a_label_that_would_not_be_taken_now() {
+    let home = Home::new();
+    let label = "taken\u{202e}once";
+    let labelled = Job { project: ProjectLabel::of_record(label.to_owned()), ..job(JobState::Succeeded) };
+    home.store(&[labelled.clone(), job(JobState::Succeeded)]).await;
+    let growd = Growd::start(home.dir, &pool("a")).await;
+    let mut jobs = JobServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+    let request = ListJobsRequest { project_id: label.to_owned(), ..ListJobsRequest::default() };
+    let [found] = jobs.list_jobs(request).await.unwrap().into_inner().jobs.try_into().unwrap();
+    assert_eq!((found.job_id, found.project_id), (labelled.id.to_string(), label.to_owned()));
 }

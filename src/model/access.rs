@@ -1,4 +1,5 @@
-//! Who may do what: identities as the transport proves them, and the roles that the configuration gives them.
+//! Who may do what: identities as the transport proves them, and the roles that the configuration gives them. And the
+//! files of TLS by which both sides show who they are.
 
 use std::collections::HashMap;
 use std::fmt;

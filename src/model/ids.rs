@@ -148,9 +148,11 @@ impl FromStr for ProjectLabel {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        // Escaped would be what cannot be seen, turns the text around or ends the line. Accents on a letter are not.
-        let bare = text.replace(['"', '\'', '\\'], "");
-        if text.chars().count() <= 255 && bare.escape_debug().eq(bare.chars()) {
+        // Escaped would be what cannot be seen, turns the text around or ends the line, and an accent without a letter, as
+        // well as quotes, and the joiners that Persian, Hindi and emoji are written with.
+        let joiners = ['\u{200c}', '\u{200d}'];
+        let bare = text.replace(['"', '\'', '\\', joiners[0], joiners[1]], "x");
+        if text.chars().count() <= 255 && bare.escape_debug().eq(bare.chars()) && !text.starts_with(joiners) {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidName::new(text, "a project label (up to 255 printable characters)"))
@@ -184,13 +186,18 @@ mod tests {
         for text in ["", "-a", "a/b", "a b", &"a".repeat(64)] {
             assert!(text.parse::<PoolName>().is_err(), "{text}");
         }
-        for text in ["", "Abteilung Süd", "Su\u{308}d", "हिन्दी", "部門 🗄", "\"it's\" \\"] {
+        for text in
+            ["", "Abteilung Süd", "Su\u{308}d", "हिन्दी", "می\u{200c}خواهم", "👩\u{200d}🔧", "部門 🗄", "\"it's\" \\"]
+        {
             assert!(text.parse::<ProjectLabel>().is_ok(), "{text}");
         }
         for hidden in ['\n', '\u{1b}', '\u{85}', '\u{a0}', '\u{200b}', '\u{2028}', '\u{202e}', '\u{2066}', '\u{feff}'] {
             for text in [format!("a{hidden}b"), hidden.to_string()] {
                 assert!(text.parse::<ProjectLabel>().is_err(), "{text:?}");
             }
+        }
+        for begun_wrong in ["\u{200c}a", "\u{200d}", "\u{308}u"] {
+            assert!(begun_wrong.parse::<ProjectLabel>().is_err(), "{begun_wrong:?}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! What is known of a share, a pool and their troubles at one moment.
+//! What shares and pools are: kinds of drivers, thin pools; and what is known of them at one moment, with their troubles and
+//! the commands that were given to the host for them.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,15 +1,17 @@
-//! Size and online growth of mounted file systems: the ioctls of XFS, ext4 and btrfs.
+//! Size and online growth of mounted file systems: the ioctls of XFS and ext4, beside those of `btrfs/devices.rs`.
 //!
 //! Each takes any open file or directory of the file system. XFS and ext4 count in blocks of their own size; what the
 //! kernel does with a tail that is too small is modelled in `driver/filesystem`. Growing needs CAP_SYS_ADMIN, ext4
 //! CAP_SYS_RESOURCE, and a mount that is not read-only, else it is `EPERM` or `EROFS`; it waits while the file system is
-//! frozen. Layouts are those of `xfs/xfs_fs.h`, `linux/btrfs.h` and the kernel's `fs/ext4/ext4.h`.
+//! frozen. Layouts are those of `xfs/xfs_fs.h` and the kernel's `fs/ext4/ext4.h`.
 
-use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
+pub use super::btrfs::devices::{
+    device_size as btrfs_device_size, fill_device as btrfs_fill_device, info as btrfs_info,
+};
 use crate::model::Bytes;
 
 /// `struct xfs_fsop_geom_v4`: all that is needed, and every kernel knows it.
@@ -47,48 +49,14 @@ struct RawXfsGrowth {
     pad: u32,
 }
 
-/// `struct btrfs_ioctl_fs_info_args`
-#[repr(C)]
-struct RawBtrfsInfo {
-    max_id: u64,
-    num_devices: u64,
-    fsid: [u8; 16],
-    nodesize: u32,
-    sectorsize: u32,
-    rest: [u8; 984],
-}
-
-/// `struct btrfs_ioctl_dev_info_args`
-#[repr(C)]
-struct RawBtrfsDevice {
-    devid: u64,
-    uuid: [u8; 16],
-    bytes_used: u64,
-    total_bytes: u64,
-    rest: [u8; 4056],
-}
-
-/// `struct btrfs_ioctl_vol_args`
-#[repr(C)]
-struct RawBtrfsName {
-    fd: i64,
-    name: [u8; 4088],
-}
-
 // The sizes are part of the ioctls' numbers, so a wrong one would be another ioctl.
 const _: () = assert!(size_of::<RawXfsGeometry>() == 112);
 const _: () = assert!(size_of::<RawXfsGrowth>() == 16);
-const _: () = assert!(size_of::<RawBtrfsInfo>() == 1024);
-const _: () = assert!(size_of::<RawBtrfsDevice>() == 4096);
-const _: () = assert!(size_of::<RawBtrfsName>() == 4096);
 
 mod raw {
     nix::ioctl_read!(xfs_ioc_fsgeometry_v4, b'X', 124, super::RawXfsGeometry);
     nix::ioctl_write_ptr!(xfs_ioc_fsgrowfsdata, b'X', 110, super::RawXfsGrowth);
     nix::ioctl_write_ptr!(ext4_ioc_resize_fs, b'f', 16, u64);
-    nix::ioctl_read!(btrfs_ioc_fs_info, 0x94, 31, super::RawBtrfsInfo);
-    nix::ioctl_readwrite!(btrfs_ioc_dev_info, 0x94, 30, super::RawBtrfsDevice);
-    nix::ioctl_write_ptr!(btrfs_ioc_resize, 0x94, 3, super::RawBtrfsName);
 }
 
 /// Size of an XFS file system.
@@ -151,66 +119,11 @@ pub fn ext4_grow(fd: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno> {
     unsafe { raw::ext4_ioc_resize_fs(fd.as_raw_fd(), &raw const blocks) }.map(drop)
 }
 
-/// A btrfs file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BtrfsInfo {
-    /// The same through all its mounts and subvolumes; what the directory below `/sys/fs/btrfs` is named after.
-    pub id: [u8; 16],
-    pub devices: u64,
-    pub largest_device_id: u64,
-    /// Unit of sizes, in bytes.
-    pub sector_size: u32,
-}
-
-/// Asks btrfs what it is: BTRFS_IOC_FS_INFO.
-///
-/// # Errors
-/// `ENOTTY` for another file system.
-pub fn btrfs_info(fd: BorrowedFd<'_>) -> Result<BtrfsInfo, Errno> {
-    let mut info =
-        RawBtrfsInfo { max_id: 0, num_devices: 0, fsid: [0; 16], nodesize: 0, sectorsize: 0, rest: [0; 984] };
-    // SAFETY: the descriptor is open for the time of the call, and the kernel fills a structure of this very layout.
-    unsafe { raw::btrfs_ioc_fs_info(fd.as_raw_fd(), &raw mut info) }?;
-    Ok(BtrfsInfo {
-        id: info.fsid,
-        devices: info.num_devices,
-        largest_device_id: info.max_id,
-        sector_size: info.sectorsize,
-    })
-}
-
-/// How much of one of its devices btrfs covers: BTRFS_IOC_DEV_INFO.
-///
-/// # Errors
-/// `ENODEV` when it has no device of that id.
-pub fn btrfs_device_size(fd: BorrowedFd<'_>, device_id: u64) -> Result<Bytes, Errno> {
-    let mut device = RawBtrfsDevice { devid: device_id, uuid: [0; 16], bytes_used: 0, total_bytes: 0, rest: [0; 4056] };
-    // SAFETY: the descriptor is open for the time of the call, and the kernel fills a structure of this very layout.
-    unsafe { raw::btrfs_ioc_dev_info(fd.as_raw_fd(), &raw mut device) }?;
-    Ok(Bytes::new(device.total_bytes))
-}
-
-/// Makes btrfs cover all of one of its devices: BTRFS_IOC_RESIZE. On a device that is smaller than it was, it shrinks.
-/// The change is durable when the call returns.
-///
-/// # Errors
-/// `EBUSY` while a balance or another such operation runs, `EINVAL` when the device is below 256 MiB, `EPERM` when it is not
-/// writeable.
-pub fn btrfs_fill_device(fd: BorrowedFd<'_>, device_id: u64) -> Result<(), Errno> {
-    let mut arguments = RawBtrfsName { fd: 0, name: [0; 4088] };
-    // The longest number is far shorter than the field, which stays ended by a NUL.
-    write!(&mut arguments.name[..], "{device_id}:max").map_err(|_| Errno::EOVERFLOW)?;
-    // SAFETY: the descriptor is open for the time of the call, and the kernel reads a structure of this very layout.
-    match unsafe { raw::btrfs_ioc_resize(fd.as_raw_fd(), &raw const arguments) }? {
-        0 => Ok(()),
-        // BTRFS_ERROR_DEV_EXCL_RUN_IN_PROGRESS is a positive number.
-        _ => Err(Errno::EBUSY),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
 
     #[test]
     fn the_superblock_tells_blocks_of_a_size() {
@@ -218,14 +131,11 @@ mod tests {
         superblock[..16].copy_from_slice(b"XFSB\0\0\x10\0\0\0\0\x01\0\0\0\x02");
         assert_eq!(xfs_size_on_device(&superblock), Bytes::new(((1 << 32) + 2) * 4096));
     }
-    use std::fs::File;
-    use std::os::fd::AsFd;
 
     #[test]
     fn another_file_system_is_told_from_these() {
         let proc = File::open("/proc").unwrap();
         assert_eq!(xfs_geometry(proc.as_fd()), Err(Errno::ENOTTY));
-        assert_eq!(btrfs_info(proc.as_fd()), Err(Errno::ENOTTY));
         assert_eq!(ext4_grow(proc.as_fd(), 1), Err(Errno::ENOTTY));
     }
 }

@@ -12,9 +12,9 @@ use tower::Service;
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{debug, warn};
 
-use super::in_time::InTime;
 use super::log_limit::LogLimit;
 use super::peer::Peer;
+use super::request_deadline::InTime;
 use super::status;
 use crate::logging::spans;
 use crate::meters::Meters;

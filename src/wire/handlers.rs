@@ -15,7 +15,7 @@ use super::proto::node_service_server::NodeService;
 use super::proto::share_service_server::ShareService;
 use super::{audit, convert, proto, status::status};
 use crate::meters::Meters;
-use crate::model::{Job, JobKind, PoolName, Refusal};
+use crate::model::{Job, JobKind, PoolName, ProjectLabel, Refusal};
 use crate::service::{Selection, Service};
 
 /// Answers all three services.
@@ -148,7 +148,8 @@ impl JobService for Handlers {
         // Up to a thousand records are read, which is too long for a thread that serves others.
         let answer = tokio::task::spawn_blocking(move || {
             let selection = Selection { share, state: convert::state_filter(request.state)? };
-            let project = convert::project(&request.project_id)?;
+            // Stored jobs may have labels that would not be taken now.
+            let project = ProjectLabel::of_record(request.project_id);
             let before = convert::page_after(&request.page_token, &listed)?;
             service.list_jobs(&selection, &project, before, convert::page_size(request.page_size))
         });

@@ -18,14 +18,12 @@ use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::limits::{SCRAPE_LIMIT, SCRAPERS_MOST};
+use super::limits::{ACCEPT_PAUSE, SCRAPE_LIMIT, SCRAPERS_MOST};
 
 /// What of a connection is held in memory, each way: a head, or answers that the client has not taken yet.
 const BUFFER_MOST: usize = 64 << 10;
 /// For requests that are at hand at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(30);
-/// Accepting fails when the system is short of file descriptors, which passes.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves metrics for as long as the program runs. Whoever is on the node may connect, but not so often that the files
 /// which may be open run out.

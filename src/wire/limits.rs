@@ -1,4 +1,4 @@
-//! Every limit of the wire, with its reason.
+//! The limits of connections and requests, each with its reason.
 //!
 //! What is not set here, since tonic has no setting for it, is h2's own: it answers the pings and settings of a client
 //! one at a time and reads no further until they are sent, takes no more CONTINUATION frames than a list of headers of
@@ -48,6 +48,9 @@ pub const HANDSHAKES_MOST: usize = 256;
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a client may take for the preface of HTTP/2 (RFC 9113, 3.4), with which it begins: pings begin only then.
 pub const PREFACE_LIMIT: Duration = Duration::from_secs(10);
+
+/// After an accept that failed for want of files or memory, which the next would too.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections of scrapers of metrics at once; more wait in the listener's queue. There are one or two Prometheus.
 pub const SCRAPERS_MOST: usize = 32;

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -20,7 +19,7 @@ use tonic::transport::server::Connected;
 use tracing::warn;
 
 use super::gate::Guard;
-use super::limits::{HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT, strangers};
+use super::limits::{ACCEPT_PAUSE, HANDSHAKE_LIMIT, HANDSHAKES_MOST, PREFACE_LIMIT, strangers};
 use super::log_limit::LogLimit;
 use super::peer::Peer;
 use super::tls::Tls;
@@ -28,8 +27,12 @@ use crate::meters::Meters;
 
 /// Bytes of the preface with which a client of HTTP/2 begins (RFC 9113, 3.4).
 const PREFACE: usize = 24;
-/// After an accept that failed for want of files or memory, which the next would too.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound TCP port; without TLS everybody who reaches it is an anonymous caller.
+pub struct Tcp {
+    pub listener: TcpListener,
+    pub tls: Option<Arc<Tls>>,
+}
 
 trait Io: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
@@ -72,7 +75,7 @@ pub struct Connections {
 /// Whoever comes then is turned away: an end at once is better told from a growd that hangs than a wait.
 pub fn connections(
     unix: UnixListener,
-    tcp: Option<(TcpListener, Option<Arc<Tls>>)>,
+    tcp: Option<Tcp>,
     most: usize,
     guard: &Arc<Guard>,
     meters: &Arc<Meters>,
@@ -89,10 +92,10 @@ pub fn connections(
     };
     tokio::spawn(accept_unix(unix, door()));
     match tcp {
-        Some((listener, Some(tls))) => {
+        Some(Tcp { listener, tls: Some(tls) }) => {
             drop(tokio::spawn(accept_tls(listener, tls, Arc::new(door()), Arc::clone(meters))))
         }
-        Some((listener, None)) => drop(tokio::spawn(accept_plain(listener, door()))),
+        Some(Tcp { listener, tls: None }) => drop(tokio::spawn(accept_plain(listener, door()))),
         None => {}
     }
     Connections { known: ReceiverStream::new(of_known), strangers: of_strangers }

@@ -102,11 +102,13 @@ impl Metrics {
                 )?,
             },
             findings: gauges(&registry, "growd_findings", "What growctl doctor finds.", &["pool", "kind"])?,
-            findings_looked_at: gauge(
-                &registry,
-                "growd_findings_looked_at_timestamp_seconds",
-                "When findings were last looked for.",
-            )?,
+            findings_looked_at: {
+                let help = "When a look for findings last ended, or the first one began.";
+                let looked_at = gauge(&registry, "growd_findings_looked_at_timestamp_seconds", help)?;
+                // From here on the silence of a look that never ends is counted, and not from 1970.
+                looked_at.set(now());
+                looked_at
+            },
             scrape: Mutex::default(),
             service,
             registry,

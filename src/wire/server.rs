@@ -11,21 +11,22 @@ use std::sync::{Arc, OnceLock};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_stream::wrappers::WatchStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use super::gate::{Gate, Guard, Rules};
 use super::handlers::Handlers;
 use super::limits::*;
-use super::listeners::Connections;
+pub use super::listeners::Tcp;
+use super::listeners::{Connection, Connections};
 use super::proto::job_service_server::{self, JobServiceServer};
 use super::proto::node_service_server::{self, NodeServiceServer};
 use super::proto::share_service_server::{self, ShareServiceServer};
-use super::tls::Tls;
 use super::{listeners, proto};
 use crate::meters::Meters;
 use crate::service::Service;
@@ -34,12 +35,6 @@ use crate::service::Service;
 const SOCKET_MODE: u32 = 0o660;
 /// Everybody on the node may connect: the gate tells them apart.
 const OPEN_SOCKET_MODE: u32 = 0o666;
-
-/// A bound TCP port; without TLS everybody who reaches it is an anonymous caller.
-pub struct Tcp {
-    pub listener: TcpListener,
-    pub tls: Option<Arc<Tls>>,
-}
 
 /// What the daemon tells the server while it serves.
 #[derive(Clone)]
@@ -168,45 +163,59 @@ pub async fn serve(
     let guard = Arc::new(Guard::new(rules, Arc::clone(&meters)));
     let control = Control { service: Arc::clone(&handlers.service), health, guard: Arc::clone(&guard) };
     control.set_serving(false, false).await;
+    let services = Gate::new(services(health_service, handlers)?, Arc::clone(&guard));
+    let most = usize::try_from(connections).unwrap_or(usize::MAX);
+    let Connections { known, strangers } = listeners::connections(listener, tcp, most, &guard, &meters);
+    let known = server(STREAMS_MOST).serve_with_incoming_shutdown(services.clone(), known, until(stopped.clone()));
+    let strangers = serve_strangers(services, strangers, guard, stopped);
+    Ok((control, async {
+        tokio::try_join!(known, strangers)?;
+        Ok(())
+    }))
+}
+
+/// All services that are served, with the limit of a message for each.
+fn services<H: Health>(health: HealthServer<H>, handlers: Handlers) -> Result<Routes, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let services = Routes::new(health_service.max_decoding_message_size(MESSAGE_MOST))
+    Ok(Routes::new(health.max_decoding_message_size(MESSAGE_MOST))
         .add_service(reflection().build_v1()?.max_decoding_message_size(MESSAGE_MOST))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MESSAGE_MOST))
         .add_service(ShareServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
         .add_service(JobServiceServer::new(handlers.clone()).max_decoding_message_size(MESSAGE_MOST))
         .add_service(NodeServiceServer::new(handlers).max_decoding_message_size(MESSAGE_MOST))
-        .prepare();
-    let services = Gate::new(services, Arc::clone(&guard));
-    let most = usize::try_from(connections).unwrap_or(usize::MAX);
-    let tcp = tcp.map(|tcp| (tcp.listener, tcp.tls));
-    let Connections { known, strangers } = listeners::connections(listener, tcp, most, &guard, &meters);
-    let stop = move || {
-        let mut stopped = stopped.clone();
-        // A sender that is gone says the same.
-        async move { drop(stopped.wait_for(|stopped| *stopped).await) }
-    };
-    let known = server(STREAMS_MOST).serve_with_incoming_shutdown(services.clone(), known, stop());
-    let strangers = Arc::new(Mutex::new(strangers));
-    // Whoever gets a role by a change of the rules is a stranger no more: all strangers' connections end in good order,
-    // and their callers connect again as what they are by then. Calls at hand do not hold that up.
-    let each_rules = WatchStream::new(guard.rules.subscribe()).take_until(stop());
-    let strangers = each_rules.map(Ok).try_for_each_concurrent(None, move |_| {
-        let connections = stream::unfold(Arc::clone(&strangers), async |strangers| {
-            let connection = strangers.lock().await.recv().await?;
-            Some((connection, strangers))
+        .prepare())
+}
+
+/// Serves the connections of callers that had no role when they connected. Whoever gets one by a change of the rules is a
+/// stranger no more: all these connections end in good order then, and their callers connect again as what they are by
+/// that time. Calls at hand do not hold that up.
+async fn serve_strangers(
+    services: Gate<Routes>,
+    connections: mpsc::Receiver<io::Result<Connection>>,
+    guard: Arc<Guard>,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), tonic::transport::Error> {
+    let connections = Arc::new(Mutex::new(connections));
+    let each_rules = WatchStream::new(guard.rules.subscribe()).take_until(until(stopped.clone()));
+    let served = each_rules.map(Ok).try_for_each_concurrent(None, |_| {
+        let connections = stream::unfold(Arc::clone(&connections), async |connections| {
+            let connection = connections.lock().await.recv().await?;
+            Some((connection, connections))
         });
-        let (mut rules, stop) = (guard.rules.subscribe(), stop());
+        let (mut rules, stop) = (guard.rules.subscribe(), until(stopped.clone()));
         let changed = async move { tokio::select!(_ = rules.changed() => {}, () = stop => {}) };
         server(STRANGERS_STREAMS_MOST).serve_with_incoming_shutdown(services.clone(), connections, changed)
     });
-    Ok((control, async {
-        tokio::try_join!(known, strangers)?;
-        Ok(())
-    }))
+    served.await
+}
+
+/// Waits for the word to stop; a sender that is gone says the same.
+async fn until(mut stopped: watch::Receiver<bool>) {
+    drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
 /// Connections have so many streams at once.

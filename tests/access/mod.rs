@@ -23,7 +23,10 @@ use tonic_types::StatusExt;
 
 #[path = "../support/ports.rs"]
 mod ports;
+#[path = "../support/refusals.rs"]
+pub mod refusals;
 pub use ports::reserve_port;
+pub use refusals::reason;
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -231,15 +234,6 @@ pub async fn pools(channel: &Channel) -> Vec<String> {
 pub async fn extend(channel: &Channel) -> Status {
     let request = ExtendShareRequest { share_id: SHARE.to_owned(), new_size_bytes: 1 << 30, ..Default::default() };
     ShareServiceClient::new(channel.clone()).extend_share(request).await.unwrap_err()
-}
-
-pub fn reason(status: &Status) -> String {
-    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
-}
-
-pub fn metadata(status: &Status, key: &str) -> String {
-    let details = status.get_error_details();
-    details.error_info().and_then(|info| info.metadata.get(key).cloned()).unwrap_or_default()
 }
 
 /// Panics unless this is the refusal with code, reason and HTTP status.

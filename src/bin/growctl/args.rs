@@ -163,7 +163,7 @@ pub struct JobsArgs {
     pub state: Option<JobState>,
     /// Only jobs with this project label
     #[arg(long, value_name = "LABEL")]
-    pub project: Option<ProjectLabel>,
+    pub project: Option<String>,
     /// At most so many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub limit: u32,

@@ -121,7 +121,7 @@ async fn jobs(calls: &Calls, args: JobsArgs, output: Output, now: SystemTime) ->
     let filter = ListJobsRequest {
         share_id: args.share.map(|id| id.to_string()).unwrap_or_default(),
         state: args.state.and_then(|state| JobState::from_str_name(state.as_str())).unwrap_or_default().into(),
-        project_id: args.project.map(|label| label.as_str().to_owned()).unwrap_or_default(),
+        project_id: args.project.unwrap_or_default(),
         ..ListJobsRequest::default()
     };
     let answer = calls.newest_jobs(filter, args.limit).await?;

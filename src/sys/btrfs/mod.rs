@@ -4,6 +4,7 @@
 //! set; use and the state of the quotas are written there when a transaction is committed, every 30 seconds unless
 //! mounted otherwise.
 
+pub mod devices;
 mod subvolume;
 mod tree_search;
 
@@ -21,7 +22,7 @@ use uuid::Uuid;
 
 pub use self::subvolume::{qgroup_in, qgroup_of};
 use self::tree_search::{ANY, Key, SMALL, first_of, number, search};
-use super::{errno, growfs};
+use super::errno;
 use crate::model::Bytes;
 
 /// BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's top directory.
@@ -102,7 +103,7 @@ pub fn is_btrfs(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// # Errors
 /// Those of fstatfs(2) and of the ioctl.
 pub fn filesystem_id(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
-    if is_btrfs(fd)? { growfs::btrfs_info(fd).map(|info| Some(info.id)) } else { Ok(None) }
+    if is_btrfs(fd)? { devices::info(fd).map(|info| Some(info.id)) } else { Ok(None) }
 }
 
 /// What keeps a btrfs from being resized, as `balance` or `balance paused`: `/sys/fs/btrfs/ID/exclusive_operation`. `None`
@@ -111,7 +112,7 @@ pub fn filesystem_id(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
 /// # Errors
 /// Those of the ioctl and of reading the file.
 pub fn exclusive_operation(fd: BorrowedFd<'_>) -> Result<Option<String>, Errno> {
-    let id = Uuid::from_bytes(growfs::btrfs_info(fd)?.id);
+    let id = Uuid::from_bytes(devices::info(fd)?.id);
     match fs::read_to_string(format!("/sys/fs/btrfs/{id}/exclusive_operation")).map_err(errno) {
         Ok(text) => Ok(Some(text.trim_end().to_owned()).filter(|operation| operation != "none")),
         Err(Errno::ENOENT) => Ok(None),
