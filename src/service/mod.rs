@@ -1,6 +1,7 @@
 //! The use cases: what each request does, and by which rules it is let in. Knows nothing of gRPC.
 
 pub mod admission;
+mod list;
 mod report;
 
 use std::sync::Arc;
