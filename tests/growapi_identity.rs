@@ -330,7 +330,7 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
             assert_eq!(answer.header("retry-after").is_some(), status == 503, "{answer:?}");
         }
     }
-    assert!(front.has_logged(&format!("reason=\"UNSUPPORTED\" status=501 problem=\"{words}\"")));
+    assert!(front.has_logged(&format!("node=\"n00\" reason=\"UNSUPPORTED\" problem=\"{words}\"")));
     cluster.nodes[0].with(|state| state.refusing_looks = None);
 
     // A pool that cannot be read is its owner's, and an admin's.

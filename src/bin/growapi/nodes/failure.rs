@@ -28,7 +28,7 @@ pub enum Failure {
     #[error("it closes connections before a request is sent: {problem}")]
     Closed { problem: String },
     /// growd does not let growapi make the call.
-    #[error("it denies growapi the call: {problem}")]
+    #[error("it denies growapi the call, since [access] in its growd.toml gives it no role for that: {problem}")]
     Denied { problem: String },
     #[error("no answer in time")]
     Silent,
@@ -197,6 +197,12 @@ pub fn words(reason: &str, message: String) -> String {
 }
 
 impl Refused {
+    /// Whether it is about what the client asks for, and the client hears all there is to it.
+    pub fn is_told(&self) -> bool {
+        let is_of_request = self.told == self.message || self.reason == "REQUEST_ID_REUSED";
+        is_of_request && self.http_status < StatusCode::INTERNAL_SERVER_ERROR.as_u16()
+    }
+
     fn into_refusal(self, asked: Option<u64>) -> Refusal {
         match (self.reason.as_str(), asked) {
             ("SHARE_NOT_FOUND", None) => Refusal::not_found(),

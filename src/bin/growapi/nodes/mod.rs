@@ -239,16 +239,8 @@ impl Nodes {
             match answer {
                 Ok(share) => return Ok(self.remember(id, &node, share)),
                 Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {}
-                Err(failure) => {
-                    if let Failure::Refused(refused) = &failure {
-                        let (reason, status, problem) = (&refused.reason, refused.http_status, &refused.message);
-                        let node = &node.name;
-                        tracing::info!(share = %id, node, reason, status, problem, "a node cannot tell of a share");
-                    }
-                    if worst.as_ref().is_none_or(Failure::stays) {
-                        worst = Some(failure.cannot_tell());
-                    }
-                }
+                Err(failure) if worst.as_ref().is_none_or(Failure::stays) => worst = Some(failure.cannot_tell()),
+                Err(_) => {}
             }
         }
         if let (Some(known), None) = (known, &worst) {

@@ -16,7 +16,7 @@ use tonic::{Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::failure::Failure;
+use super::failure::{Failure, Refused};
 
 /// How often a call is made again after its connection broke. Every call is safe to repeat: reads change nothing, and
 /// a change with a request id is one request however often it is sent.
@@ -165,21 +165,23 @@ impl Node {
             }
         };
         let answer = tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(Failure::Silent));
+        // The tenant hears neither which node it was nor, as a rule, what it said: whoever runs growapi finds both here.
         match &answer {
+            Ok(_) => self.note_up(),
+            Err(Failure::Refused(refused)) => {
+                self.note_up();
+                if !refused.is_told() {
+                    let Refused { reason, message: problem, .. } = refused;
+                    tracing::warn!(node = self.name, reason, problem, "the node refuses");
+                }
+            }
             Err(Failure::Unreachable { problem }) => self.note_down(problem),
-            Err(Failure::Nonsense { problem }) => {
-                tracing::error!(node = self.name, problem, "the node answered what growd does not answer");
-            }
-            Err(Failure::Closed { problem }) => {
-                tracing::error!(node = self.name, problem, "the node closes connections before a request is sent");
-            }
-            Err(Failure::Denied { problem }) => {
-                let message = "the node denies growapi the call: [access] in its growd.toml gives it no role for that";
-                tracing::error!(node = self.name, problem, "{message}");
-            }
             // A call that waits for a pool which hangs says nothing of the others.
+            Err(failure @ Failure::Silent) if !self.is_down() => tracing::warn!(node = self.name, "{failure}"),
             Err(Failure::Silent) => {}
-            Ok(_) | Err(Failure::Refused(_)) => self.note_up(),
+            Err(failure @ (Failure::Closed { .. } | Failure::Denied { .. } | Failure::Nonsense { .. })) => {
+                tracing::error!(node = self.name, "{failure}");
+            }
         }
         answer
     }
