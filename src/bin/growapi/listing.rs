@@ -231,18 +231,24 @@ impl List<'_> {
                 self.answered = true;
                 return Some(answer);
             }
-            // The node has no pool of that name.
-            Err(failure) if failure.has_reason("INVALID_REQUEST") && !pool.is_empty() => self.answered = true,
-            // The node has answered, unless its growd still starts.
-            Err(Failure::Refused(refused)) if !pool.is_empty() && refused.reason != "STORE_UNAVAILABLE" => {
+            // The node has no pool of that name. One that it had for the page before may be gone, or it refuses to go on.
+            Err(failure) if failure.has_reason("INVALID_REQUEST") && !pool.is_empty() && behind.is_none() => {
                 self.answered = true;
-                self.page.unreadable.insert((node.name.clone(), pool.clone()));
             }
             Err(error) => {
                 tracing::warn!(node = node.name, pool, %error, "shares are missing from a list");
-                // A node may be asked for several lists, and is one node.
-                self.page.missing.insert(node.name.clone());
-                self.failure.get_or_insert(error);
+                match error {
+                    // The node has answered, unless its growd still starts.
+                    Failure::Refused(refused) if !pool.is_empty() && refused.reason != "STORE_UNAVAILABLE" => {
+                        self.answered = true;
+                        self.page.unreadable.insert((node.name.clone(), pool.clone()));
+                    }
+                    error => {
+                        // A node may be asked for several lists, and is one node.
+                        self.page.missing.insert(node.name.clone());
+                        self.failure.get_or_insert(error);
+                    }
+                }
             }
         }
         None
