@@ -11,7 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
-use growd::model::{Bytes as Size, JobKind, ShareId};
+use growd::model::{Bytes as Size, JobKind, Reason, ShareId};
 use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, Share};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
@@ -308,7 +308,7 @@ fn may_be_earlier(traced: &Traced, answer: &Result<Option<Taken>, Failure>) -> R
         }
         Ok(Some(Taken { job, .. })) => Ok(has_failed(job) || job.state() == JobState::Succeeded),
         Ok(None) => Ok(false),
-        Err(failure) => Ok(failure.has_reason("REQUEST_ID_REUSED")),
+        Err(failure) => Ok(failure.has_reason(Reason::RequestIdReused)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use growd::model::{JobKind, ShareId, TraceParent};
+use growd::model::{JobKind, Reason, ShareId, TraceParent};
 use growd::wire::client::{self, Credentials};
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
@@ -79,7 +79,7 @@ impl Node {
         };
         match self.job(job_id).await {
             // Ended and removed since: nothing to tell.
-            Err(failure) if failure.has_reason("JOB_NOT_FOUND") => Ok(None),
+            Err(failure) if failure.has_reason(Reason::JobNotFound) => Ok(None),
             job => job.map(Some),
         }
     }
