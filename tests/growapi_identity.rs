@@ -330,7 +330,7 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
             assert_eq!(answer.header("retry-after").is_some(), status == 503, "{answer:?}");
         }
     }
-    assert!(front.has_logged(&format!("reason=\"UNSUPPORTED\" status=501 problem=\"{words}\"")));
+    assert!(front.has_logged(&format!("node=\"n00\" reason=\"UNSUPPORTED\" problem=\"{words}\"")));
     cluster.nodes[0].with(|state| state.refusing_looks = None);
 
     // A pool that cannot be read is its owner's, and an admin's.
@@ -340,4 +340,25 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
     assert_eq!(other.get("/v2/q/shares").header("warning"), None);
     assert!(pools(admin.get("/v2/p/shares?all_tenants=1&project_id=p")));
     assert!(!pools(admin.get("/v2/p/shares?all_tenants=1&project_id=q")));
+}
+
+#[test]
+fn what_goes_to_a_pool_of_another_owner_is_no_longer_the_old_owners() {
+    let (cluster, front) = with_token_file();
+    let tokens = ["member", "admin", "other"].map(token);
+    let [member, admin, other] = [0, 1, 2].map(|n: usize| As(&front, &tokens[n]));
+    let node = &cluster.nodes[1];
+    let work = |n| node.with(|state| "work".clone_into(&mut state.shares.get_mut(&share(n)).unwrap().pool));
+    // Both are known to be in a pool of p: one from a look at it, the other from a list.
+    node.hold(&share(5), "home", 2 * GIB);
+    member.extend("p", &share(2), 3).accepted();
+    node.finish(&share(2));
+    assert_eq!(member.listed("/v2/p/shares"), [1, 2, 5].map(share));
+    for (n, action) in [(2, "{\"os-shrink\": {\"new_size\": 2}}"), (5, "{\"os-extend\": {\"new_size\": 4}}")] {
+        work(n);
+        assert_eq!(member.act("p", &share(n), action).refused(404), "Resource could not be found.");
+    }
+    assert_eq!(node.with(|state| (state.extends.len(), state.shrinks.len())), (1, 0));
+    other.extend("q", &share(2), 4).accepted();
+    admin.extend("p", &share(5), 4).accepted();
 }

@@ -219,6 +219,38 @@ fn pools_that_cannot_be_read_are_told_with_the_nodes() {
 }
 
 #[test]
+fn a_pool_that_is_not_told_to_its_end_is_missing_and_one_that_is_not_there_is_not() {
+    let cluster = Cluster::new(2);
+    (1..=3).for_each(|n| cluster.nodes[0].hold(&share(n), "home", 2 * GIB));
+    let owner = "[[owner]]\nproject = \"p\"\npool = \"home\"\n";
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}{owner}", cluster.config()));
+    let unknown = refusal(Code::InvalidArgument, "INVALID_REQUEST", 400, &[]);
+    cluster.nodes[1].with(|state| state.refusing_lists = Some(unknown));
+    cluster.nodes[0].with(|state| state.refusing_pages = true);
+    let whole = front.get("/v2/p/shares");
+    assert_eq!((whole.json()["shares"].as_array().unwrap().len(), whole.header("warning")), (3, None));
+    let rest = front.get(&format!("/v2/p/shares?marker={}", share(1)));
+    assert_eq!(rest.json()["shares"].as_array().unwrap().len(), 0);
+    assert_eq!(rest.header("warning"), Some("199 growapi \"the shares of 1 pools that cannot be read are missing\""));
+}
+
+#[test]
+fn the_log_has_the_node_and_the_words_that_a_tenant_does_not_hear() {
+    let cluster = Cluster::new(2);
+    cluster.nodes[1].hold(&share(1), "home", 2 * GIB);
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    front.extend(&share(1), 1).refused(400);
+    front.extend(&share(2), 3).refused(404);
+    cluster.nodes[1].with(|state| state.mood = Mood::Refusing(refusal(Code::Internal, "INTERNAL", 500, &[])));
+    assert_eq!(front.extend(&share(1), 3).refused(500), "The storage node of the share has met an error.");
+    let line = |reason: &str| format!("node=\"n01\" reason=\"{reason}\" problem=\"refused with {reason}\"");
+    until(|| front.has_logged(&line("INTERNAL")), |is| *is);
+    for reason in ["SIZE_NOT_GREATER", "SHARE_NOT_FOUND"] {
+        assert!(!front.has_logged(&line(reason)), "{reason} is for the tenant");
+    }
+}
+
+#[test]
 fn a_share_whose_job_cannot_be_told_is_all_that_a_list_lacks() {
     let cluster = Cluster::new(1);
     let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));

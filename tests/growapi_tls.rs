@@ -76,7 +76,7 @@ async fn what_growapi_itself_may_not_do_is_no_fault_of_the_tenant() {
     let stranger = tempfile::tempdir().unwrap();
     let stranger_front = Front::start(stranger.path(), &config(&growd, &authority.client("stranger")));
     stranger_front.get(&format!("/v2/p/shares/{SHARE}")).refused(502);
-    until(|| stranger_front.has_logged("the node denies growapi the call"), |is| *is);
+    until(|| stranger_front.has_logged("denies growapi the call, since [access]"), |is| *is);
 }
 
 #[test]

@@ -125,10 +125,28 @@ async fn a_share_in_two_pools_is_extended_in_neither_until_one_is_named() {
         assert_eq!(told, [(share(1), "other"), (share(2), "home"), (share(3), "other")]);
         assert_eq!(listed.iter().map(|share| share.size_bytes()).collect::<Vec<_>>(), [8, 9, 8].map(|n| n * MIB));
     }
+    // Nor does the other pool's list have it, also while its own cannot be read.
+    let listed = async |pool| {
+        let pages = [clients.list_shares_of(pool, 1).await, clients.list_shares_of(pool, 100).await];
+        let [one, other] = pages.map(|page| page.into_iter().map(|share| share.share_id).collect::<Vec<_>>());
+        assert_eq!(one, other, "pages of one share and of all");
+        one
+    };
+    assert_eq!(listed("other").await, [1, 3].map(share));
+    home.unmount();
+    assert_eq!([listed("other").await, listed("").await], [[1, 3].map(share), [1, 3].map(share)]);
+    home.mount(PRJQUOTA);
+    assert_eq!((listed("home").await, clients.share(&share(2)).await.pool), (vec![share(2)], "home".to_owned()));
     std::fs::remove_dir(other.path().join(share(2))).unwrap();
     assert_eq!(clients.diagnose().await.findings, []);
     clients.extended(1, 9 * MIB).await;
     assert_eq!((home.hard_limit(project(1)), other.hard_limit(project(1))), (8 * MIB, 9 * MIB));
+
+    // One that has moved is where it is, though nobody has looked for it since.
+    std::fs::remove_dir(home.path().join(share(2))).unwrap();
+    other.create_share(&share(2), project(2), 8 * MIB);
+    assert_eq!([listed("other").await, listed("").await], [[1, 2, 3].map(share), [1, 2, 3].map(share)]);
+    assert_eq!(clients.share(&share(2)).await.pool, "other");
 }
 
 #[tokio::test(flavor = "multi_thread")]

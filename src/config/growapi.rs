@@ -1,7 +1,6 @@
 //! The configuration file of growapi: the same habits as growd's.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -81,8 +80,7 @@ impl ApiConfig {
     /// # Errors
     /// The file cannot be read, or [`ApiConfig::parse`] refuses it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, &path.display().to_string())
+        super::load(path, Self::parse)
     }
 
     /// # Errors
@@ -97,11 +95,8 @@ impl ApiConfig {
         let public_url = top.found("public_url", read::http_url, report).map(|at| at.value);
         let node_timeout = top.optional("node_timeout", PATIENCE, read::duration, report);
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
-        let metrics = top.table("metrics", Table::Metrics, report);
-        let metrics =
-            metrics.map_or(Some(None), |section| section.optional("listen", METRICS, read::address, report).map(Some));
-        let log = top.table("log", Table::Log, report);
-        let log = log.and_then(|section| section.required("level", read::level, report));
+        let metrics = top.metrics(METRICS, report);
+        let log = top.log(report);
         let tls = top.table("tls", Table::Tls, report);
         let tls = tls.map_or(Some(None), |section| read_tls(&section, report).map(Some));
         let nodes = top.tables("node", Table::Node, report)?;
@@ -122,7 +117,7 @@ impl ApiConfig {
             node_timeout: node_timeout?,
             request_timeout: request_timeout?,
             metrics: metrics?,
-            log: log.map(|at| at.value),
+            log,
             nodes: nodes.into_values().map(|node| node.value).collect(),
             tls: tls?,
             identity: identity?,

@@ -1,4 +1,5 @@
-//! The configuration file: read once at start, checked as a whole, every problem with its line.
+//! The configuration files of growd and of growapi: read at the start and at each SIGHUP, checked as a whole, every problem
+//! with its line.
 
 mod access;
 mod check;
@@ -26,7 +27,7 @@ use read::{At, Report, Section};
 use crate::driver::path_template::{NameTemplate, PathTemplate};
 use crate::model::{Bytes, DriverKind, PoolName, ShareId, ThinPool};
 
-/// What growd is told at its start.
+/// What growd is told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Path of the socket.
@@ -98,15 +99,6 @@ pub struct LvmConfig {
 }
 
 impl Backend {
-    pub const fn driver(&self) -> DriverKind {
-        match self {
-            Self::ProjectQuota { .. } => DriverKind::ProjectQuota,
-            Self::Lvm(_) => DriverKind::Lvm,
-            Self::Image { .. } => DriverKind::Image,
-            Self::Btrfs { .. } => DriverKind::Btrfs,
-        }
-    }
-
     /// The shares that have an entry of their own.
     pub fn named(&self) -> BTreeSet<ShareId> {
         match self {
@@ -134,8 +126,7 @@ impl Config {
     /// # Errors
     /// The file cannot be read, or [`Config::parse`] refuses it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, &path.display().to_string())
+        load(path, Self::parse)
     }
 
     /// # Errors
@@ -157,11 +148,8 @@ impl Config {
             retention_age = retention.optional("age", DEFAULT_AGE, read::duration, report);
             retention_jobs = retention.optional("jobs", DEFAULT_JOBS, read::count, report);
         }
-        let metrics = top.table("metrics", Table::Metrics, report);
-        let metrics = metrics
-            .map_or(Some(None), |section| section.optional("listen", DEFAULT_METRICS, read::address, report).map(Some));
-        let log = top.table("log", Table::Log, report);
-        let log = log.and_then(|section| section.required("level", read::level, report));
+        let metrics = top.metrics(DEFAULT_METRICS, report);
+        let log = top.log(report);
         let traces = top.table("traces", Table::Traces, report);
         let traces = traces.and_then(|section| section.required("endpoint", read::collector, report));
         if let (Some(endpoint), false) = (&traces, cfg!(feature = "otlp")) {
@@ -185,11 +173,18 @@ impl Config {
             retention_age: retention_age?,
             retention_jobs: retention_jobs?,
             metrics: metrics?,
-            log: log.map(|at| at.value),
+            log,
             traces: traces.map(|at| at.value),
             pools: pools.into_iter().map(|pool| pool.into_config(&shares)).collect::<Option<_>>()?,
         })
     }
+}
+
+/// # Errors
+/// The file cannot be read, or the parser refuses its text.
+fn load<T>(path: &Path, parse: fn(&str, &str) -> Result<T, ConfigError>) -> Result<T, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(&text, &path.display().to_string())
 }
 
 /// # Errors

@@ -153,6 +153,19 @@ impl<'d, 't> Section<'d, 't> {
         section(key, self.entries.get(key)?, table, report)
     }
 
+    /// Where `[metrics]` says that metrics are served: nowhere without it, at `default` when it does not say where. `None` when
+    /// that is wrong, which is reported.
+    pub fn metrics(&self, default: SocketAddr, report: &mut Report<'_>) -> Option<Option<SocketAddr>> {
+        let Some(metrics) = self.table("metrics", Table::Metrics, report) else { return Some(None) };
+        metrics.optional("listen", default, address, report).map(Some)
+    }
+
+    /// What `[log]` says is logged. `None` where it is missing, or wrong, which is reported.
+    pub fn log(&self, report: &mut Report<'_>) -> Option<Targets> {
+        let log = self.table("log", Table::Log, report)?;
+        log.required("level", level, report).map(|at| at.value)
+    }
+
     /// The array of tables under the key. `None` when there is something else, which is reported.
     pub fn tables(&self, key: &'static str, table: Table, report: &mut Report<'_>) -> Option<Vec<Section<'d, 't>>> {
         let Some(value) = self.entries.get(key) else { return Some(Vec::new()) };

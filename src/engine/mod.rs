@@ -189,12 +189,21 @@ impl Engine {
     /// # Errors
     /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
     pub fn job(&self, id: JobId) -> Result<Job, Refusal> {
+        self.job_if_seen(id)?.ok_or(Refusal::JobNotFound { job: id })
+    }
+
+    /// The same for whoever has the id from the store's index: `None` when retention removed the job at this moment, or it is
+    /// being accepted.
+    ///
+    /// # Errors
+    /// STORE_UNAVAILABLE.
+    pub fn job_if_seen(&self, id: JobId) -> Result<Option<Job>, Refusal> {
         if let Some(live) = self.live.lock().get(&id) {
-            return Ok(live.job.borrow().clone());
+            return Ok(Some(live.job.borrow().clone()));
         }
         // Read second: a job that is live no more has ended on disk before.
         let stored = self.store.get(id).map_err(|error| store_refusal(&error))?;
-        stored.filter(|job| job.state.is_ended()).ok_or(Refusal::JobNotFound { job: id })
+        Ok(stored.filter(|job| job.state.is_ended()))
     }
 
     /// A job to look at; whoever waits for a change is woken now and then, and when it has ended, which is the last one. Of
@@ -218,11 +227,7 @@ impl Engine {
         let mut newest = None;
         // One record is read as a rule: only cancelled jobs lead on to the next.
         for id in self.store.newest_first(&selection, None, 20) {
-            let job = match self.job(id) {
-                // Retention removed it at this moment, or it is being accepted.
-                Err(Refusal::JobNotFound { .. }) => continue,
-                job => job?,
-            };
+            let Some(job) = self.job_if_seen(id)? else { continue };
             newest.get_or_insert(id);
             if job.state != JobState::Cancelled {
                 return Ok((newest, Some(job)));

@@ -72,6 +72,11 @@ reasons! {
 }
 
 impl Reason {
+    /// `None` for what only another growd says.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+    }
+
     /// Whether the same request can succeed later without a change by whoever asks.
     pub const fn is_retryable(self) -> bool {
         matches!(

@@ -1,6 +1,7 @@
 //! The use cases: what each request does, and by which rules it is let in. Knows nothing of gRPC.
 
 pub mod admission;
+mod list;
 mod report;
 
 use std::sync::Arc;
@@ -205,11 +206,7 @@ impl Service {
             read += ids.len();
             for id in ids {
                 from = Some(id);
-                let job = match self.engine.job(id) {
-                    // Retention removed it at this moment, or it is being accepted.
-                    Err(Refusal::JobNotFound { .. }) => continue,
-                    job => job?,
-                };
+                let Some(job) = self.engine.job_if_seen(id)? else { continue };
                 if fits(&job) {
                     page.push(job);
                     if page.len() == size {

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::{Service, admission};
-use crate::driver::{Driver, DriverError, Observed, Problem, Shares, Space};
+use crate::driver::{DriverError, Observed, Problem, Shares, Space};
 use crate::engine::pools::{Pool, in_two_pools};
 use crate::model::{
     Bytes, CommandRecord, DriverKind, Finding, Job, JobId, JobKind, JobState, PoolName, PoolReport, ProjectLabel,
@@ -18,25 +18,12 @@ use crate::model::{
 
 /// A step that has been at work for so long is reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// After so long a list of all pools goes without the names, and without the sizes, of a pool's shares: growapi waits 10 s
-/// for the node, and the shares of the other pools shall be there.
-const NAMES_WITHIN: Duration = Duration::from_secs(5);
-const SIZES_WITHIN: Duration = Duration::from_secs(9);
 /// As long as [`Pool::call`] waits.
-const PATIENT: Duration = Duration::MAX;
+pub(super) const PATIENT: Duration = Duration::MAX;
 /// What there is to do about a share that two places have.
 const IN_ONE: &str = "take it out of one of them, or rename it there";
 const OTHER_FILE_SYSTEM: &str = "mount one at its path that its driver can use, or change either in growd.toml";
 const WAITING: &str = "dmesg, and ps -eo pid,stat,wchan:30,args, show what it waits for; then it goes on by itself";
-
-/// A page of a list of shares.
-pub struct SharesPage {
-    pub shares: Vec<ShareReport>,
-    /// Behind which another page follows.
-    pub next: Option<ShareId>,
-    /// Pools whose shares are missing.
-    pub unreadable: Vec<PoolName>,
-}
 
 impl Service {
     /// # Errors
@@ -49,78 +36,8 @@ impl Service {
         Ok(report(&pool, share, observed, jobs))
     }
 
-    /// Shares in the order of their ids, of one pool or of all, from behind `after` on. With a project those whose places
-    /// say it, or say none when it is empty. A list of all pools waits for none of them for long, and has one that two of
-    /// them have once: which is meant nothing tells.
-    ///
-    /// # Errors
-    /// INVALID_REQUEST for an unknown pool; NOT_MOUNTED when the only pool asked for is not there; STORE_UNAVAILABLE.
-    pub async fn shares(
-        &self,
-        pool: Option<&PoolName>,
-        project: Option<&ProjectLabel>,
-        after: Option<ShareId>,
-        size: usize,
-    ) -> Result<SharesPage, Refusal> {
-        let all = self.engine.pools.all();
-        let pools: Vec<Arc<Pool>> = match pool {
-            None => all.clone(),
-            Some(name) => vec![self.engine.pools.get(name).ok_or_else(|| Refusal::InvalidRequest {
-                field: "pool",
-                problem: format!("{:?} is not in the configuration", name.as_str()),
-            })?],
-        };
-        let begun = Instant::now();
-        let (names_within, sizes_within) =
-            if pool.is_none() { (NAMES_WITHIN, SIZES_WITHIN) } else { (PATIENT, PATIENT) };
-        // One more than the page has tells whether there is another page.
-        let most = size.saturating_add(1);
-        let names = pools.iter().map(|pool| next_shares(pool, &all, project, after, most, names_within));
-        let lists = join_all(names).await;
-        let mut places: Vec<(ShareId, usize)> = Vec::new();
-        let mut unreadable = Vec::new();
-        for (index, shares) in lists.into_iter().enumerate() {
-            match shares {
-                Ok(shares) => places.extend(shares.into_iter().map(|share| (share, index))),
-                Err(refusal) if pool.is_some() => return Err(refusal),
-                // The other pools are listed all the same; ListPools and Diagnose tell what is wrong with this one.
-                Err(_) => unreadable.push(pools[index].name.clone()),
-            }
-        }
-        places.sort_unstable();
-        let mut each = places.chunk_by(|(one, _), (other, _)| one == other);
-        let (mut shares, mut own) = (Vec::new(), vec![Vec::new(); pools.len()]);
-        for places in each.by_ref().take(size) {
-            let share = places[0].0;
-            match self.meant(share, places, &pools) {
-                Some(place) => own[place].push(share),
-                None => {
-                    let [one, other] = [0, 1].map(|n| &pools[places[n].1]);
-                    let observed = without_sizes(one, project, in_two_pools(share, &one.name, &other.name));
-                    shares.push(report(one, share, observed, self.jobs_of(share)?));
-                }
-            }
-        }
-        let more = each.next().is_some();
-        let limit = sizes_within.saturating_sub(begun.elapsed());
-        let pages = pools.iter().zip(own).map(|(pool, own)| self.report_all(pool, own, project, limit));
-        shares.extend(try_join_all(pages).await?.into_iter().flatten());
-        shares.sort_by_key(|report: &ShareReport| report.share);
-        let next = shares.last().filter(|_| more).map(|report| report.share);
-        Ok(SharesPage { shares, next, unreadable })
-    }
-
-    /// Which of the pools that have a share GetShare tells of: of several the one where it was found alone, or none.
-    fn meant(&self, share: ShareId, places: &[(ShareId, usize)], pools: &[Arc<Pool>]) -> Option<usize> {
-        if let [(_, only)] = places {
-            return Some(*only);
-        }
-        let found = self.engine.pools.found_in(share)?;
-        places.iter().map(|(_, place)| *place).find(|place| Arc::ptr_eq(&pools[*place], &found))
-    }
-
     /// Shares of one pool.
-    async fn report_all(
+    pub(super) async fn report_all(
         &self,
         pool: &Arc<Pool>,
         shares: Vec<ShareId>,
@@ -134,7 +51,7 @@ impl Service {
         Ok(all.map(|((share, observed), jobs)| report(pool, share, observed, jobs)).collect())
     }
 
-    fn jobs_of(&self, share: ShareId) -> Result<Jobs, Refusal> {
+    pub(super) fn jobs_of(&self, share: ShareId) -> Result<Jobs, Refusal> {
         let active = self.engine.claims.active(share);
         let (last, job) = match active {
             Some(id) => (active, Some(self.engine.job(id)?)),
@@ -266,30 +183,6 @@ impl Service {
     }
 }
 
-/// The ids of the next shares of one pool behind `after`, as many as `most`, without those that a [[share]] puts into
-/// another of `all` pools: these are in that one alone.
-async fn next_shares(
-    pool: &Pool,
-    all: &[Arc<Pool>],
-    project: Option<&ProjectLabel>,
-    after: Option<ShareId>,
-    most: usize,
-    limit: Duration,
-) -> Result<Vec<ShareId>, Refusal> {
-    let project = project.cloned();
-    let others: Vec<Arc<Pool>> = all.iter().filter(|other| other.name != pool.name).cloned().collect();
-    let list = move |driver: &dyn Driver| {
-        let shares = match &project {
-            None => driver.shares()?,
-            Some(project) => driver.shares_of(project)?,
-        };
-        let first = after.map_or(0, |after| shares.partition_point(|share| *share <= after));
-        let is_elsewhere = |share: &&ShareId| others.iter().any(|other| other.named.contains(share));
-        Ok(shares.iter().skip(first).filter(|share| !is_elsewhere(share)).take(most).copied().collect())
-    };
-    within(limit, pool, pool.call(list)).await
-}
-
 /// Shares of one pool as the kernel has them; those that cannot be read have a problem that says why.
 async fn observe_all(
     pool: &Pool,
@@ -311,7 +204,7 @@ async fn observe_all(
 }
 
 /// What there is to tell of a share that cannot be read.
-fn without_sizes(pool: &Pool, project: Option<&ProjectLabel>, refusal: Refusal) -> Observed {
+pub(super) fn without_sizes(pool: &Pool, project: Option<&ProjectLabel>, refusal: Refusal) -> Observed {
     Observed {
         location: PathBuf::from(pool.driver.location()),
         project: project.cloned().unwrap_or_default(),
@@ -323,7 +216,7 @@ fn without_sizes(pool: &Pool, project: Option<&ProjectLabel>, refusal: Refusal) 
 }
 
 /// What a pool answers in this time, or STUCK.
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Duration,
     pool: &Pool,
     answer: impl Future<Output = Result<T, Refusal>>,
@@ -333,7 +226,7 @@ async fn within<T>(
 }
 
 /// What the jobs say of a share.
-struct Jobs {
+pub(super) struct Jobs {
     status: ShareStatus,
     active: Option<JobId>,
     last: Option<JobId>,
@@ -373,7 +266,7 @@ fn unreadable(refusal: Refusal, driver: DriverKind) -> Problem {
     Problem::blocking(refusal, remedy.to_owned())
 }
 
-fn report(pool: &Pool, share: ShareId, observed: Observed, jobs: Jobs) -> ShareReport {
+pub(super) fn report(pool: &Pool, share: ShareId, observed: Observed, jobs: Jobs) -> ShareReport {
     let size = observed.size();
     let findings = observed.problems.into_iter().map(|problem| finding(&pool.name, Some(share), problem)).collect();
     ShareReport {

@@ -20,6 +20,9 @@ use tokio::sync::Semaphore;
 
 use super::limits::{ACCEPT_PAUSE, SCRAPE_LIMIT, SCRAPERS_MOST};
 
+/// For growapi, which counts for itself and has its scrapers served from here.
+pub use crate::meters::registered;
+
 /// What of a connection is held in memory, each way: a head, or answers that the client has not taken yet.
 const BUFFER_MOST: usize = 64 << 10;
 /// For requests that are at hand at the end.

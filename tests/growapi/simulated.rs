@@ -60,6 +60,10 @@ pub struct State {
     pub unreadable_pools: Vec<String>,
     /// Answers GetShare.
     pub refusing_looks: Option<Status>,
+    /// Answers ListShares of one pool.
+    pub refusing_lists: Option<Status>,
+    /// ListShares refuses to go on behind a page.
+    pub refusing_pages: bool,
     /// GetJob is not answered.
     pub silent_jobs: bool,
     /// Requests of both kinds that were received.
@@ -237,6 +241,12 @@ impl ShareService for Simulated {
         let ListSharesRequest { pool, page_size, page_token, project_id } = request.into_inner();
         if self.with(|state| state.unreadable_pools.contains(&pool)) {
             return Err(refusal(Code::FailedPrecondition, "NOT_MOUNTED", 409, &[]));
+        }
+        if let (false, Some(status)) = (pool.is_empty(), self.with(|state| state.refusing_lists.clone())) {
+            return Err(status);
+        }
+        if !page_token.is_empty() && self.with(|state| state.refusing_pages) {
+            return Err(refusal(Code::InvalidArgument, "INVALID_REQUEST", 400, &[]));
         }
         let behind = page_token.split_once('.').map(|(_, id)| id.to_owned()).unwrap_or_default();
         let shares = self.with(|state| {

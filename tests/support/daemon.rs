@@ -314,7 +314,13 @@ impl Clients {
 
     /// The shares of all pools, so many to a page.
     pub async fn list_shares(&self, page_size: u32) -> Vec<Share> {
-        let (mut all, mut request) = (Vec::new(), ListSharesRequest { page_size, ..Default::default() });
+        self.list_shares_of("", page_size).await
+    }
+
+    /// Those of one pool, page by page.
+    pub async fn list_shares_of(&self, pool: &str, page_size: u32) -> Vec<Share> {
+        let mut request = ListSharesRequest { pool: pool.to_owned(), page_size, ..Default::default() };
+        let mut all = Vec::new();
         loop {
             let page = self.shares.clone().list_shares(request.clone()).await.unwrap().into_inner();
             all.extend(page.shares);

@@ -84,7 +84,16 @@ impl Caller {
 
     /// Whether the caller, who asks for this project, may see what is there.
     pub fn sees(&self, project: &str, place: &Place) -> bool {
-        self.who.role == Some(Role::Admin) || self.api.owners.owns(project, place)
+        self.is_admin() || self.api.owners.owns(project, place)
+    }
+
+    /// Whether nothing but the pool says that the caller may see what is there.
+    pub fn sees_by_pool(&self, place: &Place) -> bool {
+        !self.is_admin() && self.api.owners.go_by_pool(place)
+    }
+
+    pub fn is_admin(&self) -> bool {
+        self.who.role == Some(Role::Admin)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use growd::model::{ProjectLabel, ShareId};
+use growd::model::{ProjectLabel, Reason, ShareId};
 use growd::wire::proto::{ListSharesResponse, Share};
 
 use crate::nodes::{Failure, Node, Nodes};
@@ -231,18 +231,24 @@ impl List<'_> {
                 self.answered = true;
                 return Some(answer);
             }
-            // The node has no pool of that name.
-            Err(failure) if failure.has_reason("INVALID_REQUEST") && !pool.is_empty() => self.answered = true,
-            // The node has answered, unless its growd still starts.
-            Err(Failure::Refused(refused)) if !pool.is_empty() && refused.reason != "STORE_UNAVAILABLE" => {
+            // The node has no pool of that name. One that it had for the page before may be gone, or it refuses to go on.
+            Err(failure) if failure.has_reason(Reason::InvalidRequest) && !pool.is_empty() && behind.is_none() => {
                 self.answered = true;
-                self.page.unreadable.insert((node.name.clone(), pool.clone()));
             }
             Err(error) => {
                 tracing::warn!(node = node.name, pool, %error, "shares are missing from a list");
-                // A node may be asked for several lists, and is one node.
-                self.page.missing.insert(node.name.clone());
-                self.failure.get_or_insert(error);
+                match error {
+                    // The node has answered, unless its growd still starts.
+                    Failure::Refused(refused) if !pool.is_empty() && !refused.has(Reason::StoreUnavailable) => {
+                        self.answered = true;
+                        self.page.unreadable.insert((node.name.clone(), pool.clone()));
+                    }
+                    error => {
+                        // A node may be asked for several lists, and is one node.
+                        self.page.missing.insert(node.name.clone());
+                        self.failure.get_or_insert(error);
+                    }
+                }
             }
         }
         None
@@ -301,7 +307,7 @@ async fn skip_to(
     let unknown = || Refusal::bad_request(format!("marker [{marker}] not found"));
     let id: ShareId = marker.parse().map_err(|_| unknown())?;
     let place = match nodes.place(id).await {
-        Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => return Err(unknown()),
+        Err(failure) if failure.has_reason(Reason::ShareNotFound) => return Err(unknown()),
         place => place.map_err(|failure| failure.into_refusal(None))?,
     };
     let has = |(node, stretch): &(Arc<Node>, Stretch)| Arc::ptr_eq(node, &place.node) && stretch.has(&place);

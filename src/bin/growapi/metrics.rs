@@ -3,15 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
-use growd::wire::http;
+use growd::wire::http::{self, registered};
 use parking_lot::Mutex;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 
 use crate::api::Current;
@@ -34,28 +33,26 @@ pub struct Metrics {
 impl Metrics {
     /// # Errors
     /// Never, as long as the names below are well formed and differ.
-    pub fn new() -> Result<Self> {
+    pub fn new() -> Result<Self, Error> {
+        let registry = Registry::new();
         let requests = Opts::new("growapi_requests_total", "Requests that were answered.");
         let seconds =
             HistogramOpts::new("growapi_request_duration_seconds", "Time from a request's head to its answer.");
+        let seconds = seconds.buckets(TIMES.to_vec());
         let up = Opts::new("growapi_node_up", "1 when the node answered when it was last asked.");
+        let gauge = |name, help| registered(&registry, IntGauge::new(name, help)?);
         let metrics = Self {
-            registry: Registry::new(),
-            requests: IntCounterVec::new(requests, &["method", "route", "status"])?,
-            seconds: HistogramVec::new(seconds.buckets(TIMES.to_vec()), &["method", "route"])?,
-            node_up: IntGaugeVec::new(up, &["node"])?,
-            places: IntGauge::new("growapi_known_shares", "Shares of which it is known which node has them.")?,
-            reloaded: IntGauge::new(
+            requests: registered(&registry, IntCounterVec::new(requests, &["method", "route", "status"])?)?,
+            seconds: registered(&registry, HistogramVec::new(seconds, &["method", "route"])?)?,
+            node_up: registered(&registry, IntGaugeVec::new(up, &["node"])?)?,
+            places: gauge("growapi_known_shares", "Shares of which it is known which node has them.")?,
+            reloaded: gauge(
                 "growapi_config_last_reload_successful",
                 "0 when the last reload of the configuration was refused.",
             )?,
             scrape: Mutex::default(),
+            registry,
         };
-        metrics.registry.register(Box::new(metrics.requests.clone()))?;
-        metrics.registry.register(Box::new(metrics.seconds.clone()))?;
-        metrics.registry.register(Box::new(metrics.node_up.clone()))?;
-        metrics.registry.register(Box::new(metrics.places.clone()))?;
-        metrics.registry.register(Box::new(metrics.reloaded.clone()))?;
         metrics.reloaded(true);
         Ok(metrics)
     }

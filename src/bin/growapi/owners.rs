@@ -39,6 +39,11 @@ impl Owners {
         self.owner(&place.node.name, &place.pool, &place.project).map_or(self.open, |owner| owner == project)
     }
 
+    /// Whether a share's pool alone says whose it is.
+    pub fn go_by_pool(&self, place: &Place) -> bool {
+        place.project.is_empty() && !self.owners.is_empty()
+    }
+
     /// `of_place` is what the share's place says.
     pub fn owner<'a>(&'a self, node: &str, pool: &str, of_place: &'a str) -> Option<&'a str> {
         if !of_place.is_empty() {

@@ -11,7 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
-use growd::model::{Bytes as Size, JobKind, ShareId};
+use growd::model::{Bytes as Size, JobKind, Reason, ShareId};
 use growd::wire::proto::{self, ExtendShareRequest, Job, JobState, Share};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
@@ -173,7 +173,7 @@ async fn list_page(
     caller.project(&project)?;
     caller.role(Role::Reader)?;
     let mut query = Query::parse(&query.unwrap_or_default())?;
-    query.all_projects &= caller.who.role == Some(Role::Admin);
+    query.all_projects &= caller.is_admin();
     let Api { nodes, owners, .. } = &*caller.api;
     let base_url = &caller.base_url;
     let mut page = listing::page(nodes, owners, &project, &query).await?;
@@ -249,8 +249,8 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
     // A share that has moved is found again, once.
     for _ in 0..2 {
         let mut place = nodes.place(id).await.map_err(failed)?;
-        if !caller.sees(project, &place) {
-            // It may have moved from one project to another.
+        // It may have moved from one project to another. What a place says growd goes by, but not whose a pool is.
+        if !caller.sees(project, &place) || caller.sees_by_pool(&place) {
             place = look(caller, project, id, Some(size)).await?.0;
         }
         // An admin may ask for the share of any project; growd goes by what the place says.
@@ -308,7 +308,7 @@ fn may_be_earlier(traced: &Traced, answer: &Result<Option<Taken>, Failure>) -> R
         }
         Ok(Some(Taken { job, .. })) => Ok(has_failed(job) || job.state() == JobState::Succeeded),
         Ok(None) => Ok(false),
-        Err(failure) => Ok(failure.has_reason("REQUEST_ID_REUSED")),
+        Err(failure) => Ok(failure.has_reason(Reason::RequestIdReused)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A share as the share API shows it.
 
-use growd::model::Bytes;
+use growd::model::{Bytes, Reason};
 use growd::wire::proto::{Job, Share, ShareStatus};
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ impl Details {
     pub fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
         let before = job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes);
         let error = job.and_then(|job| job.error);
-        let in_the_way = error.as_ref().is_some_and(|error| error.reason == "WOULD_LOSE_DATA");
+        let in_the_way = error.as_ref().is_some_and(|error| error.reason == Reason::WouldLoseData.as_str());
         let (status, size) = match share.status() {
             ShareStatus::Extending => ("extending", before),
             ShareStatus::Shrinking => ("shrinking", before),

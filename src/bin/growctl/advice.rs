@@ -6,8 +6,8 @@ use growd::model::Reason;
 
 /// `metadata` is that of the refusal: its ids make the line one that can be typed.
 pub fn next_step(reason: &str, metadata: &BTreeMap<String, String>) -> String {
-    match Reason::ALL.iter().find(|known| known.as_str() == reason) {
-        Some(known) => known_step(*known, metadata),
+    match Reason::named(reason) {
+        Some(known) => known_step(known, metadata),
         None => "`growctl doctor` and `journalctl -u growd` tell more".to_owned(),
     }
 }

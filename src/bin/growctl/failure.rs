@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Chain;
+use growd::model::Reason;
 use growd::wire::client::ConnectError;
 use growd::wire::proto;
 use tonic::{Code, Status};
@@ -59,8 +60,8 @@ impl CallError {
     pub fn is_no_answer(&self) -> bool {
         let Self::Refused(status) = self else { return true };
         let details = status.get_error_details();
-        let reason = details.error_info().map(|info| info.reason.as_str());
-        self.is_passing() && matches!(reason, None | Some("STORE_UNAVAILABLE" | "DRAINING"))
+        let passing = |reason: &str| matches!(Reason::named(reason), Some(Reason::StoreUnavailable | Reason::Draining));
+        self.is_passing() && details.error_info().is_none_or(|info| passing(&info.reason))
     }
 
     /// What a restart of growd looks like from here.

@@ -19,7 +19,7 @@ pub const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 pub enum Role {
     /// Looks.
     Reader,
-    /// Extends.
+    /// Extends and shrinks.
     Member,
     /// Does so with the shares of every project.
     Admin,

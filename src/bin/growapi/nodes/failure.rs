@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Chain;
 use axum::http::StatusCode;
-use growd::model::Bytes;
+use growd::model::{Bytes, Reason};
 use growd::wire::client::ConnectError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, StatusExt};
@@ -28,7 +28,7 @@ pub enum Failure {
     #[error("it closes connections before a request is sent: {problem}")]
     Closed { problem: String },
     /// growd does not let growapi make the call.
-    #[error("it denies growapi the call: {problem}")]
+    #[error("it denies growapi the call, since [access] in its growd.toml gives it no role for that: {problem}")]
     Denied { problem: String },
     #[error("no answer in time")]
     Silent,
@@ -38,6 +38,7 @@ pub enum Failure {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refused {
+    /// That of a newer growd may be none that is known here.
     pub reason: String,
     pub http_status: u16,
     /// growd's words, for the log.
@@ -106,7 +107,7 @@ impl Failure {
     pub fn unknown_share() -> Self {
         let message = "no node has the share".to_owned();
         Self::Refused(Refused {
-            reason: "SHARE_NOT_FOUND".to_owned(),
+            reason: Reason::ShareNotFound.to_string(),
             http_status: StatusCode::NOT_FOUND.as_u16(),
             told: message.clone(),
             message,
@@ -139,8 +140,8 @@ impl Failure {
         matches!(self, Self::Refused(refused) if refused.http_status == StatusCode::NOT_IMPLEMENTED.as_u16())
     }
 
-    pub fn has_reason(&self, reason: &str) -> bool {
-        matches!(self, Self::Refused(refused) if refused.reason == reason)
+    pub fn has_reason(&self, reason: Reason) -> bool {
+        matches!(self, Self::Refused(refused) if refused.has(reason))
     }
 
     /// What the client hears. `asked` is the size that an action named, in GiB.
@@ -164,51 +165,74 @@ impl Failure {
 /// what else is there, which may be another tenant's. So its own words go on only where they have no more of the node than
 /// the name of a pool.
 pub fn words(reason: &str, message: String) -> String {
-    let own = match reason {
-        "INVALID_SHARE_ID"
-        | "INVALID_SIZE"
-        | "INVALID_REQUEST"
-        | "SIZE_NOT_GREATER"
-        | "SIZE_NOT_SMALLER"
-        | "SHARE_NOT_FOUND"
-        | "JOB_NOT_FOUND"
-        | "SHARE_BUSY"
-        | "CURRENT_SIZE_MISMATCH"
-        | "WOULD_LOSE_DATA"
-        | "POOL_FULL"
-        | "QUEUE_FULL"
-        | "JOB_NOT_QUEUED"
-        | "DRAINING"
-        | "STUCK" => return message,
-        "REQUEST_ID_REUSED" => "The request id belongs to another request.",
-        "NOT_MOUNTED" => "The storage of the share is not ready.",
-        "QUOTA_NOT_ENFORCED" => "The quota of the share is not enforced.",
-        "NO_PROJECT_ID" => "The share has no quota of its own.",
-        "PROJECT_ID_SHARED" => "The quota of the share bounds another share as well.",
-        "UNLIMITED" => "The share has no limit, so there is no size to change.",
-        "THIN_POOL_CRITICAL" => "The storage of the share is too full to promise more of it.",
-        "HAS_SNAPSHOT" => "The share has snapshots with which it cannot be extended.",
-        "GROWTH_TOO_LARGE" => "The file system of the share cannot grow so far.",
-        "STORE_UNAVAILABLE" => "The storage node of the share takes no requests now.",
-        "UNSUPPORTED" => "The storage node does not support this for the share as it is.",
-        _ => "The storage node of the share has met an error.",
+    let own = match Reason::named(reason) {
+        Some(
+            Reason::InvalidShareId
+            | Reason::InvalidSize
+            | Reason::InvalidRequest
+            | Reason::SizeNotGreater
+            | Reason::SizeNotSmaller
+            | Reason::ShareNotFound
+            | Reason::JobNotFound
+            | Reason::ShareBusy
+            | Reason::CurrentSizeMismatch
+            | Reason::WouldLoseData
+            | Reason::PoolFull
+            | Reason::QueueFull
+            | Reason::JobNotQueued
+            | Reason::Draining
+            | Reason::Stuck,
+        ) => return message,
+        Some(Reason::RequestIdReused) => "The request id belongs to another request.",
+        Some(Reason::NotMounted) => "The storage of the share is not ready.",
+        Some(Reason::QuotaNotEnforced) => "The quota of the share is not enforced.",
+        Some(Reason::NoProjectId) => "The share has no quota of its own.",
+        Some(Reason::ProjectIdShared) => "The quota of the share bounds another share as well.",
+        Some(Reason::Unlimited) => "The share has no limit, so there is no size to change.",
+        Some(Reason::ThinPoolCritical) => "The storage of the share is too full to promise more of it.",
+        Some(Reason::HasSnapshot) => "The share has snapshots with which it cannot be extended.",
+        Some(Reason::GrowthTooLarge) => "The file system of the share cannot grow so far.",
+        Some(Reason::StoreUnavailable) => "The storage node of the share takes no requests now.",
+        Some(Reason::Unsupported) => "The storage node does not support this for the share as it is.",
+        // No tenant is told of these by name.
+        Some(
+            Reason::Unauthenticated
+            | Reason::Forbidden
+            | Reason::SoftLimitFirst
+            | Reason::PoolOvercommitted
+            | Reason::HalfGrown
+            | Reason::Internal,
+        )
+        | None => "The storage node of the share has met an error.",
     };
     own.to_owned()
 }
 
 impl Refused {
+    /// Whether it is about what the client asks for, and the client hears all there is to it.
+    pub fn is_told(&self) -> bool {
+        let is_of_request = self.told == self.message || self.has(Reason::RequestIdReused);
+        is_of_request && self.http_status < StatusCode::INTERNAL_SERVER_ERROR.as_u16()
+    }
+
+    pub fn has(&self, reason: Reason) -> bool {
+        self.reason == reason.as_str()
+    }
+
     fn into_refusal(self, asked: Option<u64>) -> Refusal {
-        match (self.reason.as_str(), asked) {
-            ("SHARE_NOT_FOUND", None) => Refusal::not_found(),
+        match (Reason::named(&self.reason), asked) {
+            (Some(Reason::ShareNotFound), None) => Refusal::not_found(),
             // Manila has another text for actions.
-            ("SHARE_NOT_FOUND", Some(_)) => Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found."),
-            ("SIZE_NOT_GREATER", Some(asked)) => {
+            (Some(Reason::ShareNotFound), Some(_)) => {
+                Refusal::new(StatusCode::NOT_FOUND, "Resource could not be found.")
+            }
+            (Some(Reason::SizeNotGreater), Some(asked)) => {
                 let current = self.current_size.unwrap_or_default().whole_gib();
                 let problem = "New size for extend must be greater than current size.";
                 let sizes = format!("(current: {current}, extended: {asked})");
                 Refusal::bad_request(format!("Invalid input received: {problem} {sizes}."))
             }
-            ("SIZE_NOT_SMALLER", Some(asked)) => {
+            (Some(Reason::SizeNotSmaller), Some(asked)) => {
                 let current = self.current_size.unwrap_or_default().whole_gib();
                 let problem = "New size for shrink must be less than current size and greater than 0";
                 Refusal::bad_request(format!("Invalid input received: {problem} (current: {current}, new: {asked})."))

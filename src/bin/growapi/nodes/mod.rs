@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use growd::config::{ApiConfig, NodeConfig};
-use growd::model::{JobKind, ShareId, TraceParent};
+use growd::model::{JobKind, Reason, ShareId, TraceParent};
 use growd::wire::client::{self, ConnectError};
 use growd::wire::proto::{ExtendShareRequest, ListSharesResponse, Share};
 use parking_lot::Mutex;
@@ -118,7 +118,7 @@ impl Nodes {
         };
         match answer {
             Ok(share) => Ok(self.remember(id, &known.node, share)),
-            Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.search(id).await,
+            Err(failure) if failure.has_reason(Reason::ShareNotFound) => self.search(id).await,
             Err(failure) => Err(failure),
         }
     }
@@ -154,7 +154,7 @@ impl Nodes {
                 keep(&mut self.places.lock(), id, place);
                 Ok(Some(taken))
             }
-            Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => self.search(id).await.map(|_| None),
+            Err(failure) if failure.has_reason(Reason::ShareNotFound) => self.search(id).await.map(|_| None),
             Err(failure) => Err(failure),
         }
     }
@@ -238,17 +238,9 @@ impl Nodes {
         while let Some((node, answer)) = answers.next().await {
             match answer {
                 Ok(share) => return Ok(self.remember(id, &node, share)),
-                Err(failure) if failure.has_reason("SHARE_NOT_FOUND") => {}
-                Err(failure) => {
-                    if let Failure::Refused(refused) = &failure {
-                        let (reason, status, problem) = (&refused.reason, refused.http_status, &refused.message);
-                        let node = &node.name;
-                        tracing::info!(share = %id, node, reason, status, problem, "a node cannot tell of a share");
-                    }
-                    if worst.as_ref().is_none_or(Failure::stays) {
-                        worst = Some(failure.cannot_tell());
-                    }
-                }
+                Err(failure) if failure.has_reason(Reason::ShareNotFound) => {}
+                Err(failure) if worst.as_ref().is_none_or(Failure::stays) => worst = Some(failure.cannot_tell()),
+                Err(_) => {}
             }
         }
         if let (Some(known), None) = (known, &worst) {

@@ -4,7 +4,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use growd::model::{JobKind, ShareId, TraceParent};
+use growd::model::{JobKind, Reason, ShareId, TraceParent};
 use growd::wire::client::{self, Credentials};
 use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
@@ -16,7 +16,7 @@ use tonic::{Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::failure::Failure;
+use super::failure::{Failure, Refused};
 
 /// How often a call is made again after its connection broke. Every call is safe to repeat: reads change nothing, and
 /// a change with a request id is one request however often it is sent.
@@ -79,7 +79,7 @@ impl Node {
         };
         match self.job(job_id).await {
             // Ended and removed since: nothing to tell.
-            Err(failure) if failure.has_reason("JOB_NOT_FOUND") => Ok(None),
+            Err(failure) if failure.has_reason(Reason::JobNotFound) => Ok(None),
             job => job.map(Some),
         }
     }
@@ -165,21 +165,23 @@ impl Node {
             }
         };
         let answer = tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(Failure::Silent));
+        // The tenant hears neither which node it was nor, as a rule, what it said: whoever runs growapi finds both here.
         match &answer {
+            Ok(_) => self.note_up(),
+            Err(Failure::Refused(refused)) => {
+                self.note_up();
+                if !refused.is_told() {
+                    let Refused { reason, message: problem, .. } = refused;
+                    tracing::warn!(node = self.name, reason, problem, "the node refuses");
+                }
+            }
             Err(Failure::Unreachable { problem }) => self.note_down(problem),
-            Err(Failure::Nonsense { problem }) => {
-                tracing::error!(node = self.name, problem, "the node answered what growd does not answer");
-            }
-            Err(Failure::Closed { problem }) => {
-                tracing::error!(node = self.name, problem, "the node closes connections before a request is sent");
-            }
-            Err(Failure::Denied { problem }) => {
-                let message = "the node denies growapi the call: [access] in its growd.toml gives it no role for that";
-                tracing::error!(node = self.name, problem, "{message}");
-            }
             // A call that waits for a pool which hangs says nothing of the others.
+            Err(failure @ Failure::Silent) if !self.is_down() => tracing::warn!(node = self.name, "{failure}"),
             Err(Failure::Silent) => {}
-            Ok(_) | Err(Failure::Refused(_)) => self.note_up(),
+            Err(failure @ (Failure::Closed { .. } | Failure::Denied { .. } | Failure::Nonsense { .. })) => {
+                tracing::error!(node = self.name, "{failure}");
+            }
         }
         answer
     }
