@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -49,6 +49,8 @@ pub struct Pool {
     pub seats: Arc<Seats>,
     /// It was waited for in vain, and has not answered since.
     silent: AtomicBool,
+    /// How many questions it has answered as only one that can be read does.
+    told: AtomicU64,
     looks: Arc<Looks>,
     observing: Arc<Together<ShareId, Result<Observed, DriverError>>>,
     assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
@@ -97,6 +99,7 @@ impl Pool {
             ready: Mutex::default(),
             seats,
             silent: AtomicBool::new(false),
+            told: AtomicU64::new(0),
             looks: Arc::default(),
             observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),
             assessing: Together::new(most, move |asked: &[(ShareId, Bytes)]| assessing.assess_all(asked)),
@@ -148,6 +151,11 @@ impl Pool {
         self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
     }
 
+    /// Counts what it has told of its shares and its space: while this rises it can be read, however many questions wait.
+    pub fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
+
     pub fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
     }
@@ -177,7 +185,11 @@ impl Pool {
             return Err(self.stuck());
         }
         let answer = timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?;
-        answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
+        let answer = answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal);
+        if matches!(answer, Ok(_) | Err(Refusal::ShareNotFound { .. })) {
+            self.told.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
     }
 
     pub fn crashed(&self, what: &str) -> Refusal {
