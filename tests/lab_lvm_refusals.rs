@@ -49,6 +49,38 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
     }
 }
 
+/// Health of shares, beside that of growd as a whole, of jobs and of the node.
+const UNREADABLE: [ServingStatus; 4] =
+    [ServingStatus::NotServing, ServingStatus::NotServing, ServingStatus::Serving, ServingStatus::Serving];
+
+#[tokio::test]
+async fn health_of_a_thin_pool_or_group_that_is_not_there_while_its_volumes_are_in_use() {
+    let group = Group::on("vg", &["ubda"]);
+    let _volume = group.create(1, "-L 320m").formatted("mkfs.xfs -q");
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    daemon.reload(&group.pool("thin_pool = \"none\""));
+    eventually(|| clients.healths(), |healths| *healths == UNREADABLE).await;
+
+    // A disk that can be pulled out. The last modules need those before them.
+    shell(
+        "cd /usr/lib/uml/modules/$(uname -r)/kernel
+         for module in lib/crc64 crypto/crc64_rocksoft_generic lib/crc64-rocksoft block/t10-pi \
+             drivers/scsi/scsi_common drivers/scsi/scsi_mod drivers/scsi/sd_mod; do insmod $module.ko; done
+         insmod drivers/scsi/scsi_debug.ko dev_size_mb=64
+         until [ -b /dev/sda ]; do sleep 0.1; done
+         vgcreate -q -y pulled /dev/sda && lvcreate -q -y -n one -L 40m pulled",
+    );
+    let pulled = group.pool("").replace("\"vg\"", "\"pulled\"");
+    daemon.reload(&pulled);
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    shell("echo 1 >/sys/block/sda/device/delete; dmsetup info pulled-one");
+    daemon.reload(&pulled);
+    eventually(|| clients.healths(), |healths| *healths == UNREADABLE).await;
+    shell("dmsetup remove --noudevsync pulled-one");
+}
+
 /// As where udev has missed it.
 #[tokio::test]
 async fn a_volume_without_a_node() {

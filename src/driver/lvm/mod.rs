@@ -416,9 +416,10 @@ impl Driver for Lvm {
         }
     }
 
-    /// Not asked of LVM, whose commands admins look back at, unless the kernel has nothing of the group.
+    /// Not asked of LVM, whose commands admins look back at, where the kernel knows it: something of the group is active.
     fn check_mounted(&self) -> Result<(), DriverError> {
-        if volume::has_devices(self.group.name()) { Ok(()) } else { self.space().map(drop) }
+        let thin_pool = self.thin.as_ref().map(|thin| thin.name.as_str());
+        if volume::is_active(self.group.name(), thin_pool) { Ok(()) } else { self.space().map(drop) }
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
