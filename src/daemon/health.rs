@@ -16,6 +16,8 @@ use crate::engine::{Engine, LOOK_MOST};
 
 /// Each look wakes growd up.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// While no pool can be read: callers stay away for as long as growd tells them so.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Tells it again and again, and at once when it is asked for: one look at a time.
 pub async fn look_at_pools(engine: Arc<Engine>, asked: Arc<Notify>, readable: watch::Sender<bool>) {
@@ -31,7 +33,7 @@ pub async fn look_at_pools(engine: Arc<Engine>, asked: Arc<Notify>, readable: wa
                 false => warn!("no pool can be read"),
             }
         }
-        let _ = timeout(LOOK_EVERY, asked.notified()).await;
+        let _ = timeout(if now { LOOK_EVERY } else { LOOK_AGAIN }, asked.notified()).await;
     }
 }
 
