@@ -32,8 +32,11 @@ use super::{
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool};
 
-/// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
-const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
+/// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks. What the
+/// node's lvm.conf(5) says of the form of reports is for people.
+const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes --config 'report { quoted=1 \
+                      separator=\" \" list_item_separator=\",\" binary_values_as_numeric=0 columns_as_rows=0 \
+                      compact_output=0 compact_output_cols=\"\" } log { prefix=\"  \" command_names=0 }'";
 
 const SECTOR: u64 = 512;
 
