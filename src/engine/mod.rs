@@ -108,12 +108,9 @@ impl Engine {
     /// Begins the run of a job that is live and whose share is claimed for it: the run may have ended at once, and gives
     /// the share free then.
     fn begin(self: &Arc<Self>, id: JobId) {
-        let Some(span) = self.span_of(id) else { return };
-        tokio::spawn(Arc::clone(self).run(id).instrument(span));
-    }
-
-    fn span_of(&self, id: JobId) -> Option<Span> {
-        self.live.lock().get(&id).map(|live| live.span.clone())
+        let live = self.live.lock().get(&id).map(|live| (live.job.subscribe(), live.span.clone()));
+        let Some((job, span)) = live else { return };
+        tokio::spawn(Arc::clone(self).run(job).instrument(span));
     }
 
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
