@@ -9,6 +9,7 @@ pub mod looks;
 mod plan;
 pub mod pools;
 mod runner;
+mod search;
 mod state;
 
 use std::collections::HashMap;
