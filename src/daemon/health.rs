@@ -19,15 +19,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// While no pool can be read: callers stay away for as long as growd tells them so.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Tells it again and again, and at once when it is asked for: one look at a time.
-pub async fn look_at_pools(engine: Arc<Engine>, asked: Arc<Notify>, readable: watch::Sender<bool>) {
-    let (mut found, mut told) = (None, None);
+/// Tells it again and again, and at once when it is asked for: one look at a time. Nothing before the first has ended.
+pub async fn watch_readable(engine: Arc<Engine>, asked: Arc<Notify>, readable: watch::Sender<Option<bool>>) {
+    let mut found = None;
     loop {
         found = a_readable_one(&engine.pools, found).await;
         let now = found.is_some();
-        if told != Some(now) {
-            told = Some(now);
-            readable.send_replace(now);
+        if readable.send_if_modified(|told| told.replace(now) != Some(now)) {
             match now {
                 true => info!("a pool can be read"),
                 false => warn!("no pool can be read"),
@@ -116,7 +114,7 @@ mod tests {
         }
 
         fn assess_all(&self, _: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
-            unimplemented!()
+            unreachable!("it has no shares")
         }
 
         fn space(&self) -> Result<Space, DriverError> {
@@ -128,11 +126,11 @@ mod tests {
         }
 
         fn apply(&self, _: ShareId, _: Step) -> Result<Outcome, DriverError> {
-            unimplemented!()
+            unreachable!("it has no shares")
         }
 
         fn verify(&self, _: ShareId) -> Result<Bytes, DriverError> {
-            unimplemented!()
+            unreachable!("it has no shares")
         }
     }
 

@@ -22,7 +22,7 @@ use crate::model::PoolName;
 ///
 /// # Errors
 /// All of it, in words.
-pub fn look(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec<String>> {
+pub fn check_pool(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec<String>> {
     let missing = config.missing_directories();
     if !missing.is_empty() {
         return Err(missing);
@@ -96,8 +96,8 @@ impl PoolMaker {
     pub fn warn_of_problems(&self) {
         for (config, pool) in self.made.iter().cloned() {
             tokio::spawn(async move {
-                let looked = pool.call(move |driver| Ok(look(&config, driver).err().unwrap_or_default())).await;
-                for problem in looked.unwrap_or_else(|refusal| vec![refusal.to_string()]) {
+                let checked = pool.call(move |driver| Ok(check_pool(&config, driver).err().unwrap_or_default())).await;
+                for problem in checked.unwrap_or_else(|refusal| vec![refusal.to_string()]) {
                     warn!("pool {:?}: {problem}", pool.name.as_str());
                 }
             });

@@ -153,14 +153,14 @@ impl Engine {
             });
         }
         // The pools are asked before the jobs ask them, since the start waits for these answers and not for theirs.
-        tokio::join!(self.look_at_pools(), async { jobs.iter().for_each(|job| self.begin(job.id)) });
+        tokio::join!(self.learn_spaces(), async { jobs.iter().for_each(|job| self.begin(job.id)) });
         Ok(())
     }
 
     /// Asks each pool what its shares grow into: new jobs of another may want the space that its jobs were promised, and
     /// pools on one file system know only then where symbolic links in each other's paths lead. Waits for the answers for
     /// a moment, so that one that does not answer holds up its own jobs alone.
-    pub async fn look_at_pools(self: &Arc<Self>) {
+    pub async fn learn_spaces(self: &Arc<Self>) {
         // lvm takes a while, and what no job was promised nobody else can want.
         let asked = |pool: &Arc<Pool>| pool.driver.kind() != DriverKind::Lvm || pool.seats.taken() > 0;
         let looks = self.pools.all().into_iter().filter(asked).map(|pool| {
