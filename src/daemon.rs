@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -27,6 +29,9 @@ use crate::meters::Meters;
 use crate::service::{Host, Service};
 use crate::store::{Claimed, Retention};
 use crate::sys::{open_files, systemd};
+use crate::wire::gate::Rules;
+use crate::wire::server::{Control, ServeError};
+use crate::wire::tls::Tls;
 use crate::wire::{limits, metrics, server};
 use pools::PoolMaker;
 use reload::Reload;
@@ -50,16 +55,74 @@ pub fn blocking_threads(config: &Config) -> usize {
 /// # Errors
 /// When growd cannot be started, or its socket fails.
 pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::new()?;
     let (rules, problems) = access::rules(&config.access);
     problems.iter().for_each(|problem| warn!("{problem}"));
+    // Before the socket, which another growd with the same state may serve.
     let claimed = Claimed::of(&config.state_dir)?;
+    // Before the store opens: whoever asks meanwhile hears that growd is starting.
+    let mut listening = listen(&config, rules).await?;
+    // SIGTERM waits for it to end.
+    let (engine, maker) = recover(&config, claimed, &mut listening).await?;
+    let (asked, (readable, any_readable)) = (Arc::new(Notify::new()), watch::channel(None));
+    let health = tokio::spawn(health::watch_readable(Arc::clone(&engine), Arc::clone(&asked), readable));
+    info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
+    // Not before the jobs of before are queued again.
+    systemd::ready();
+    let heartbeat = tokio::spawn(heartbeat::beat(Arc::clone(&engine)));
 
+    let mut reload = Reload {
+        path,
+        first: config,
+        log,
+        own_socket: listening.own_socket,
+        maker,
+        engine: Arc::clone(&engine),
+        control: listening.control.clone(),
+        tls: listening.tls.clone(),
+    };
+    follow(&mut signals, &mut reload, any_readable, &asked).await;
+    drain(&engine, listening).await;
+    heartbeat.abort();
+    health.abort();
+    engine.store.close().await;
+    info!("growd has ended");
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// The server on its sockets.
+struct Listening {
+    control: Control,
+    server: JoinHandle<Result<(), ServeError>>,
+    stop: watch::Sender<bool>,
+    /// Who may connect to a socket that systemd holds is said in growd.socket.
+    own_socket: bool,
+    tls: Option<Arc<Tls>>,
+    /// Taken once there is something to scrape.
+    scraped: Option<TcpListener>,
+    meters: Arc<Meters>,
+}
+
+/// Takes the sockets and serves them.
+async fn listen(config: &Config, rules: Rules) -> Result<Listening> {
     let (stop, stopped) = watch::channel(false);
     let held = systemd::held_socket().context("cannot take over the socket of growd.socket")?;
-    // Who may connect to a socket that systemd holds is said in growd.socket.
     let own_socket = held.is_none();
     let listener = match held {
         Some(held) => server::adopt(held, &config.listen)?,
@@ -73,7 +136,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
         let open = config.access.names_accounts();
         server::open_to_all(&config.listen, open).context("cannot set the mode of the socket")?;
     }
-    let tcp = access::listen(&config).await?;
+    let tcp = access::listen(config).await?;
     let tls = tcp.as_ref().and_then(|tcp| tcp.tls.clone());
     let meters = Arc::new(Meters::new()?);
     let listeners = 1 + u64::from(tcp.is_some());
@@ -83,13 +146,16 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
         info!(files, connections, "the limit of open files allows each listener fewer connections than there may be");
     }
     let (control, server) = server::serve(listener, tcp, rules, connections, Arc::clone(&meters), stopped).await?;
-    let server = tokio::spawn(server);
+    Ok(Listening { control, server: tokio::spawn(server), stop, own_socket, tls, scraped, meters })
+}
 
+/// Opens the job store, goes on with its unfinished jobs, and answers requests from then on.
+async fn recover(config: &Config, claimed: Claimed, listening: &mut Listening) -> Result<(Arc<Engine>, PoolMaker)> {
     systemd::status("opening the job store");
-    // Served already, so that whoever asks meanwhile hears that growd is starting. SIGTERM waits for the opening to end.
     let retention = Retention { age: config.retention_age, jobs: config.retention_jobs };
     let (store, unfinished) = tokio::task::spawn_blocking(move || claimed.open(retention)).await??;
     let recorder = Arc::new(FlightRecorder::default());
+    let meters = Arc::clone(&listening.meters);
     store.measure(Arc::clone(&meters));
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
@@ -101,61 +167,54 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
         kernel: host.release().to_string_lossy().into_owned(),
     };
     let service = Arc::new(Service::new(Arc::clone(&engine), config.max_active_jobs, host, recorder));
-    control.start(Arc::clone(&service));
-    if let Some(listener) = scraped {
+    listening.control.start(Arc::clone(&service));
+    if let Some(listener) = listening.scraped.take() {
         tokio::spawn(async move {
             if let Err(error) = metrics::serve(listener, service, &meters).await {
                 warn!(%error, "no metrics are served");
             }
         });
     }
-    let (look, (readable, mut any_readable)) = (Arc::new(Notify::new()), watch::channel(false));
-    let looks = tokio::spawn(health::look_at_pools(Arc::clone(&engine), Arc::clone(&look), readable));
-    let mut failure = engine.store.failure();
-    info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
-    systemd::ready();
-    let heartbeat = tokio::spawn(heartbeat::beat(Arc::clone(&engine)));
-    let mut reload = Reload {
-        path,
-        first: config,
-        log,
-        own_socket,
-        maker,
-        engine: Arc::clone(&engine),
-        control: control.clone(),
-        tls,
-    };
+    Ok((engine, maker))
+}
 
+/// Tells callers of growd's health, and follows the configuration, until growd is to end.
+async fn follow(
+    signals: &mut Signals,
+    reload: &mut Reload,
+    mut any_readable: watch::Receiver<Option<bool>>,
+    asked: &Notify,
+) {
+    let mut failure = reload.engine.store.failure();
     loop {
         let serving = failure.borrow_and_update().is_none();
-        let shares = serving && *any_readable.borrow_and_update();
-        control.set_serving(serving, shares).await;
+        let shares = serving && *any_readable.borrow_and_update() == Some(true);
+        reload.control.set_serving(serving, shares).await;
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => {
                 systemd::reloading();
                 reload.reload();
-                look.notify_one();
+                asked.notify_one();
                 systemd::ready();
             }
             Ok(()) = any_readable.changed() => {}
-            changed = failure.changed() => if changed.is_err() { break },
+            changed = failure.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Ends the running steps and then the server. What matters is on disk.
+async fn drain(engine: &Engine, listening: Listening) {
     let (queued, running) = engine.active();
     info!(queued, running, "draining: running steps end, queued jobs stay for the next start");
     systemd::stopping();
-    control.set_serving(false, false).await;
+    listening.control.set_serving(false, false).await;
     engine.drain().await;
-    stop.send_replace(true);
-    // Watchers of queued jobs would hold the server for ever; what matters is on disk.
-    if timeout(Duration::from_secs(2), server).await.is_err() {
+    listening.stop.send_replace(true);
+    // Watchers of queued jobs would hold the server for ever.
+    if timeout(Duration::from_secs(2), listening.server).await.is_err() {
         info!("closing connections that are still open");
     }
-    heartbeat.abort();
-    looks.abort();
-    engine.store.close().await;
-    info!("growd has ended");
-    Ok(())
 }

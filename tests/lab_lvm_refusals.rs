@@ -49,6 +49,72 @@ async fn a_file_system_that_is_not_mounted_and_a_volume_that_is_not_active() {
     }
 }
 
+/// Health of shares, beside that of growd as a whole, of jobs and of the node.
+const UNREADABLE: [ServingStatus; 4] =
+    [ServingStatus::NotServing, ServingStatus::NotServing, ServingStatus::Serving, ServingStatus::Serving];
+
+#[tokio::test]
+async fn health_of_a_thin_pool_or_group_that_is_not_there_while_its_volumes_are_in_use() {
+    let group = Group::on("vg", &["ubda"]);
+    let _volume = group.create(1, "-L 320m").formatted("mkfs.xfs -q");
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    daemon.reload(&group.pool("thin_pool = \"none\""));
+    eventually(|| clients.healths(), |healths| *healths == UNREADABLE).await;
+
+    // A disk that can be pulled out. The last modules need those before them.
+    shell(
+        "cd /usr/lib/uml/modules/$(uname -r)/kernel
+         for module in lib/crc64 crypto/crc64_rocksoft_generic lib/crc64-rocksoft block/t10-pi \
+             drivers/scsi/scsi_common drivers/scsi/scsi_mod drivers/scsi/sd_mod; do insmod $module.ko; done
+         insmod drivers/scsi/scsi_debug.ko dev_size_mb=64
+         until [ -b /dev/sda ]; do sleep 0.1; done
+         vgcreate -q -y pulled /dev/sda && lvcreate -q -y -n one -L 40m pulled",
+    );
+    let pulled = group.pool("").replace("\"vg\"", "\"pulled\"");
+    daemon.reload(&pulled);
+    eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    shell("echo 1 >/sys/block/sda/device/delete; dmsetup info pulled-one");
+    daemon.reload(&pulled);
+    eventually(|| clients.healths(), |healths| *healths == UNREADABLE).await;
+    shell("dmsetup remove --noudevsync pulled-one");
+}
+
+/// A report is for a program, whatever lvm.conf says of those for people.
+#[tokio::test]
+async fn reports_do_not_depend_on_lvm_conf() {
+    let group = Group::on("vg", &["ubda", "ubdb"]);
+    let folder = group.dir().join("lvm");
+    let usual = fs::read_to_string(format!("{}/lvm.conf", std::env::var("LVM_SYSTEM_DIR").unwrap())).unwrap();
+    let reports = "report { binary_values_as_numeric = 1\n quoted = 0\n separator = \";\"\n list_item_separator = \"+\"
+        columns_as_rows = 1\n compact_output = 1\n aligned = 0\n buffered = 0 }\n";
+    let logs = "log { report_command_log = 1\n prefix = \"| \"\n command_names = 1 }\n";
+    fs::create_dir(&folder).unwrap();
+    let variables = [("LVM_SYSTEM_DIR", folder.to_str().unwrap())];
+    for conf in [format!("{usual}{reports}"), format!("{usual}{reports}{logs}")] {
+        fs::write(folder.join("lvm.conf"), conf).unwrap();
+        let daemon = Daemon::start_with(group.dir(), &group.pool(""), &variables).await;
+        let clients = daemon.clients().await;
+        let (volume, raid) = (group.create(1, "-L 40m"), group.create(2, "-L 40m --type raid1 -m 1 --nosync"));
+        accepted(&clients, 1, &volume, 80 * MIB).await;
+        accepted(&clients, 2, &raid, 80 * MIB).await;
+        let snapshot = group.snapshot(3, &volume, "-L 40m");
+        refused(&clients, 1, &volume, "HAS_SNAPSHOT").await;
+        assert_eq!(clients.pool("vg").await.free_bytes, group.free());
+        drop(daemon);
+        for volume in [snapshot, volume, raid] {
+            shell(&format!("lvremove -q -y {}", volume.full_name()));
+        }
+        group.create_thin_pool("-L 100m");
+        let volume = group.create(4, "--thinpool thin -V 40m");
+        let daemon = Daemon::start_with(group.dir(), &group.pool("thin_pool = \"thin\""), &variables).await;
+        accepted(&daemon.clients().await, 4, &volume, 80 * MIB).await;
+        drop(daemon);
+        shell("lvremove -q -y vg/thin");
+    }
+}
+
 /// As where udev has missed it.
 #[tokio::test]
 async fn a_volume_without_a_node() {

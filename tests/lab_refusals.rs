@@ -8,6 +8,8 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
+use std::time::{Duration, Instant};
+
 use daemon::{Daemon, MIB, TURNS, assert_refused, create_shares, eventually, metadata, pool, project, request, share};
 use growd::wire::limits::MESSAGE_MOST;
 use growd::wire::proto::{self, ExtendShareRequest, JobState, ListJobsRequest, ListSharesRequest, NodeState};
@@ -66,10 +68,12 @@ async fn a_pool_that_is_not_mounted_is_told_and_found_again() {
     assert_eq!((told.findings[0].kind.as_str(), told.total_bytes), ("NOT_MOUNTED", 0));
 
     fs.mount(PRJQUOTA);
+    let mounted = Instant::now();
     assert_eq!(fs.hard_limit(project(1)), 9 * MIB);
     clients.extended(1, 10 * MIB).await;
     assert_eq!(fs.hard_limit(project(1)), 10 * MIB);
     eventually(|| clients.healths(), |healths| *healths == [ServingStatus::Serving; 4]).await;
+    assert!(mounted.elapsed() < Duration::from_secs(15), "{:?}", mounted.elapsed());
     fs.mount_again("noquota");
     daemon.reload(&pool(&fs, ""));
     eventually(|| clients.healths(), |healths| *healths == unreadable).await;

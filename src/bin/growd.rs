@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use growd::config::Config;
-use growd::daemon::pools::{PoolMaker, look};
+use growd::daemon::pools::{PoolMaker, check_pool};
 use growd::logging::LogFormat;
 use growd::model::Job;
 use growd::store::offline;
@@ -119,7 +119,7 @@ fn check_config(config: &Config) -> Result<ExitCode> {
     }
     let pools = PoolMaker::new(Arc::default()).make(&config.pools);
     for (config, pool) in config.pools.iter().zip(pools) {
-        match look(config, &*pool.driver) {
+        match check_pool(config, &*pool.driver) {
             Ok(space) => print(&format!("pool {}: {} of {}\n", pool.name, space.filesystem, space.total.rounded()))?,
             Err(found) => {
                 problems.extend(found.iter().map(|problem| format!("pool {:?}: {problem}", pool.name.as_str())));

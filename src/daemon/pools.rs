@@ -22,7 +22,7 @@ use crate::model::PoolName;
 ///
 /// # Errors
 /// All of it, in words.
-pub fn look(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec<String>> {
+pub fn check_pool(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec<String>> {
     let missing = config.missing_directories();
     if !missing.is_empty() {
         return Err(missing);
@@ -69,10 +69,10 @@ impl PoolMaker {
 
     /// The pools as configured. One whose configuration is what it was stays the same pool.
     pub fn make(&mut self, configured: &[PoolConfig]) -> Vec<Arc<Pool>> {
-        if self.lvm.is_none() && configured.iter().any(|pool| matches!(pool.backend, Backend::Lvm(_))) {
-            self.lvm = find_lvm();
-            if self.lvm.is_none() {
-                warn!("lvm is not installed: pools of logical volumes are refused as not mounted");
+        if self.lvm.is_none() && configured.iter().any(is_lvm) {
+            match find_lvm() {
+                Some(lvm) => self.has_lvm(lvm),
+                None => warn!("lvm is not installed: pools of logical volumes are refused as not mounted"),
             }
         }
         let made = configured.iter().map(|config| {
@@ -85,12 +85,19 @@ impl PoolMaker {
         self.made.iter().map(|(_, pool)| Arc::clone(pool)).collect()
     }
 
+    /// Pools that were made without it are made anew. Whoever changes a group still has its turn.
+    fn has_lvm(&mut self, lvm: PathBuf) {
+        self.lvm = Some(lvm);
+        self.groups.values_mut().for_each(|(group, _)| *group = Weak::new());
+        self.made.retain(|(config, _)| !is_lvm(config));
+    }
+
     /// Tells the log what is wrong with the pools that were made last, without waiting for them.
     pub fn warn_of_problems(&self) {
         for (config, pool) in self.made.iter().cloned() {
             tokio::spawn(async move {
-                let looked = pool.call(move |driver| Ok(look(&config, driver).err().unwrap_or_default())).await;
-                for problem in looked.unwrap_or_else(|refusal| vec![refusal.to_string()]) {
+                let checked = pool.call(move |driver| Ok(check_pool(&config, driver).err().unwrap_or_default())).await;
+                for problem in checked.unwrap_or_else(|refusal| vec![refusal.to_string()]) {
                     warn!("pool {:?}: {problem}", pool.name.as_str());
                 }
             });
@@ -135,6 +142,10 @@ impl PoolMaker {
     }
 }
 
+fn is_lvm(config: &PoolConfig) -> bool {
+    matches!(config.backend, Backend::Lvm(_))
+}
+
 /// The one that others have, or a new one when none has it any more.
 fn shared<T>(known: &mut Weak<T>, new: impl FnOnce() -> T) -> Arc<T> {
     known.upgrade().unwrap_or_else(|| {
@@ -148,6 +159,34 @@ fn shared<T>(known: &mut Weak<T>, new: impl FnOnce() -> T) -> Arc<T> {
 mod tests {
     use super::*;
     use crate::model::Bytes;
+
+    #[test]
+    fn pools_of_volumes_are_made_anew_when_lvm_is_there() {
+        let backend = LvmConfig {
+            volume_group: "vg".to_owned(),
+            volume: "share-{share_id}".parse().unwrap(),
+            shares: Vec::new(),
+            thin_pool: None,
+            allow_any_growth: false,
+        };
+        let config = PoolConfig {
+            name: "vols".parse().unwrap(),
+            backend: Backend::Lvm(backend),
+            reserve: Bytes::ZERO,
+            overcommit: 1.0,
+        };
+        let configured = [config];
+        // It is not looked for: this node may have it.
+        let mut maker = PoolMaker { lvm: Some(PathBuf::new()), ..PoolMaker::new(Arc::default()) };
+        let before = maker.make(&configured).remove(0);
+        let group = maker.groups["vg"].0.clone();
+        assert!(Arc::ptr_eq(&before, &maker.make(&configured)[0]));
+        maker.has_lvm(PathBuf::from("/usr/sbin/lvm"));
+        let after = maker.make(&configured).remove(0);
+        assert!(!Arc::ptr_eq(&before, &after) && !Weak::ptr_eq(&group, &maker.groups["vg"].0));
+        assert!(Arc::ptr_eq(&before.turns, &after.turns), "two changes of a group at once");
+        assert!(Arc::ptr_eq(&after, &maker.make(&configured)[0]));
+    }
 
     #[test]
     fn a_pool_that_is_changed_or_comes_back_has_the_jobs_of_before() {

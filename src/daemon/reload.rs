@@ -74,7 +74,7 @@ impl Reload {
         self.engine.pools.replace(self.maker.make(&new.pools));
         self.maker.warn_of_problems();
         let engine = Arc::clone(&self.engine);
-        tokio::spawn(async move { engine.look_at_pools().await });
+        tokio::spawn(async move { engine.learn_spaces().await });
         Ok(new.pools.len())
     }
 }

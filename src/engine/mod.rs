@@ -9,6 +9,7 @@ pub mod looks;
 mod plan;
 pub mod pools;
 mod runner;
+mod search;
 mod state;
 
 use std::collections::HashMap;
@@ -108,12 +109,9 @@ impl Engine {
     /// Begins the run of a job that is live and whose share is claimed for it: the run may have ended at once, and gives
     /// the share free then.
     fn begin(self: &Arc<Self>, id: JobId) {
-        let Some(span) = self.span_of(id) else { return };
-        tokio::spawn(Arc::clone(self).run(id).instrument(span));
-    }
-
-    fn span_of(&self, id: JobId) -> Option<Span> {
-        self.live.lock().get(&id).map(|live| live.span.clone())
+        let live = self.live.lock().get(&id).map(|live| (live.job.subscribe(), live.span.clone()));
+        let Some((job, span)) = live else { return };
+        tokio::spawn(Arc::clone(self).run(job).instrument(span));
     }
 
     /// Makes a job durable and starts it. Goes on to its end even if the caller no longer waits.
@@ -155,14 +153,14 @@ impl Engine {
             });
         }
         // The pools are asked before the jobs ask them, since the start waits for these answers and not for theirs.
-        tokio::join!(self.look_at_pools(), async { jobs.iter().for_each(|job| self.begin(job.id)) });
+        tokio::join!(self.learn_spaces(), async { jobs.iter().for_each(|job| self.begin(job.id)) });
         Ok(())
     }
 
     /// Asks each pool what its shares grow into: new jobs of another may want the space that its jobs were promised, and
     /// pools on one file system know only then where symbolic links in each other's paths lead. Waits for the answers for
     /// a moment, so that one that does not answer holds up its own jobs alone.
-    pub async fn look_at_pools(self: &Arc<Self>) {
+    pub async fn learn_spaces(self: &Arc<Self>) {
         // lvm takes a while, and what no job was promised nobody else can want.
         let asked = |pool: &Arc<Pool>| pool.driver.kind() != DriverKind::Lvm || pool.seats.taken() > 0;
         let looks = self.pools.all().into_iter().filter(asked).map(|pool| {

@@ -4,16 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::LOOK_MOST;
 use super::looks::{Looks, Together};
+use super::search::{Found, search};
 use crate::driver::{Assessment, Driver, DriverError, Observed};
 use crate::model::{Bytes, JobId, JobKind, PoolName, Refusal, ShareId};
 
@@ -49,6 +48,8 @@ pub struct Pool {
     pub seats: Arc<Seats>,
     /// It was waited for in vain, and has not answered since.
     silent: AtomicBool,
+    /// How many questions it has answered as only one that can be read does.
+    told: AtomicU64,
     looks: Arc<Looks>,
     observing: Arc<Together<ShareId, Result<Observed, DriverError>>>,
     assessing: Arc<Together<(ShareId, Bytes), Result<Assessment, DriverError>>>,
@@ -97,6 +98,7 @@ impl Pool {
             ready: Mutex::default(),
             seats,
             silent: AtomicBool::new(false),
+            told: AtomicU64::new(0),
             looks: Arc::default(),
             observing: Together::new(most, move |shares: &[ShareId]| observing.observe_all(shares)),
             assessing: Together::new(most, move |asked: &[(ShareId, Bytes)]| assessing.assess_all(asked)),
@@ -148,6 +150,11 @@ impl Pool {
         self.wait_for(self.assessing.ask(&self.looks, (share, target))).await
     }
 
+    /// Counts what it has told of its shares and its space: while this rises it can be read, however many questions wait.
+    pub fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
+
     pub fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
     }
@@ -177,7 +184,11 @@ impl Pool {
             return Err(self.stuck());
         }
         let answer = timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?;
-        answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal)
+        let answer = answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal);
+        if matches!(answer, Ok(_) | Err(Refusal::ShareNotFound { .. })) {
+            self.told.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
     }
 
     pub fn crashed(&self, what: &str) -> Refusal {
@@ -267,64 +278,15 @@ impl Pools {
                 }
             }
         }
-        let (found, in_no_other) = Self::search(share, all, ask).await?;
+        let Found { pool, answer, in_no_other } = search(share, all, ask).await?;
         if in_no_other {
             let mut known = self.known.lock();
             if known.len() >= MOST_KNOWN {
                 known.clear();
             }
-            known.insert(share, Arc::clone(&found.0));
+            known.insert(share, Arc::clone(&pool));
         }
-        Ok(found)
-    }
-
-    /// Asks all pools at once, and tells also whether all others say that they do not have the share. One that does not
-    /// answer is waited for once, so that it does not hide the others.
-    async fn search<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + Send + 'static>(
-        share: ShareId,
-        mut pools: Vec<Arc<Pool>>,
-        ask: impl Fn(Arc<Pool>) -> A,
-    ) -> Result<((Arc<Pool>, T), bool), Refusal> {
-        let mut answers = JoinSet::new();
-        for pool in &pools {
-            let (answer, pool) = (ask(Arc::clone(pool)), Arc::clone(pool));
-            answers.spawn(async move { (answer.await, pool) });
-        }
-        let mut found: Option<(Arc<Pool>, T)> = None;
-        let mut undecided = None;
-        let late = sleep(LOOK_MOST);
-        tokio::pin!(late);
-        while found.is_none() || !pools.iter().all(|pool| pool.is_silent()) {
-            let answer = tokio::select! {
-                answer = answers.join_next() => answer,
-                () = &mut late, if found.is_some() => {
-                    pools.iter().for_each(Pool::has_kept_silent);
-                    break;
-                }
-            };
-            let (answer, pool) = match answer {
-                None => break,
-                Some(Ok(answered)) => answered,
-                Some(Err(error)) => {
-                    undecided = Some(Refusal::Internal { problem: error.to_string() });
-                    continue;
-                }
-            };
-            pools.retain(|asked| !Arc::ptr_eq(asked, &pool));
-            match (answer, &found) {
-                (Ok(_), Some((other, _))) => return Err(in_two_pools(share, &pool.name, &other.name)),
-                (Ok(answer), None) => found = Some((pool, answer)),
-                (Err(Refusal::ShareNotFound { .. }), _) => {}
-                // What a pool says of the share counts more than that it can say nothing.
-                (Err(Refusal::NotMounted { .. } | Refusal::Stuck { .. } | Refusal::QueueFull { .. }), _)
-                    if undecided.is_some() => {}
-                (Err(refusal), _) => undecided = Some(refusal),
-            }
-        }
-        match found {
-            Some(found) => Ok((found, pools.is_empty() && undecided.is_none())),
-            None => Err(undecided.unwrap_or(Refusal::ShareNotFound { share })),
-        }
+        Ok((pool, answer))
     }
 }
 
@@ -335,10 +297,25 @@ pub fn in_two_pools(share: ShareId, one: &PoolName, other: &PoolName) -> Refusal
 }
 
 #[cfg(test)]
-mod tests {
+pub mod fixture {
     use super::*;
     use crate::driver::project_quota::ProjectQuota;
-    use std::collections::HashMap;
+
+    pub fn pool(name: &str, named: &[ShareId]) -> Arc<Pool> {
+        let name: PoolName = name.parse().unwrap();
+        let template = "/nowhere/{share_id}".parse().unwrap();
+        let driver = ProjectQuota::new(name.clone(), template, Vec::new(), Arc::default());
+        let named = named.iter().copied().collect();
+        let turns = Arc::new(Semaphore::new(1));
+        Arc::new(Pool::new(name, Arc::new(driver), named, Bytes::ZERO, 1.0, turns, Arc::default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::pool;
+    use super::*;
+    use crate::engine::LOOK_MOST;
     use std::sync::atomic::AtomicUsize;
     use std::time::Instant;
     use uuid::Uuid;
@@ -355,15 +332,6 @@ mod tests {
 
     fn share() -> ShareId {
         ShareId::from_uuid(Uuid::from_u128(7))
-    }
-
-    fn pool(name: &str, named: &[ShareId]) -> Arc<Pool> {
-        let name: PoolName = name.parse().unwrap();
-        let template = "/nowhere/{share_id}".parse().unwrap();
-        let driver = ProjectQuota::new(name.clone(), template, Vec::new(), Arc::default());
-        let named = named.iter().copied().collect();
-        let turns = Arc::new(Semaphore::new(1));
-        Arc::new(Pool::new(name, Arc::new(driver), named, Bytes::ZERO, 1.0, turns, Arc::default()))
     }
 
     /// The pool that has the share or the refusal, and how many pools were asked.

@@ -64,14 +64,13 @@ enum Bound {
 }
 
 impl Engine {
-    pub(super) async fn run(self: Arc<Self>, id: JobId) {
-        let Ok(job) = self.job(id) else { return };
-        let Ok(mut changes) = self.watch(id) else { return };
+    pub(super) async fn run(self: Arc<Self>, mut changes: watch::Receiver<Job>) {
+        let job = changes.borrow().clone();
         if self.claims.accepting() > 0 {
             let _ = timeout(GIVE_WAY, self.claims.none_accepting()).await;
         }
         let Some((pool, turn)) = self.turn(&job, &mut changes).await else { return };
-        let jobs = pool.take_ready(id);
+        let jobs = pool.take_ready(job.id);
         if jobs.is_empty() {
             // Another has taken this one along. It is still one of those who look, see `change`.
             drop(turn);
@@ -134,14 +133,17 @@ impl Engine {
     fn start(self: &Arc<Self>, id: JobId) -> Option<Member> {
         // Counted first: a drain that begins now either is seen below or waits for it.
         let _at_work = AtWork::begin(self);
-        let share = if self.claims.is_closed() { None } else { self.change(id, Event::Start) }?;
-        Some(Member { id, share, span: self.span_of(id)?, _at_work })
+        if self.claims.is_closed() {
+            return None;
+        }
+        let (share, span) = self.change(id, Event::Start)?;
+        Some(Member { id, share, span, _at_work })
     }
 
     /// A change that is seen by whoever looks and reaches the disk with the next commit of the job. Watchers are told of it
-    /// after a while: steps take microseconds as a rule, and telling of each would take longer. Gives the job's share, or
-    /// none where nothing may change.
-    fn change(self: &Arc<Self>, id: JobId, event: Event) -> Option<ShareId> {
+    /// after a while: steps take microseconds as a rule, and telling of each would take longer. Gives the job's
+    /// share and span, or none where nothing may change.
+    fn change(self: &Arc<Self>, id: JobId, event: Event) -> Option<(ShareId, Span)> {
         let starts = event == Event::Start;
         let mut live = self.live.lock();
         let live = live.get_mut(&id).filter(|live| !live.cancelling)?;
@@ -154,7 +156,7 @@ impl Engine {
             self.meters.step_ended(&job, begun.elapsed());
         }
         live.step_begun = at_work.then(Instant::now);
-        let share = job.share;
+        let of_job = (job.share, live.span.clone());
         live.job.send_if_modified(|current| {
             *current = job;
             false
@@ -171,7 +173,7 @@ impl Engine {
                 }
             });
         }
-        Some(share)
+        Some(of_job)
     }
 
     /// Does the work of jobs, makes it durable at once for all, and then their ends: on one blocking thread, since what the

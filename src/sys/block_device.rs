@@ -122,6 +122,19 @@ pub fn mapper(device: dev_t) -> Result<Mapper, Errno> {
     Ok(Mapper { uuid: read("uuid")?, is_suspended: read("suspended")? != "0" })
 }
 
+/// Whether the device is there and all that it lies on, down to the disks: what was built on a disk stays when that is gone.
+/// From `slaves` in `/sys/dev/block/MAJ:MIN`, by `Documentation/ABI/testing/sysfs-block`.
+pub fn is_whole(device: dev_t) -> bool {
+    is_whole_in_sysfs(Path::new(&format!("/sys/dev/block/{}:{}", major(device), minor(device))))
+}
+
+fn is_whole_in_sysfs(directory: &Path) -> bool {
+    // A partition has none.
+    let below = fs::read_dir(directory.join("slaves")).into_iter().flatten().flatten();
+    // The link to one that is gone stays.
+    directory.join("dev").exists() && below.map(|entry| entry.path()).all(|path| is_whole_in_sysfs(&path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,5 +149,25 @@ mod tests {
         assert_eq!(error("/dev/missing", zero), Errno::ENOENT);
         assert_eq!(holders(makedev(0xfff, 0xf_ffff)), Err(Errno::ENOENT));
         assert_eq!(mapper(makedev(0xfff, 0xf_ffff)), Err(Errno::ENOENT));
+        assert!(!is_whole(makedev(0xfff, 0xf_ffff)));
+    }
+
+    /// As sysfs has them: a device on a partition and on another disk.
+    #[test]
+    fn a_device_is_whole_with_all_that_it_lies_on() {
+        let sys = tempfile::tempdir().unwrap();
+        for device in ["dm-1", "sda/sda1", "sdb"] {
+            let slaves = if device.starts_with("sda") { "holders" } else { "slaves" };
+            fs::create_dir_all(sys.path().join(device).join(slaves)).unwrap();
+            fs::write(sys.path().join(device).join("dev"), "1:1").unwrap();
+        }
+        let volume = sys.path().join("dm-1");
+        for disk in ["sda/sda1", "sdb"] {
+            let link = volume.join("slaves").join(disk.trim_start_matches("sda/"));
+            std::os::unix::fs::symlink(format!("../../{disk}"), link).unwrap();
+        }
+        assert!(is_whole_in_sysfs(&volume));
+        fs::remove_dir_all(sys.path().join("sda")).unwrap();
+        assert!(!is_whole_in_sysfs(&volume));
     }
 }

@@ -56,8 +56,8 @@ struct PoolGauges {
 /// Never, as long as the names below are well formed and differ.
 pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::new(service, meters)?);
-    tokio::spawn(Arc::clone(&metrics).look_at_pools());
-    tokio::spawn(Arc::clone(&metrics).look_for_findings());
+    tokio::spawn(Arc::clone(&metrics).refresh_pools());
+    tokio::spawn(Arc::clone(&metrics).refresh_findings());
     http::serve_scrapers(listener, Router::new().route("/metrics", get(scrape)).with_state(metrics)).await;
     Ok(())
 }
@@ -129,7 +129,7 @@ impl Metrics {
         http::exposition(&self.registry)
     }
 
-    async fn look_at_pools(self: Arc<Self>) {
+    async fn refresh_pools(self: Arc<Self>) {
         let mut answered = BTreeMap::new();
         loop {
             let begun = now();
@@ -151,7 +151,7 @@ impl Metrics {
         }
     }
 
-    async fn look_for_findings(self: Arc<Self>) {
+    async fn refresh_findings(self: Arc<Self>) {
         loop {
             let mut counts: BTreeMap<(String, Reason), i64> = BTreeMap::new();
             for finding in self.service.diagnose().await {

@@ -32,8 +32,11 @@ use super::{
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool};
 
-/// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks.
-const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes";
+/// Options of every report: sizes in bytes, values with the names of their fields, no waiting for LVM's locks. What the
+/// node's lvm.conf(5) says of the form of reports is for people.
+const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefixes --config 'report { quoted=1 \
+                      separator=\" \" list_item_separator=\",\" binary_values_as_numeric=0 columns_as_rows=0 \
+                      compact_output=0 compact_output_cols=\"\" } log { prefix=\"  \" command_names=0 }'";
 
 const SECTOR: u64 = 512;
 
@@ -416,9 +419,10 @@ impl Driver for Lvm {
         }
     }
 
-    /// Not asked of LVM, whose commands admins look back at, unless the kernel has nothing of the group.
+    /// Not asked of LVM, whose commands admins look back at, where the kernel knows it: something of the group is active.
     fn check_mounted(&self) -> Result<(), DriverError> {
-        if volume::has_devices(self.group.name()) { Ok(()) } else { self.space().map(drop) }
+        let thin_pool = self.thin.as_ref().map(|thin| thin.name.as_str());
+        if volume::is_active(self.group.name(), thin_pool) { Ok(()) } else { self.space().map(drop) }
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {

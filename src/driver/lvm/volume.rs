@@ -122,12 +122,18 @@ pub fn thin_pool_node(group: &str, thin_pool: &str) -> PathBuf {
     PathBuf::from(format!("{}-tpool", node(group, thin_pool).display()))
 }
 
-/// Whether device-mapper has a device of the group, as it has once a volume of it is active.
-pub fn has_devices(group: &str) -> bool {
+/// Whether device-mapper has the thin pool, or without one any volume of the group, on disks that are there. It has what
+/// is active, and keeps what is in use when the disks are gone.
+pub fn is_active(group: &str, thin_pool: Option<&str>) -> bool {
+    let is_whole = |node: &Path| stat(node).is_ok_and(|found| block_device::is_whole(found.st_rdev));
+    if let Some(thin_pool) = thin_pool {
+        // Without volumes it has no other node than that of its name.
+        return is_whole(&thin_pool_node(group, thin_pool)) || is_whole(&node(group, thin_pool));
+    }
     let of_group = format!("{}-", doubled(group));
     let is_its = |name: &str| name.strip_prefix(&of_group).is_some_and(|volume| !volume.starts_with('-'));
     let mut entries = fs::read_dir("/dev/mapper").into_iter().flatten().flatten();
-    entries.any(|entry| entry.file_name().to_str().is_some_and(is_its))
+    entries.any(|entry| entry.file_name().to_str().is_some_and(is_its) && is_whole(&entry.path()))
 }
 
 /// What device-mapper says of the device of a node.
