@@ -44,7 +44,7 @@ pub struct Engine {
     pub ledger: Ledger,
     /// Jobs that have not ended, as they are now: RUNNING and steps are seen here before they are on disk.
     live: Mutex<HashMap<JobId, Live>>,
-    /// The id given out last: ids must sort even when the clock is set back.
+    /// The id given out last: ids must sort even when the clock is set back, and also behind jobs that are gone.
     last_id: Mutex<JobId>,
     /// How many jobs are at work, for whoever waits until none is.
     running: watch::Sender<usize>,

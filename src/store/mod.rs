@@ -74,6 +74,8 @@ struct Shared {
 pub struct Store {
     shared: Arc<Shared>,
     inbox: mpsc::Sender<Work>,
+    /// The newest job that was noted when the store was opened; it may be gone.
+    noted: Option<JobId>,
     /// Kept until the store is closed: a second daemon on the same directory is refused.
     _lock: Lock,
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -162,9 +164,10 @@ impl Store {
         self.shared.index.read().of_request(request_id)
     }
 
-    /// The newest job of all.
+    /// The newest job that is kept, or was noted before this start. A new one must be above it, or retention takes it for
+    /// as old.
     pub fn newest(&self) -> Option<JobId> {
-        self.shared.index.read().newest()
+        self.shared.index.read().newest().max(self.noted)
     }
 
     /// Number of jobs kept.

@@ -144,9 +144,10 @@ fn open_above(
         at_work_since: Mutex::default(),
         meters: OnceLock::new(),
     });
+    let noted = calendar.notes.last().map(|note| note.newest);
     let (inbox, committer) = committer::start(Arc::clone(&shared), files, retention, calendar)?;
     start_ticking(inbox.downgrade(), Arc::clone(&shared));
-    let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
+    let store = Store { shared, inbox, noted, _lock: lock, committer: Mutex::new(Some(committer)) };
     Ok((store, scan.unfinished))
 }
 
