@@ -120,7 +120,7 @@ impl Scan {
                     Ok((key, _)) if !rest.lock().reach(&key) => break,
                     Ok((key, value)) => scan.take(&key, &value, &mut check),
                     Err(error) => {
-                        scan.note(format!("the database stops with: {}", told(&error)), false);
+                        scan.note(format!("a part of the database cannot be read: {}", told(&error)), false);
                         // The same iterator would say the same for ever.
                         let Some(next) = behind_damage(db, rest.lock().from) else { break };
                         entries = db.range(next..);
