@@ -258,7 +258,7 @@ impl Engine {
     ///
     /// # Errors
     /// JOB_NOT_FOUND, JOB_NOT_QUEUED; STORE_UNAVAILABLE when the store turns out not to be writable: the job is cancelled
-    /// as soon as it is, and does not begin before.
+    /// as soon as it is, and does not begin before, but may after the next start where growd ends first.
     pub async fn cancel(self: &Arc<Self>, id: JobId) -> Result<Job, Refusal> {
         let Some(mut job) = self.begin_to_cancel(id)? else {
             return match self.job(id)? {
