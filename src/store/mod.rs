@@ -4,15 +4,17 @@
 //! once, publishes to the in-memory index, then answers all. The store knows nothing of the kernel's sizes and nothing
 //! of what a job means; it gives back exactly what it was given, or says that it cannot.
 
-mod calendar;
 mod committer;
+mod database;
 mod files;
+mod fingerprint;
 mod index;
-mod left;
+mod kept_time;
 pub mod offline;
 mod open;
-mod original;
+mod open_error;
 pub(crate) mod record;
+mod safety_copy;
 mod scan;
 
 use std::path::Path;
@@ -30,10 +32,13 @@ use files::{Files, Lock};
 use index::Index;
 
 pub use index::Selection;
-pub use open::OpenError;
+pub use open_error::OpenError;
 
 /// Commits that may wait for the committer; whoever comes then waits for its place.
 const INBOX: usize = 1024;
+
+/// What is told of the store while the committer waits for its disk.
+const HANGS: &str = "its disk does not answer: a write has not ended for more than 10 s";
 
 /// How long ended jobs are kept: for an age, counted while the store is open, and up to a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
