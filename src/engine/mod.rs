@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::logging::spans;
 use crate::meters::Meters;
 use crate::model::{Bytes, DriverKind, Job, JobError, JobId, JobState, Reason, Refusal, ShareId};
-use crate::store::{Selection, Store, StoreError};
+use crate::store::{Failure, Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
 use pools::{Pool, Pools, Seat};
@@ -181,7 +181,7 @@ impl Engine {
     /// # Errors
     /// STORE_UNAVAILABLE.
     pub fn check_writable(&self) -> Result<(), Refusal> {
-        self.store.failure().borrow().as_deref().map_or(Ok(()), |problem| Err(unwritable(problem)))
+        self.store.failure().borrow().as_ref().map_or(Ok(()), |failure| Err(unwritable(failure)))
     }
 
     /// A job as it is now. One that is on disk and not live yet is not seen: nobody could wait for its changes.
@@ -267,10 +267,11 @@ impl Engine {
             };
         };
         let mut failure = self.store.failure();
+        let failed = async { failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) };
         tokio::select! {
             biased;
             Ok(ended) = job.wait_for(|job| job.state.is_ended()) => Ok(ended.clone()),
-            Ok(problem) = failure.wait_for(Option::is_some) => Err(unwritable(problem.as_deref().unwrap_or_default())),
+            Ok(Some(failure)) = failed => Err(unwritable(&failure)),
             else => self.job(id),
         }
     }
@@ -341,8 +342,8 @@ fn store_refusal(error: &StoreError) -> Refusal {
     Refusal::StoreUnavailable { problem: error.to_string() }
 }
 
-fn unwritable(problem: &str) -> Refusal {
-    store_refusal(&StoreError::Write { problem: problem.to_owned() })
+fn unwritable(failure: &Failure) -> Refusal {
+    store_refusal(&StoreError::Write { problem: failure.to_string() })
 }
 
 /// What a job is told that ends by a refusal.

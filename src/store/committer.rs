@@ -21,7 +21,7 @@ use super::database::{database, told};
 use super::files::{Files, Identity, remove_tree, write_over};
 use super::kept_time::KeptTime;
 use super::open_error::OpenError;
-use super::{HANGS, INBOX, Retention, Shared, StoreError, fingerprint, record};
+use super::{Failure, INBOX, Retention, Shared, StoreError, fingerprint, record};
 use crate::model::{Job, JobId};
 use crate::sys::sync_file_range;
 
@@ -40,11 +40,11 @@ const SWEEP_BATCH: usize = 1000;
 /// What must fit on the disk again before the database is opened again: sled writes whole segments of 512 KiB.
 const PROBE_BYTES: usize = 4 << 20;
 
+/// Jobs that wait to be written, and who waits for it.
+pub type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
+
 pub enum Work {
-    Commit {
-        jobs: Vec<Job>,
-        answer: oneshot::Sender<Result<(), StoreError>>,
-    },
+    Commit(Waiting),
     /// Time has passed: see to the mark, to retention, and to a failed database.
     Tick,
     Close,
@@ -52,9 +52,6 @@ pub enum Work {
 
 const REPLACED: &str = "its database was removed or replaced while growd was running. When the state directory is put \
     back, growd goes on; without it, growd has an empty history after a restart";
-
-/// Jobs that wait to be written, and who waits for it.
-type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
 
 struct Committer {
     shared: Arc<Shared>,
@@ -113,7 +110,8 @@ pub fn start(
     };
     let run = move || {
         if catch_unwind(AssertUnwindSafe(|| committer.run(outbox))).is_err() {
-            shared.failure.send_replace(Some("its thread has panicked; growd needs a restart".to_owned()));
+            let problem = "its thread has panicked; growd needs a restart".to_owned();
+            shared.failure.send_replace(Some(Failure::Broken(problem)));
         }
     };
     let thread = std::thread::Builder::new().name("committer".to_owned()).spawn(run).map_err(no_thread)?;
@@ -128,7 +126,7 @@ impl Committer {
             let mut closing = false;
             while let Some(work) = next {
                 match work {
-                    Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
+                    Work::Commit(waits) => waiting.push(waits),
                     Work::Tick => {
                         self.note_progress();
                         self.tick(|| waiting.is_empty() && inbox.is_empty());
@@ -154,13 +152,13 @@ impl Committer {
         // Held to the end, as by whoever says so: neither may come between the other's two steps.
         let mut at_work_since = self.shared.at_work_since.lock();
         *at_work_since = Some(Instant::now());
-        self.shared.failure.send_if_modified(|failure| failure.take_if(|problem| problem == HANGS).is_some());
+        self.shared.failure.send_if_modified(|failure| failure.take_if(|failure| *failure == Failure::Hangs).is_some());
     }
 
     fn commit_group(&mut self, waiting: &mut Vec<Waiting>) {
         self.note_progress();
         let written = match &*self.shared.failure.borrow() {
-            Some(problem) => Err(problem.clone()),
+            Some(failure) => Err(failure.to_string()),
             None => Ok(()),
         };
         let begun = Instant::now();
@@ -187,7 +185,7 @@ impl Committer {
                 drop(index);
                 if self.shared.failure.borrow().is_none() {
                     error!(problem, "the job store cannot be written; extends are refused until it can");
-                    self.shared.failure.send_replace(Some(problem.clone()));
+                    self.shared.failure.send_replace(Some(Failure::Broken(problem.clone())));
                 }
                 for (_, answer) in waiting.drain(..) {
                     let _ = answer.send(Err(StoreError::Write { problem: problem.clone() }));
@@ -384,7 +382,7 @@ impl Committer {
             Some(Err(error)) => warn!(%error, "the job store cannot be flushed at its close"),
             _ => {}
         }
-        shared.failure.send_replace(Some("it is closed".to_owned()));
+        shared.failure.send_replace(Some(Failure::Broken("it is closed".to_owned())));
     }
 }
 

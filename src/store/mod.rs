@@ -37,9 +37,6 @@ pub use open_error::OpenError;
 /// Commits that may wait for the committer; whoever comes then waits for its place.
 const INBOX: usize = 1024;
 
-/// What is told of the store while the committer waits for its disk.
-const HANGS: &str = "its disk does not answer: a write has not ended for more than 10 s";
-
 /// How long ended jobs are kept: for an age, counted while the store is open, and up to a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -59,6 +56,16 @@ pub enum StoreError {
     Closed,
 }
 
+/// Why the store cannot be written now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The committer waits for it.
+    #[error("its disk does not answer: a write has not ended for more than 10 s")]
+    Hangs,
+    #[error("{0}")]
+    Broken(String),
+}
+
 /// What the readers and the committer share.
 struct Shared {
     /// `None` while the database is being opened again after a failed write.
@@ -68,8 +75,8 @@ struct Shared {
     durable: AtomicU64,
     /// What the database took on disk when it was last looked at.
     size: AtomicU64,
-    /// Why the store cannot be written; `None` when it can.
-    failure: watch::Sender<Option<String>>,
+    /// `None` when the store can be written.
+    failure: watch::Sender<Option<Failure>>,
     /// Since when the committer is at the work that it is at.
     at_work_since: Mutex<Option<Instant>>,
     meters: OnceLock<Arc<Meters>>,
@@ -142,7 +149,7 @@ impl Store {
     /// [`StoreError::Write`] when it is unknown whether they are on disk.
     pub async fn commit(&self, jobs: Vec<Job>) -> Result<(), StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.inbox.send(Work::Commit { jobs, answer }).await.map_err(|_| StoreError::Closed)?;
+        self.inbox.send(Work::Commit((jobs, answer))).await.map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -190,7 +197,7 @@ impl Store {
     }
 
     /// Why the store cannot be written, as it changes; `None` when it can.
-    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+    pub fn failure(&self) -> watch::Receiver<Option<Failure>> {
         self.shared.failure.subscribe()
     }
 

@@ -21,7 +21,7 @@ use super::kept_time::KeptTime;
 use super::open_error::OpenError;
 use super::safety_copy::SafetyCopy;
 use super::scan::Scan;
-use super::{HANGS, Retention, Shared, Store, record};
+use super::{Failure, Retention, Shared, Store, record};
 use crate::model::Job;
 use crate::sys::sync_file_range;
 use crate::sys::timer_slack::Lenient;
@@ -125,13 +125,13 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
             let at_work_since = shared.at_work_since.lock();
             if at_work_since.is_some_and(|since| since.elapsed() > TICK) {
                 // Said under the lock: the committer takes it back as soon as the disk answers.
-                let hangs = |failure: &mut Option<String>| {
+                let hangs = |failure: &mut Option<Failure>| {
                     let is_new = failure.is_none();
-                    failure.get_or_insert_with(|| HANGS.to_owned());
+                    failure.get_or_insert(Failure::Hangs);
                     is_new
                 };
                 if shared.failure.send_if_modified(hangs) {
-                    error!(problem = HANGS, "the job store cannot be written; extends are refused until it can");
+                    error!(problem = %Failure::Hangs, "the job store cannot be written; extends are refused until it can");
                 }
             } else if let Err(TrySendError::Closed(_)) = inbox.try_send(Work::Tick) {
                 return;
