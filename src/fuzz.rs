@@ -149,11 +149,11 @@ pub fn record(data: &[u8]) {
 }
 
 fn read_mark(value: &[u8]) {
-    let Ok((commit, mut calendar)) = record::decode_mark(value) else { return };
-    assert_eq!(record::decode_mark(&record::encode_mark(commit, &calendar)), Ok((commit, calendar.clone())));
+    let Ok((commit, mut kept_time)) = record::decode_mark(value) else { return };
+    assert_eq!(record::decode_mark(&record::encode_mark(commit, &kept_time)), Ok((commit, kept_time.clone())));
     let age = Duration::from_secs(3600);
     for passed in [Duration::ZERO, age, Duration::MAX] {
-        calendar.advance(passed, calendar.kept_for(age), age);
+        kept_time.advance(passed, kept_time.kept_for(age), age);
     }
 }
 

@@ -18,7 +18,7 @@ use daemon::{Daemon, MIB, assert_refused, eventually, share};
 use growd::driver::project_quota::ProjectQuota;
 use growd::driver::{self, Driver, Outcome, Step};
 use growd::model::{Bytes, Reason, ShareId};
-use growd::sys::quotactl::{self, Route};
+use growd::sys::quotactl;
 use growd::wire::proto::JobState;
 use support::btrfs::Btrfs;
 use support::image::{Image, KINDS, pool};
@@ -197,7 +197,7 @@ fn a_limit_that_somebody_raises_during_a_look_at_all_shares_stays() {
             std::thread::sleep(Duration::from_millis(50));
             let (fd, limit) = (File::open(&place).unwrap(), Bytes::mib(64));
             assert!(!growd.is_finished());
-            quotactl::set_limits(fd.as_fd(), Route::Best, 42, limit, limit).unwrap();
+            quotactl::set_limits(fd.as_fd(), 42, limit, limit).unwrap();
             growd.join().unwrap().unwrap()
         });
         let kind = filesystem.kind();

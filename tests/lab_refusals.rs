@@ -286,6 +286,12 @@ async fn a_system_call_that_fails_is_told_and_the_share_can_be_extended_after_it
     let told = format!("read the quota state of {}: EIO", fs.path().display());
     assert!(refusal.message().starts_with(&told), "{}", refusal.message());
     drop(broken);
+    // As on a kernel that is too old.
+    let broken = daemon.inject("quotactl_fd:error=ENOSYS").await;
+    let refusal = clients.extend(&share(1), 9 * MIB).await.unwrap_err();
+    assert_refused(&refusal, "UNSUPPORTED");
+    assert!(refusal.message().contains("quotactl_fd(2), which came with Linux 5.14"), "{}", refusal.message());
+    drop(broken);
     assert_eq!(fs.hard_limit(project(1)), 8 * MIB);
 
     // The last step of a job brings the limit to the disk.

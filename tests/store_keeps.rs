@@ -4,8 +4,12 @@
 
 mod store;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use growd::engine::Engine;
+use growd::engine::pools::Pools;
+use growd::meters::Meters;
 use growd::model::{Job, JobId, JobState};
 use growd::store::{Retention, Selection, Store};
 use store::*;
@@ -79,6 +83,25 @@ async fn no_job_goes_by_what_a_clock_says() {
         }
         store.close().await;
     }
+}
+
+/// The store has noted its newest job, and takes whatever is below that for as old, also when the job itself is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_clock_that_was_ahead_takes_no_later_ones_with_it() {
+    let home = Home::new();
+    let ahead = job_of(SystemTime::now() + 400 * DAY, JobState::Succeeded);
+    home.store(std::slice::from_ref(&ahead)).await;
+    let retention = Retention { age: TICK * 5 / 2, jobs: 1000 };
+    assert_eq!(kept(&home, retention, 0).await, []);
+
+    let (store, _) = Store::open(&home.state(), retention).unwrap();
+    let engine = Engine::new(store, Pools::new(Vec::new()), Arc::new(Meters::new().unwrap()));
+    let later = Job { id: engine.new_id(), ..job(JobState::Succeeded) };
+    assert!(later.id > ahead.id, "{} is not above {}", later.id, ahead.id);
+    engine.store.commit(vec![later.clone()]).await.unwrap();
+    tokio::time::sleep(TICK * 2 + TICK / 2).await;
+    assert_eq!(engine.store.get(later.id).unwrap(), Some(later));
+    engine.store.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -183,7 +183,7 @@ async fn a_page_that_is_lost_ends_neither_a_look_nor_a_start() {
     places.iter().for_each(|at| log[*at] ^= 1);
     std::fs::write(&path, log).unwrap();
 
-    assert_refused(&home, "is damaged: the database stops with: the file db is damaged at offset ");
+    assert_refused(&home, "is damaged: a part of the database cannot be read: the file db is damaged at offset ");
     let export = home.growd(&["store", "export"]);
     assert_eq!(export.status.code(), Some(1), "{}", err(&export));
     let there = exported(&out(&export));

@@ -40,9 +40,9 @@ fn status(engine: &Engine) -> String {
         let pools: Vec<String> = engine.pools.all().iter().map(|pool| pool.name.to_string()).collect();
         format!("{running} jobs running, {queued} queued, {} kept; pools: {}", engine.store.len(), pools.join(", "))
     };
-    if let Some(problem) = &*engine.store.failure().borrow() {
+    if let Some(failure) = &*engine.store.failure().borrow() {
         // One line, as the protocol has it.
-        status = format!("{status}; the job store cannot be written: {}", problem.replace('\n', " "));
+        status = format!("{status}; the job store cannot be written: {}", failure.to_string().replace('\n', " "));
     }
     status
 }

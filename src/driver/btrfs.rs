@@ -335,7 +335,7 @@ fn promised(fd: BorrowedFd<'_>) -> Result<Bytes, Errno> {
         let group = groups.get(&subvolume)?;
         if read_only { Some(group.used.exclusive) } else { group.limits.referenced }
     });
-    Ok(promises.fold(Bytes::ZERO, Bytes::saturating_add))
+    Ok(promises.sum())
 }
 
 /// What is said of the pool and of each share in it: with one remedy, so that it is told once.

@@ -30,13 +30,9 @@ struct Entry {
     record: CommandRecord,
 }
 
-/// A command at work. [`FlightRecorder::ended`] must follow.
-pub struct Recording {
-    number: u64,
-}
-
 impl FlightRecorder {
-    pub fn began(&self, command: &str) -> Recording {
+    /// Gives the number of the command, by which [`FlightRecorder::ended`] must follow.
+    pub fn began(&self, command: &str) -> u64 {
         let mut commands = self.commands.lock();
         commands.begun += 1;
         let number = commands.begun;
@@ -55,12 +51,12 @@ impl FlightRecorder {
             output: String::new(),
         };
         commands.last.push_back(Entry { number, begun: Instant::now(), record });
-        Recording { number }
+        number
     }
 
-    pub fn ended(&self, recording: &Recording, outcome: &str, output: &str) {
+    pub fn ended(&self, number: u64, outcome: &str, output: &str) {
         let mut commands = self.commands.lock();
-        let entry = commands.last.iter_mut().find(|entry| entry.number == recording.number);
+        let entry = commands.last.iter_mut().find(|entry| entry.number == number);
         if let Some(entry) = entry {
             entry.record.took = Some(entry.begun.elapsed());
             outcome.clone_into(&mut entry.record.outcome);
@@ -92,15 +88,15 @@ mod tests {
         let recorder = FlightRecorder::default();
         let stuck = recorder.began("lvextend stuck");
         for number in 0..2 * KEPT {
-            let recording = recorder.began(&format!("lvs {number}"));
-            recorder.ended(&recording, "done", &"é".repeat(2000));
+            let number = recorder.began(&format!("lvs {number}"));
+            recorder.ended(number, "done", &"é".repeat(2000));
         }
         let commands = recorder.commands();
         let texts: Vec<&str> = commands.iter().map(|command| command.command.as_str()).collect();
         assert_eq!((texts.len(), texts[0], texts[1]), (KEPT, "lvextend stuck", "lvs 65"));
         assert_eq!(commands[0].took, None);
         assert!(commands[1..].iter().all(|command| command.took.is_some() && command.output.len() <= MOST_OUTPUT));
-        recorder.ended(&stuck, "done", "at last");
+        recorder.ended(stuck, "done", "at last");
         assert_eq!(recorder.commands()[0].output, "at last");
     }
 }

@@ -98,7 +98,7 @@ impl Ledger {
 
     /// What is queued in all pools of a space.
     pub fn queued(&self, space: &SpaceId) -> Bytes {
-        in_space(&self.0.lock(), space).fold(Bytes::ZERO, |sum, (_, account)| sum.saturating_add(account.queued))
+        in_space(&self.0.lock(), space).map(|(_, account)| account.queued).sum()
     }
 }
 

@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::logging::spans;
 use crate::meters::Meters;
 use crate::model::{Bytes, DriverKind, Job, JobError, JobId, JobState, Reason, Refusal, ShareId};
-use crate::store::{Selection, Store, StoreError};
+use crate::store::{Failure, Selection, Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
 use pools::{Pool, Pools, Seat};
@@ -45,7 +45,7 @@ pub struct Engine {
     pub ledger: Ledger,
     /// Jobs that have not ended, as they are now: RUNNING and steps are seen here before they are on disk.
     live: Mutex<HashMap<JobId, Live>>,
-    /// The id given out last: ids must sort even when the clock is set back.
+    /// The id given out last: ids must sort even when the clock is set back, and also behind jobs that are gone.
     last_id: Mutex<JobId>,
     /// How many jobs are at work, for whoever waits until none is.
     running: watch::Sender<usize>,
@@ -179,7 +179,7 @@ impl Engine {
     /// # Errors
     /// STORE_UNAVAILABLE.
     pub fn check_writable(&self) -> Result<(), Refusal> {
-        self.store.failure().borrow().as_deref().map_or(Ok(()), |problem| Err(unwritable(problem)))
+        self.store.failure().borrow().as_ref().map_or(Ok(()), |failure| Err(unwritable(failure)))
     }
 
     /// A job as it is now. One that is on disk and not live yet is not seen: nobody could wait for its changes.
@@ -261,7 +261,7 @@ impl Engine {
     ///
     /// # Errors
     /// JOB_NOT_FOUND, JOB_NOT_QUEUED; STORE_UNAVAILABLE when the store turns out not to be writable: the job is cancelled
-    /// as soon as it is, and does not begin before.
+    /// as soon as it is, and does not begin before, but may after the next start where growd ends first.
     pub async fn cancel(self: &Arc<Self>, id: JobId) -> Result<Job, Refusal> {
         let Some(mut job) = self.begin_to_cancel(id)? else {
             return match self.job(id)? {
@@ -270,10 +270,11 @@ impl Engine {
             };
         };
         let mut failure = self.store.failure();
+        let failed = async { failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) };
         tokio::select! {
             biased;
             Ok(ended) = job.wait_for(|job| job.state.is_ended()) => Ok(ended.clone()),
-            Ok(problem) = failure.wait_for(Option::is_some) => Err(unwritable(problem.as_deref().unwrap_or_default())),
+            Ok(Some(failure)) = failed => Err(unwritable(&failure)),
             else => self.job(id),
         }
     }
@@ -344,8 +345,8 @@ fn store_refusal(error: &StoreError) -> Refusal {
     Refusal::StoreUnavailable { problem: error.to_string() }
 }
 
-fn unwritable(problem: &str) -> Refusal {
-    store_refusal(&StoreError::Write { problem: problem.to_owned() })
+fn unwritable(failure: &Failure) -> Refusal {
+    store_refusal(&StoreError::Write { problem: failure.to_string() })
 }
 
 /// What a job is told that ends by a refusal.

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use super::calendar::Calendar;
+use super::database::{database, told};
 use super::files::{Files, Identity, remove_tree, write_over};
-use super::open::{self, OpenError};
-use super::{INBOX, Retention, Shared, StoreError, left, record};
+use super::kept_time::KeptTime;
+use super::open_error::OpenError;
+use super::{Failure, INBOX, Retention, Shared, StoreError, fingerprint, record};
 use crate::model::{Job, JobId};
 use crate::sys::sync_file_range;
 
@@ -39,11 +40,11 @@ const SWEEP_BATCH: usize = 1000;
 /// What must fit on the disk again before the database is opened again: sled writes whole segments of 512 KiB.
 const PROBE_BYTES: usize = 4 << 20;
 
+/// Jobs that wait to be written, and who waits for it.
+pub type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
+
 pub enum Work {
-    Commit {
-        jobs: Vec<Job>,
-        answer: oneshot::Sender<Result<(), StoreError>>,
-    },
+    Commit(Waiting),
     /// Time has passed: see to the mark, to retention, and to a failed database.
     Tick,
     Close,
@@ -51,12 +52,6 @@ pub enum Work {
 
 const REPLACED: &str = "its database was removed or replaced while growd was running. When the state directory is put \
     back, growd goes on; without it, growd has an empty history after a restart";
-
-/// What is told of the store while the committer waits for its disk.
-pub const HANGS: &str = "its disk does not answer: a write has not ended for more than 10 s";
-
-/// Jobs that wait to be written, and who waits for it.
-type Waiting = (Vec<Job>, oneshot::Sender<Result<(), StoreError>>);
 
 struct Committer {
     shared: Arc<Shared>,
@@ -75,8 +70,8 @@ struct Committer {
     marked_at: Instant,
     /// The commit number at which the size on disk was last asked for.
     measured: u64,
-    calendar: Calendar,
-    /// Up to when the calendar has counted.
+    kept_time: KeptTime,
+    /// Up to when the time is counted.
     counted_at: Instant,
     swept_at: Option<Instant>,
     /// Jobs of failed groups that may or may not be on disk.
@@ -91,7 +86,7 @@ pub fn start(
     shared: Arc<Shared>,
     files: Files,
     retention: Retention,
-    calendar: Calendar,
+    kept_time: KeptTime,
 ) -> Result<(mpsc::Sender<Work>, JoinHandle<()>), OpenError> {
     let dir = files.dir().to_owned();
     let no_thread = |source| OpenError::io("cannot start a thread for", &dir, source);
@@ -108,14 +103,15 @@ pub fn start(
         marked: commit,
         marked_at: Instant::now(),
         measured: commit,
-        calendar,
+        kept_time,
         counted_at: Instant::now(),
         swept_at: None,
         unanswered: HashSet::new(),
     };
     let run = move || {
         if catch_unwind(AssertUnwindSafe(|| committer.run(outbox))).is_err() {
-            shared.failure.send_replace(Some("its thread has panicked; growd needs a restart".to_owned()));
+            let problem = "its thread has panicked; growd needs a restart".to_owned();
+            shared.failure.send_replace(Some(Failure::Broken(problem)));
         }
     };
     let thread = std::thread::Builder::new().name("committer".to_owned()).spawn(run).map_err(no_thread)?;
@@ -130,7 +126,7 @@ impl Committer {
             let mut closing = false;
             while let Some(work) = next {
                 match work {
-                    Work::Commit { jobs, answer } => waiting.push((jobs, answer)),
+                    Work::Commit(waits) => waiting.push(waits),
                     Work::Tick => {
                         self.note_progress();
                         self.tick(|| waiting.is_empty() && inbox.is_empty());
@@ -156,13 +152,13 @@ impl Committer {
         // Held to the end, as by whoever says so: neither may come between the other's two steps.
         let mut at_work_since = self.shared.at_work_since.lock();
         *at_work_since = Some(Instant::now());
-        self.shared.failure.send_if_modified(|failure| failure.take_if(|problem| problem == HANGS).is_some());
+        self.shared.failure.send_if_modified(|failure| failure.take_if(|failure| *failure == Failure::Hangs).is_some());
     }
 
     fn commit_group(&mut self, waiting: &mut Vec<Waiting>) {
         self.note_progress();
         let written = match &*self.shared.failure.borrow() {
-            Some(problem) => Err(problem.clone()),
+            Some(failure) => Err(failure.to_string()),
             None => Ok(()),
         };
         let begun = Instant::now();
@@ -189,7 +185,7 @@ impl Committer {
                 drop(index);
                 if self.shared.failure.borrow().is_none() {
                     error!(problem, "the job store cannot be written; extends are refused until it can");
-                    self.shared.failure.send_replace(Some(problem.clone()));
+                    self.shared.failure.send_replace(Some(Failure::Broken(problem.clone())));
                 }
                 for (_, answer) in waiting.drain(..) {
                     let _ = answer.send(Err(StoreError::Write { problem: problem.clone() }));
@@ -253,14 +249,14 @@ impl Committer {
         self.shared.index.read().ended().saturating_sub(self.retention.jobs)
     }
 
-    /// Has the calendar count the time that has passed, and writes it.
+    /// Counts the time that has passed, and writes it.
     fn count(&mut self) {
         let now = Instant::now();
         let newest = self.shared.index.read().newest();
-        self.calendar.advance(now - self.counted_at, newest, self.retention.age);
+        self.kept_time.advance(now - self.counted_at, newest, self.retention.age);
         self.counted_at = now;
         let shared = Arc::clone(&self.shared);
-        let written = shared.db.read().as_ref().map_or(Ok(()), |db| self.write_calendar(db));
+        let written = shared.db.read().as_ref().map_or(Ok(()), |db| self.write_kept_time(db));
         if let Err(problem) = written {
             warn!(problem, "cannot note for how long jobs have been kept");
         }
@@ -269,7 +265,7 @@ impl Committer {
     /// Removes a batch of ended jobs that are no longer kept, and tells whether more may be left.
     fn sweep(&mut self) -> bool {
         self.note_progress();
-        let old = self.calendar.kept_for(self.retention.age);
+        let old = self.kept_time.kept_for(self.retention.age);
         let expired = self.shared.index.read().expired(old, self.retention.jobs, SWEEP_BATCH);
         if expired.is_empty() {
             self.swept_at = Some(Instant::now());
@@ -287,9 +283,9 @@ impl Committer {
         true
     }
 
-    fn write_calendar(&mut self, db: &sled::Db) -> Result<(), String> {
+    fn write_kept_time(&mut self, db: &sled::Db) -> Result<(), String> {
         self.commit += 1;
-        let mark = record::encode_mark(self.commit, &self.calendar);
+        let mark = record::encode_mark(self.commit, &self.kept_time);
         put(db, record::MARK_KEY, mark)?;
         db.flush().map_err(|error| error.to_string())?;
         self.durable = self.commit;
@@ -302,7 +298,7 @@ impl Committer {
         let db = db.as_ref().ok_or("it is being opened again")?;
         // The job with the highest commit number may be among them: the number must stay on disk, or the store would
         // look as if it had been set back. It is flushed before anything is removed.
-        self.write_calendar(db)?;
+        self.write_kept_time(db)?;
         for id in jobs {
             if let Some((job, _)) = read(db, *id)? {
                 self.shared.index.write().forget(&job);
@@ -342,7 +338,7 @@ impl Committer {
         sync_file_range::end();
         let reopened = write_over(&self.files.jobs())
             .map_err(|error| error.to_string())
-            .and_then(|()| open::database(&self.files.jobs()).map_err(|error| error.to_string()))
+            .and_then(|()| database(&self.files.jobs()).map_err(|error| error.to_string()))
             .and_then(|db| self.settle(&db).map(|()| db));
         match reopened {
             Ok(db) => {
@@ -379,14 +375,14 @@ impl Committer {
                 if let Err(error) = files.write_mark(durable) {
                     warn!(%error, "cannot write {}", files.mark().display());
                 }
-                if let Err(error) = left::note(&files) {
+                if let Err(error) = fingerprint::note(&files) {
                     warn!(%error, "cannot note what the job store was left as; the next start copies it");
                 }
             }
             Some(Err(error)) => warn!(%error, "the job store cannot be flushed at its close"),
             _ => {}
         }
-        shared.failure.send_replace(Some("it is closed".to_owned()));
+        shared.failure.send_replace(Some(Failure::Broken("it is closed".to_owned())));
     }
 }
 
@@ -418,7 +414,7 @@ fn start_marking(files: &Files) -> io::Result<(SyncSender<u64>, JoinHandle<()>)>
 /// The record of a job as the database has it now, flushed or not, and its commit number.
 pub fn read(db: &sled::Db, id: JobId) -> Result<Option<(Job, u64)>, String> {
     let key = record::key(id);
-    let Some(value) = db.get(key).map_err(|error| open::told(&error))? else { return Ok(None) };
+    let Some(value) = db.get(key).map_err(|error| told(&error))? else { return Ok(None) };
     record::decode(&key, &value).map(Some).map_err(|error| format!("the record of job {id}: {error}"))
 }
 

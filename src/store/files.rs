@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::open::OpenError;
+use super::open_error::OpenError;
 
 #[derive(Clone)]
 pub struct Files {
@@ -65,6 +65,16 @@ impl Files {
 
     pub fn compacted(&self) -> PathBuf {
         self.dir.join("jobs.compacted")
+    }
+
+    /// There is no database, and a mark says that there was.
+    pub fn gone(&self, mark: u64) -> OpenError {
+        let problem = format!("{} is gone; it held {mark} commits", self.jobs().display());
+        OpenError::Damaged { dir: self.dir.clone(), problem }
+    }
+
+    pub fn no_copy(&self, source: io::Error) -> OpenError {
+        OpenError::io("cannot make a copy for a look at the job store in", &self.jobs(), source)
     }
 
     /// Takes the lock of the state directory, which must exist.

@@ -4,15 +4,17 @@
 //! once, publishes to the in-memory index, then answers all. The store knows nothing of the kernel's sizes and nothing
 //! of what a job means; it gives back exactly what it was given, or says that it cannot.
 
-mod calendar;
 mod committer;
+mod database;
 mod files;
+mod fingerprint;
 mod index;
-mod left;
+mod kept_time;
 pub mod offline;
 mod open;
-mod original;
+mod open_error;
 pub(crate) mod record;
+mod safety_copy;
 mod scan;
 
 use std::path::Path;
@@ -30,7 +32,7 @@ use files::{Files, Lock};
 use index::Index;
 
 pub use index::Selection;
-pub use open::OpenError;
+pub use open_error::OpenError;
 
 /// Commits that may wait for the committer; whoever comes then waits for its place.
 const INBOX: usize = 1024;
@@ -54,6 +56,16 @@ pub enum StoreError {
     Closed,
 }
 
+/// Why the store cannot be written now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The committer waits for it.
+    #[error("its disk does not answer: a write has not ended for more than 10 s")]
+    Hangs,
+    #[error("{0}")]
+    Broken(String),
+}
+
 /// What the readers and the committer share.
 struct Shared {
     /// `None` while the database is being opened again after a failed write.
@@ -63,8 +75,8 @@ struct Shared {
     durable: AtomicU64,
     /// What the database took on disk when it was last looked at.
     size: AtomicU64,
-    /// Why the store cannot be written; `None` when it can.
-    failure: watch::Sender<Option<String>>,
+    /// `None` when the store can be written.
+    failure: watch::Sender<Option<Failure>>,
     /// Since when the committer is at the work that it is at.
     at_work_since: Mutex<Option<Instant>>,
     meters: OnceLock<Arc<Meters>>,
@@ -74,6 +86,8 @@ struct Shared {
 pub struct Store {
     shared: Arc<Shared>,
     inbox: mpsc::Sender<Work>,
+    /// The newest job that was noted when the store was opened; it may be gone.
+    noted: Option<JobId>,
     /// Kept until the store is closed: a second daemon on the same directory is refused.
     _lock: Lock,
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -135,7 +149,7 @@ impl Store {
     /// [`StoreError::Write`] when it is unknown whether they are on disk.
     pub async fn commit(&self, jobs: Vec<Job>) -> Result<(), StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.inbox.send(Work::Commit { jobs, answer }).await.map_err(|_| StoreError::Closed)?;
+        self.inbox.send(Work::Commit((jobs, answer))).await.map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -162,9 +176,10 @@ impl Store {
         self.shared.index.read().of_request(request_id)
     }
 
-    /// The newest job of all.
+    /// The newest job that is kept, or was noted before this start. A new one must be above it, or retention takes it for
+    /// as old.
     pub fn newest(&self) -> Option<JobId> {
-        self.shared.index.read().newest()
+        self.shared.index.read().newest().max(self.noted)
     }
 
     /// Number of jobs kept.
@@ -182,7 +197,7 @@ impl Store {
     }
 
     /// Why the store cannot be written, as it changes; `None` when it can.
-    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+    pub fn failure(&self) -> watch::Receiver<Option<Failure>> {
         self.shared.failure.subscribe()
     }
 

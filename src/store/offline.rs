@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::files::{Files, remove_tree, sync_dir};
-use super::open::OpenError;
-use super::original;
+use super::open_error::OpenError;
+use super::safety_copy;
 use super::scan::scan_copy;
 use crate::model::Job;
 
@@ -30,9 +30,9 @@ pub struct Verdict {
 pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
-    original::settle(&files)?;
+    safety_copy::settle(&files)?;
     if !files.jobs().exists() {
-        return Err(files.read_mark()?.map_or_else(|| none_in(dir), |mark| OpenError::gone(&files, mark)));
+        return Err(files.read_mark()?.map_or_else(|| none_in(dir), |mark| files.gone(mark)));
     }
     let scan = scan_copy(&files, each)?;
     let mut verdict = Verdict {
@@ -60,7 +60,7 @@ pub fn verify(dir: &Path, each: impl FnMut(&Job)) -> Result<Verdict, OpenError> 
 pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
-    original::settle(&files)?;
+    safety_copy::settle(&files)?;
     let parts: Vec<PathBuf> =
         [files.jobs(), files.mark(), files.left()].into_iter().filter(|part| part.exists()).collect();
     if parts.is_empty() {

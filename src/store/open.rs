@@ -2,35 +2,30 @@
 
 use std::fs;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::calendar::Calendar;
-use super::committer::{self, HANGS, Work};
+use super::committer::{self, Work};
+use super::database::database;
 use super::files::{Files, Lock, remove_tree, sync_dir};
 use super::index::Index;
-use super::original::Original;
+use super::kept_time::KeptTime;
+use super::open_error::OpenError;
+use super::safety_copy::SafetyCopy;
 use super::scan::Scan;
-use super::{Retention, Shared, Store, record};
+use super::{Failure, Retention, Shared, Store, record};
 use crate::model::Job;
 use crate::sys::sync_file_range;
 use crate::sys::timer_slack::Lenient;
 
-/// Memory for sled's page cache.
-const CACHE_BYTES: u64 = 54 << 20;
-/// sled collects the garbage of its log in a thread that also flushes, at most half of this time at once. What growd
-/// acknowledges it flushes itself, so this is only how far the collection may lag; each time wakes threads and the disk.
-const CLEAN_EVERY_MS: u64 = 5000;
 /// sled never gives space back, and restarts leak it: above this ratio of disk to live bytes the store is copied.
 const BLOAT_RATIO: u64 = 6;
 /// Below this a bloated store is nobody's trouble.
@@ -38,79 +33,6 @@ const BLOAT_FLOOR: u64 = 64 << 20;
 const TICK: Duration = Duration::from_secs(10);
 /// sled has seven threads that look for work once a second, though they are woken when there is any.
 const SLED_MAY_SLEEP_ON: Duration = Duration::from_secs(60);
-
-const NEXT: &str = "growd does not start with it, and has deleted nothing. `growd store verify` shows what is readable, \
-    `growd store export` saves it as JSON lines, `growd store set-aside` moves the store away so that growd starts with an \
-    empty one: sizes are always read from the kernel, only the history and the unfinished jobs go";
-
-/// Why the store was not opened, and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("the job store in {} is in use by process {pid}, probably growd; stop it first", dir.display())]
-    InUse { dir: PathBuf, pid: String },
-    #[error("{operation} {}", path.display())]
-    Io { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("the job store in {} is damaged: {problem}. {NEXT}", dir.display())]
-    Damaged { dir: PathBuf, problem: String },
-    #[error("the job store in {} was written by a newer growd: {problem}. {NEXT}", dir.display())]
-    Newer { dir: PathBuf, problem: String },
-    #[error(
-        "the job store in {} went back in time: it ends with commit {found}, and commit {expected} had been written. \
-         {NEXT}", dir.display()
-    )]
-    Older { dir: PathBuf, found: u64, expected: u64 },
-    #[error("the job store in {} cannot be written: {problem}", dir.display())]
-    NotWritable { dir: PathBuf, problem: String },
-    #[error(
-        "cannot open the job store in {}. Nothing is known to be wrong with it: make room on its disk, or have it take writes, \
-         and start growd again", dir.display()
-    )]
-    Disk { dir: PathBuf, source: io::Error },
-    #[error("flushes of the job store do not reach the disk: sync_file_range is not answered by growd")]
-    NotDurable,
-}
-
-impl OpenError {
-    pub fn no_copy(files: &Files, source: io::Error) -> Self {
-        Self::io("cannot make a copy for a look at the job store in", &files.jobs(), source)
-    }
-
-    /// There is no database, and a mark says that there was.
-    pub fn gone(files: &Files, mark: u64) -> Self {
-        let problem = format!("{} is gone; it held {mark} commits", files.jobs().display());
-        Self::Damaged { dir: files.dir().to_owned(), problem }
-    }
-
-    /// Why sled did not open the store.
-    fn of_sled(files: &Files, error: sled::Error) -> Self {
-        let dir = files.dir().to_owned();
-        match error {
-            sled::Error::Io(source) if is_of_disk(&source) => Self::Disk { dir, source },
-            damage => Self::Damaged { dir, problem: told(&damage) },
-        }
-    }
-
-    pub fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { operation, path: path.to_owned(), source }
-    }
-}
-
-/// sled's error for people: of damage it tells in its own terms.
-pub fn told(error: &sled::Error) -> String {
-    match error {
-        sled::Error::Corruption { at: Some(place), .. } => format!("the file db is damaged at offset {}", place.lid()),
-        sled::Error::Corruption { at: None, .. } => "the file db is damaged".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// Whether the disk could not do what was asked of it. sled also tells of damage as of errors of files, of other kinds.
-fn is_of_disk(error: &io::Error) -> bool {
-    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    // EIO has no kind that could be named.
-    let fails = io::Error::from_raw_os_error(Errno::EIO as i32).kind();
-    [StorageFull, QuotaExceeded, ReadOnlyFilesystem, PermissionDenied, fails].contains(&error.kind())
-}
 
 pub fn open(files: Files, lock: Lock, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
     open_above(BLOAT_FLOOR, files, lock, retention)
@@ -127,8 +49,8 @@ fn open_above(
     let (mut db, mut scan) = checked(&files)?;
     // Another number than the last start's: sled writes nothing for a value that is there already.
     scan.commit += 1;
-    let calendar = scan.calendar.take().unwrap_or_default();
-    note_start(&files, &db, scan.commit, &calendar)?;
+    let kept_time = scan.kept_time.take().unwrap_or_default();
+    note_start(&files, &db, scan.commit, &kept_time)?;
     let mut on_disk = db.size_on_disk().unwrap_or(0);
     if on_disk > bloat_floor && on_disk > BLOAT_RATIO * scan.live_bytes {
         db = compact(&files, db)?;
@@ -144,34 +66,35 @@ fn open_above(
         at_work_since: Mutex::default(),
         meters: OnceLock::new(),
     });
-    let (inbox, committer) = committer::start(Arc::clone(&shared), files, retention, calendar)?;
+    let noted = kept_time.notes.last().map(|note| note.newest);
+    let (inbox, committer) = committer::start(Arc::clone(&shared), files, retention, kept_time)?;
     start_ticking(inbox.downgrade(), Arc::clone(&shared));
-    let store = Store { shared, inbox, _lock: lock, committer: Mutex::new(Some(committer)) };
+    let store = Store { shared, inbox, noted, _lock: lock, committer: Mutex::new(Some(committer)) };
     Ok((store, scan.unfinished))
 }
 
 /// The database, with all that is in it. When anything is wrong, the files are put back as they were.
 fn checked(files: &Files) -> Result<(sled::Db, Scan), OpenError> {
     let dir = files.dir();
-    let original = Original::keep(files)?;
+    let copy = SafetyCopy::keep(files)?;
     let (exists, mark) = (files.jobs().exists(), files.read_mark()?);
     if let (false, Some(mark)) = (exists, mark) {
-        return Err(OpenError::gone(files, mark));
+        return Err(files.gone(mark));
     }
     remove_tree(&files.compacted())?;
-    let opened = database(&files.jobs()).map_err(|error| OpenError::of_sled(files, error)).and_then(|db| {
+    let opened = database(&files.jobs()).map_err(|error| OpenError::of_sled(files.dir(), error)).and_then(|db| {
         let scan = if exists { Scan::of_all(&db) } else { Scan::default() };
         scan.check(dir, mark).map(|scan| (db, scan))
     });
     match opened {
         Ok(opened) => {
             // Before anything is committed: a later start that finds it takes the store for one that nobody has used since.
-            original.retire()?;
+            copy.retire()?;
             Ok(opened)
         }
         Err(error) => {
             // Only one of the two can be answered, and this one says what is to be seen to first.
-            let is_as_before = original.put_back().inspect_err(|_| warn!("{error}"))?;
+            let is_as_before = copy.put_back().inspect_err(|_| warn!("{error}"))?;
             if exists && !is_as_before && !matches!(error, OpenError::Disk { .. }) {
                 warn!(
                     "after a stop in order growd keeps no copy: sled has opened this store and may have written to it"
@@ -183,8 +106,8 @@ fn checked(files: &Files) -> Result<(sled::Db, Scan), OpenError> {
 }
 
 /// The first commit of this start, which is on disk for certain then, and the names of all files with it.
-fn note_start(files: &Files, db: &sled::Db, commit: u64, calendar: &Calendar) -> Result<(), OpenError> {
-    check_flush(files.dir(), db, commit, calendar, sync_file_range::redirected_calls)?;
+fn note_start(files: &Files, db: &sled::Db, commit: u64, kept_time: &KeptTime) -> Result<(), OpenError> {
+    check_flush(files.dir(), db, commit, kept_time, sync_file_range::redirected_calls)?;
     for created in [&files.jobs(), files.dir()] {
         sync_dir(created).map_err(|source| OpenError::io("cannot sync", created, source))?;
     }
@@ -202,13 +125,13 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
             let at_work_since = shared.at_work_since.lock();
             if at_work_since.is_some_and(|since| since.elapsed() > TICK) {
                 // Said under the lock: the committer takes it back as soon as the disk answers.
-                let hangs = |failure: &mut Option<String>| {
+                let hangs = |failure: &mut Option<Failure>| {
                     let is_new = failure.is_none();
-                    failure.get_or_insert_with(|| HANGS.to_owned());
+                    failure.get_or_insert(Failure::Hangs);
                     is_new
                 };
                 if shared.failure.send_if_modified(hangs) {
-                    error!(problem = HANGS, "the job store cannot be written; extends are refused until it can");
+                    error!(problem = %Failure::Hangs, "the job store cannot be written; extends are refused until it can");
                 }
             } else if let Err(TrySendError::Closed(_)) = inbox.try_send(Work::Tick) {
                 return;
@@ -217,28 +140,17 @@ fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
     });
 }
 
-/// Opens sled. It panics on some kinds of damage, which must become a refusal.
-///
-/// # Errors
-/// sled's.
-pub fn database(path: &Path) -> sled::Result<sled::Db> {
-    sync_file_range::begin(&path.join("db"));
-    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(CLEAN_EVERY_MS));
-    catch_unwind(AssertUnwindSafe(|| config.open()))
-        .unwrap_or_else(|_| Err(sled::Error::ReportableBug("opening the database panicked".to_owned())))
-}
-
 /// Writes the commit number, flushes, and sees whether that reached fdatasync; see `sys::sync_file_range`.
 fn check_flush(
     dir: &Path,
     db: &sled::Db,
     commit: u64,
-    calendar: &Calendar,
+    kept_time: &KeptTime,
     redirected_calls: impl Fn() -> u64,
 ) -> Result<(), OpenError> {
     let before = redirected_calls();
     let write = || -> sled::Result<()> {
-        db.insert(record::MARK_KEY, record::encode_mark(commit, calendar))?;
+        db.insert(record::MARK_KEY, record::encode_mark(commit, kept_time))?;
         db.flush()?;
         Ok(())
     };
@@ -267,7 +179,7 @@ fn compact(files: &Files, db: sled::Db) -> Result<sled::Db, OpenError> {
     if let Err(error) = exchanged.and_then(|()| fs::remove_dir_all(files.compacted())) {
         warn!(%error, "cannot put the compacted job store in place of {}", files.jobs().display());
     }
-    database(&files.jobs()).map_err(|error| OpenError::of_sled(files, error))
+    database(&files.jobs()).map_err(|error| OpenError::of_sled(files.dir(), error))
 }
 
 fn copy_records(db: &sled::Db, path: &Path) -> Result<(), String> {
@@ -318,37 +230,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_disk_cannot_do_is_no_damage() {
-        let of = |error| OpenError::of_sled(&Files::new(Path::new("/state")), error);
-        let of_disk = |errno: Errno| {
-            let error = io::Error::from(errno);
-            // As sled passes on what it has remembered.
-            let remembered = io::Error::new(error.kind(), format!("{error:?}"));
-            [error, remembered].map(|error| matches!(of(sled::Error::Io(error)), OpenError::Disk { .. })) == [true; 2]
-        };
-        let disk = [Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS, Errno::EIO, Errno::EACCES, Errno::EPERM];
-        assert!(disk.into_iter().all(of_disk));
-        // What reading something else than sled wrote leads to.
-        let kinds = [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData, io::ErrorKind::Other];
-        let damage = kinds.map(|kind| sled::Error::Io(io::Error::new(kind, "corrupted")));
-        let damage = damage.into_iter().chain([
-            sled::Error::Io(Errno::EINVAL.into()),
-            sled::Error::Corruption { at: None, bt: () },
-            sled::Error::ReportableBug(String::new()),
-        ]);
-        assert!(damage.into_iter().all(|error| matches!(of(error), OpenError::Damaged { .. })));
-        let told = of(sled::Error::Io(Errno::ENOSPC.into())).to_string();
-        assert!(told.contains("start growd again") && !told.contains("set-aside"));
-        let told = of(sled::Error::Corruption { at: None, bt: () }).to_string();
-        assert!(told.contains("is damaged: the file db is damaged. growd does not start with it"), "{told}");
-    }
-
-    #[test]
     fn a_store_whose_flush_does_not_end_in_growd_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let db = database(&Files::new(dir.path()).jobs()).unwrap();
         // sled writes nothing for a value that is there already.
-        let check = |commit, calls: fn() -> u64| check_flush(dir.path(), &db, commit, &Calendar::default(), calls);
+        let check = |commit, calls: fn() -> u64| check_flush(dir.path(), &db, commit, &KeptTime::default(), calls);
         assert!(matches!(check(1, || 7), Err(OpenError::NotDurable)));
         assert!(check(2, sync_file_range::redirected_calls).is_ok());
     }

@@ -7,10 +7,11 @@ use std::path::Path;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::calendar::Calendar;
+use super::database::{database, told};
 use super::files::{Files, copy_tree, remove_snapshots, remove_tree};
 use super::index::Entry;
-use super::open::{OpenError, database, told};
+use super::kept_time::KeptTime;
+use super::open_error::OpenError;
 use super::record::{self, RecordError};
 use crate::model::{Job, JobId};
 
@@ -44,7 +45,7 @@ pub fn scan_copy(files: &Files, mut each: impl FnMut(&Job)) -> Result<Scan, Open
     let mut look = |prepare: fn(&Path) -> io::Result<()>| {
         remove_tree(&copy)?;
         let copied = copy_tree(&files.jobs(), &copy).and_then(|()| prepare(&copy));
-        copied.map_err(|source| OpenError::no_copy(files, source))?;
+        copied.map_err(|source| files.no_copy(source))?;
         Ok(match database(&copy) {
             Ok(db) => Scan::of(&db, &[], &Mutex::new(Rest::ALL), &mut check),
             Err(error) => Scan::failed(told(&error)),
@@ -68,7 +69,7 @@ pub struct Scan {
     /// The highest commit number found.
     pub commit: u64,
     /// `None` where no part that was read has it.
-    pub calendar: Option<Calendar>,
+    pub kept_time: Option<KeptTime>,
     /// Bytes of keys and values.
     pub live_bytes: u64,
     /// The first thing that is wrong, and whether it is only too new for this version.
@@ -120,7 +121,7 @@ impl Scan {
                     Ok((key, _)) if !rest.lock().reach(&key) => break,
                     Ok((key, value)) => scan.take(&key, &value, &mut check),
                     Err(error) => {
-                        scan.note(format!("the database stops with: {}", told(&error)), false);
+                        scan.note(format!("a part of the database cannot be read: {}", told(&error)), false);
                         // The same iterator would say the same for ever.
                         let Some(next) = behind_damage(db, rest.lock().from) else { break };
                         entries = db.range(next..);
@@ -156,7 +157,7 @@ impl Scan {
         self.jobs.extend(newer.jobs);
         self.unfinished.extend(newer.unfinished);
         self.commit = self.commit.max(newer.commit);
-        self.calendar = newer.calendar.or(self.calendar);
+        self.kept_time = newer.kept_time.or(self.kept_time);
         self.live_bytes += newer.live_bytes;
         self.first_problem = self.first_problem.or(newer.first_problem);
         self.problems += newer.problems;
@@ -173,7 +174,7 @@ impl Scan {
         let newer = |error: &RecordError| matches!(error, RecordError::Newer(_));
         if key == record::MARK_KEY {
             match record::decode_mark(value) {
-                Ok((commit, calendar)) => (self.commit, self.calendar) = (self.commit.max(commit), Some(calendar)),
+                Ok((commit, kept_time)) => (self.commit, self.kept_time) = (self.commit.max(commit), Some(kept_time)),
                 Err(error) => self.note(format!("the commit record is bad: {error}"), newer(&error)),
             }
             return;
@@ -293,16 +294,16 @@ mod tests {
                 let job = any_job(id, JobState::ALL[n as usize % JobState::ALL.len()]);
                 db.insert(record::key(job.id), record::encode(&job, n as u64)).unwrap();
             }
-            let mut calendar = Calendar::default();
-            calendar.advance(Duration::from_secs(7), None, Duration::MAX);
-            db.insert(record::MARK_KEY, record::encode_mark(7, &calendar)).unwrap();
+            let mut kept_time = KeptTime::default();
+            kept_time.advance(Duration::from_secs(7), None, Duration::MAX);
+            db.insert(record::MARK_KEY, record::encode_mark(7, &kept_time)).unwrap();
             let one = Scan::of(&db, &[], &Mutex::new(Rest::ALL), record::entry);
             let two = Scan::of_all(&db);
             assert_eq!(one.first_problem, None);
             assert_eq!((one.jobs.len() as u128, &one.jobs), (many, &two.jobs));
             assert_eq!((&one.unfinished, one.commit), (&two.unfinished, two.commit));
-            assert_eq!((one.live_bytes, &one.calendar), (two.live_bytes, &two.calendar));
-            assert_eq!(one.calendar, Some(calendar));
+            assert_eq!((one.live_bytes, &one.kept_time), (two.live_bytes, &two.kept_time));
+            assert_eq!(one.kept_time, Some(kept_time));
         }
         for (strange, problems) in [(vec![b'x'], 1), (vec![b'a'; 17], 2), ([&FIRST[..], &[7]].concat(), 3)] {
             db.insert(strange, &[0]).unwrap();

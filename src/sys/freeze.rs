@@ -4,8 +4,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::libc::{_exit, SYS_close_range, c_int, close, syscall};
-use nix::sys::resource::{Resource, getrlimit};
+use nix::libc::{_exit, SYS_close_range, c_int, syscall};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setsid};
 
@@ -21,18 +20,18 @@ mod raw {
 /// lives, and the next growd needs the locks and the sockets of this one.
 ///
 /// # Errors
-/// Those of the ioctls, and `EINTR` when somebody has killed that process. Nothing when the file system is frozen
+/// Those of close_range(2) and of the ioctls, and `EINTR` when somebody has killed that process. Nothing when the file system is frozen
 /// already, for then all is at its place.
 pub fn for_a_moment(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let fd = fd.as_raw_fd();
-    // SAFETY: until its end the child calls setsid(2), close_range(2), getrlimit(2), close(2), ioctl(2) and _exit(2) alone,
-    // which are async-signal-safe.
+    // SAFETY: until its end the child calls setsid(2), close_range(2), ioctl(2) and _exit(2) alone, which are
+    // async-signal-safe.
     let child = match unsafe { fork() }? {
         ForkResult::Child => {
             // What is sent to growd's session and group does not reach it.
             let _ = setsid();
-            close_all_but(fd);
-            let code = freeze(fd).and_then(|()| thaw(fd)).map_or_else(|errno| errno as c_int, |()| 0);
+            let frozen = close_all_but(fd).and_then(|()| freeze(fd));
+            let code = frozen.and_then(|()| thaw(fd)).map_or_else(|errno| errno as c_int, |()| 0);
             // SAFETY: it ends the process, and runs nothing of growd's at its end.
             unsafe { _exit(code) }
         }
@@ -60,19 +59,14 @@ fn end_of(child: Pid) -> Result<WaitStatus, Errno> {
     }
 }
 
-fn close_all_but(kept: RawFd) {
+fn close_all_but(kept: RawFd) -> Result<(), Errno> {
     for (first, last) in [(0, kept - 1), (kept + 1, RawFd::MAX)] {
-        // SAFETY: nothing here uses what is closed, and the process ends without dropping anything.
-        if first > last || unsafe { syscall(SYS_close_range, first, last, 0) } == 0 {
-            continue;
-        }
-        // Linux before 5.9. No number was ever above the limit, unless that was lowered.
-        let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(1 << 20, |(limit, _)| limit);
-        for fd in first..=last.min(RawFd::try_from(most).unwrap_or(RawFd::MAX)) {
-            // SAFETY: as above.
-            unsafe { close(fd) };
+        if first <= last {
+            // SAFETY: nothing here uses what is closed, and the process ends without dropping anything.
+            Errno::result(unsafe { syscall(SYS_close_range, first, last, 0) })?;
         }
     }
+    Ok(())
 }
 
 fn freeze(fd: RawFd) -> Result<(), Errno> {

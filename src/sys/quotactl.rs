@@ -1,27 +1,23 @@
-//! Project quotas: quotactl_fd(2), or quotactl(2) on the block device where the kernel is older than 5.14.
+//! Project quotas: quotactl_fd(2), which came with Linux 5.14.
 //!
 //! Limits and use come out as [`Bytes`], in whatever blocks a command counts them. Layouts and numbers are those of
 //! `linux/quota.h` and `linux/dqblk_xfs.h`. All but the state needs CAP_SYS_ADMIN.
 //!
 //! The kernel takes the generic commands for writing ones even where they read (`quotactl_cmd_write()` in its
-//! fs/quota/quota.c), because to read a record may be to make it: they wait while the file system is frozen, and
-//! through quotactl_fd they give `EROFS` on a read-only mount. XFS makes no record for a reader, so it is read with its
-//! own commands, which do neither. ext4 answers those too, but its readers do make records: under a freeze they would
+//! fs/quota/quota.c), because to read a record may be to make it: they wait while the file system is frozen, and give
+//! `EROFS` on a read-only mount. XFS makes no record for a reader, so it is read with its own commands, which do
+//! neither. ext4 answers those too, but its readers do make records: under a freeze they would
 //! start a transaction where none may be (`ext4_acquire_dquot()`, and the check in `ext4_journal_check_start()`). So
 //! ext4 is read with the generic ones, and waits.
 
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::ptr;
-use std::sync::LazyLock;
 
 use nix::errno::Errno;
-use nix::libc::{self, c_char, c_int, c_uint};
-use nix::sys::stat::stat;
+use nix::libc::{self, c_int, c_uint};
 
 use super::file_system::Kind;
-use super::mountinfo;
 use crate::model::Bytes;
 
 /// Unit of limits in the generic commands: QIF_DQBLKSIZE.
@@ -122,25 +118,6 @@ struct RawState {
 
 const _: () = assert!(size_of::<RawState>() == 160);
 
-/// How the kernel is asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Route {
-    /// quotactl_fd(2), or quotactl(2) where the kernel does not have it.
-    #[default]
-    Best,
-    /// quotactl_fd(2) on the open file.
-    Descriptor,
-    /// quotactl(2) on the device that mountinfo names.
-    Device,
-}
-
-/// Whether the kernel has quotactl_fd. One that has it looks at the descriptor first, and says that this one is bad. To ask
-/// with a good one would not tell: a file system without quotas says ENOSYS as well.
-static HAS_DESCRIPTOR_CALL: LazyLock<bool> = LazyLock::new(|| {
-    // SAFETY: the kernel touches no memory before it has found the file, and -1 is none.
-    unsafe { by_descriptor(-1, Q_XGETQSTATV, 0, ptr::null_mut()) != Err(Errno::ENOSYS) }
-});
-
 /// Whether project quotas of a file system are at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotaState {
@@ -174,17 +151,18 @@ pub enum QuotaError {
 /// Whether project quotas are counted and enforced on the file system of an open file.
 ///
 /// # Errors
-/// Those of the system call. A file system without any quotas is none: both are off then.
-pub fn state(fd: BorrowedFd<'_>, route: Route) -> Result<QuotaState, Errno> {
+/// Those of the system call, `ENOSYS` where the kernel does not have it. A file system without any quotas is none: both are
+/// off then.
+pub fn state(fd: BorrowedFd<'_>) -> Result<QuotaState, Errno> {
     let mut state = RawState { version: FS_QSTATV_VERSION1, ..RawState::default() };
     // SAFETY: Q_XGETQSTATV version 1 fills a fs_quota_statv.
-    match unsafe { call(fd, route, Q_XGETQSTATV, 0, (&raw mut state).cast()) } {
+    match unsafe { call(fd.as_raw_fd(), Q_XGETQSTATV, 0, (&raw mut state).cast()) } {
         Ok(()) => Ok(QuotaState {
             accounting: state.flags & FS_QUOTA_PDQ_ACCT != 0,
             enforcement: state.flags & FS_QUOTA_PDQ_ENFD != 0,
         }),
         // The kernel's answer when no type of quota is on, or when the file system has none.
-        Err(Errno::ENOSYS) => Ok(QuotaState::default()),
+        Err(Errno::ENOSYS) if has_call() => Ok(QuotaState::default()),
         Err(errno) => Err(errno),
     }
 }
@@ -193,8 +171,8 @@ pub fn state(fd: BorrowedFd<'_>, route: Route) -> Result<QuotaState, Errno> {
 ///
 /// # Errors
 /// [`QuotaError::Off`], and those of the system call: `EPERM`, on ext4 `EROFS`.
-pub fn get(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Quota, QuotaError> {
-    match read(fd, kind, route, [Q_GETQUOTA, Q_XGETQUOTA], id) {
+pub fn get(fd: BorrowedFd<'_>, kind: Kind, id: u32) -> Result<Quota, QuotaError> {
+    match read(fd, kind, [Q_GETQUOTA, Q_XGETQUOTA], id) {
         // The generic answer has no id in it.
         Ok(quota) => Ok(Quota { id, ..quota }),
         // XFS knows no record; ext4 makes an empty one up.
@@ -207,12 +185,12 @@ pub fn get(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Quot
 ///
 /// # Errors
 /// As [`get`].
-pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result<Option<Quota>, QuotaError> {
+pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, id: u32) -> Result<Option<Quota>, QuotaError> {
     // Whoever goes on behind the last project must come to an end: the kernel takes this id for a mistake.
     if id == NO_PROJECT {
         return Ok(None);
     }
-    match read(fd, kind, route, [Q_GETNEXTQUOTA, Q_XGETNEXTQUOTA], id) {
+    match read(fd, kind, [Q_GETNEXTQUOTA, Q_XGETNEXTQUOTA], id) {
         Ok(quota) => Ok(Some(quota)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(off_or(errno)),
@@ -220,20 +198,20 @@ pub fn get_next(fd: BorrowedFd<'_>, kind: Kind, route: Route, id: u32) -> Result
 }
 
 /// Reads a record with the generic command or with that of XFS.
-fn read(fd: BorrowedFd<'_>, kind: Kind, route: Route, commands: [c_uint; 2], id: u32) -> Result<Quota, Errno> {
+fn read(fd: BorrowedFd<'_>, kind: Kind, commands: [c_uint; 2], id: u32) -> Result<Quota, Errno> {
     let [generic, xfs] = commands;
     match kind {
         Kind::Xfs => {
             let mut quota = RawXfsQuota::default();
             // SAFETY: both commands of XFS fill a fs_disk_quota.
-            unsafe { call(fd, route, xfs, id, (&raw mut quota).cast()) }?;
+            unsafe { call(fd.as_raw_fd(), xfs, id, (&raw mut quota).cast()) }?;
             Ok(quota.into())
         }
         Kind::Ext4 => {
             let mut quota = RawQuota::default();
             // SAFETY: Q_GETNEXTQUOTA fills an if_nextdqblk, of which this is the layout; Q_GETQUOTA fills an if_dqblk,
             // which is no larger.
-            unsafe { call(fd, route, generic, id, (&raw mut quota).cast()) }?;
+            unsafe { call(fd.as_raw_fd(), generic, id, (&raw mut quota).cast()) }?;
             Ok(quota.into())
         }
     }
@@ -245,7 +223,7 @@ fn read(fd: BorrowedFd<'_>, kind: Kind, route: Route, commands: [c_uint; 2], id:
 ///
 /// # Errors
 /// As [`get`]; `ERANGE` for limits that the quota file cannot hold, `ENOSPC` or `EDQUOT` when it cannot grow.
-pub fn set_limits(fd: BorrowedFd<'_>, route: Route, id: u32, hard: Bytes, soft: Bytes) -> Result<(), QuotaError> {
+pub fn set_limits(fd: BorrowedFd<'_>, id: u32, hard: Bytes, soft: Bytes) -> Result<(), QuotaError> {
     // XFS computes with what it is given: the greatest number of blocks overflows there and sets 0, which is no limit.
     if hard.max(soft) > Bytes::MAX_FILE {
         return Err(Errno::ERANGE.into());
@@ -257,7 +235,7 @@ pub fn set_limits(fd: BorrowedFd<'_>, route: Route, id: u32, hard: Bytes, soft: 
         ..RawQuota::default()
     };
     // SAFETY: Q_SETQUOTA reads an if_dqblk, which is no larger than this.
-    unsafe { call(fd, route, Q_SETQUOTA, id, (&raw mut quota).cast()) }.map_err(off_or)
+    unsafe { call(fd.as_raw_fd(), Q_SETQUOTA, id, (&raw mut quota).cast()) }.map_err(off_or)
 }
 
 impl From<RawQuota> for Quota {
@@ -287,40 +265,19 @@ fn off_or(errno: Errno) -> QuotaError {
     }
 }
 
-/// # Safety
-/// `data` must point to the structure that the command reads or fills.
-unsafe fn call(fd: BorrowedFd<'_>, route: Route, command: c_uint, id: u32, data: *mut c_void) -> Result<(), Errno> {
-    // SAFETY: the caller vouches for `data`.
-    let by_descriptor = || unsafe { by_descriptor(fd.as_raw_fd(), command, id, data) };
-    // SAFETY: the caller vouches for `data`.
-    let by_device = || unsafe { by_device(fd, command, id, data) };
-    match route {
-        Route::Descriptor => by_descriptor(),
-        Route::Best if *HAS_DESCRIPTOR_CALL => by_descriptor(),
-        Route::Best | Route::Device => by_device(),
-    }
+/// Whether the kernel has quotactl_fd, and lets growd use it: it then looks at the descriptor first, and says that this one
+/// is bad.
+fn has_call() -> bool {
+    // SAFETY: the kernel touches no memory before it has found the file, and -1 is none.
+    unsafe { call(-1, Q_XGETQSTATV, 0, ptr::null_mut()) != Err(Errno::ENOSYS) }
 }
 
 /// # Safety
-/// As [`call`].
-unsafe fn by_descriptor(fd: c_int, command: c_uint, id: u32, data: *mut c_void) -> Result<(), Errno> {
+/// `data` must point to the structure that the command reads or fills.
+unsafe fn call(fd: c_int, command: c_uint, id: u32, data: *mut c_void) -> Result<(), Errno> {
     let command = project_command(command);
     // SAFETY: the arguments are those of quotactl_fd(2); the caller vouches for `data`.
     Errno::result(unsafe { libc::syscall(libc::SYS_quotactl_fd, fd, command, id, data) }).map(drop)
-}
-
-/// # Safety
-/// As [`call`].
-unsafe fn by_device(fd: BorrowedFd<'_>, command: c_uint, id: u32, data: *mut c_void) -> Result<(), Errno> {
-    // ENOENT is the kernel's word for a project without a record, so a device that is not there must not say it.
-    let no_device = |errno| if errno == Errno::ENOENT { Errno::ENODEV } else { errno };
-    let source = mountinfo::of_fd(fd).map_err(no_device)?.source;
-    stat(&source).map_err(no_device)?;
-    let source = CString::new(source.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    // Both are 32 bits to the kernel, with the sign only in glibc's declaration.
-    let (command, id) = (project_command(command).cast_signed(), id.cast_signed());
-    // SAFETY: the path ends in a NUL and lives through the call; the caller vouches for `data`.
-    Errno::result(unsafe { libc::quotactl(command, source.as_ptr(), id, data.cast::<c_char>()) }).map(drop)
 }
 
 /// XQM_CMD(number)
@@ -342,20 +299,14 @@ mod tests {
     #[test]
     fn a_file_system_without_quotas_has_them_off() {
         let proc = File::open("/proc").unwrap();
-        assert_eq!(state(proc.as_fd(), Route::Best), Ok(QuotaState::default()));
-        assert_eq!(get(proc.as_fd(), Kind::Xfs, Route::Best, 1), Err(QuotaError::Off));
-    }
-
-    #[test]
-    fn a_missing_device_is_not_a_missing_record() {
-        let proc = File::open("/proc").unwrap();
-        assert_eq!(get(proc.as_fd(), Kind::Xfs, Route::Device, 1), Err(QuotaError::System(Errno::ENODEV)));
+        assert_eq!(state(proc.as_fd()), Ok(QuotaState::default()));
+        assert_eq!(get(proc.as_fd(), Kind::Xfs, 1), Err(QuotaError::Off));
     }
 
     #[test]
     fn a_limit_above_the_largest_size_never_reaches_the_kernel() {
         let proc = File::open("/proc").unwrap();
-        let set = |hard| set_limits(proc.as_fd(), Route::Descriptor, 1, hard, Bytes::ZERO);
+        let set = |hard| set_limits(proc.as_fd(), 1, hard, Bytes::ZERO);
         assert_eq!(set(Bytes::new(u64::MAX)), Err(QuotaError::System(Errno::ERANGE)));
         assert_eq!(set(Bytes::mib(1)), Err(QuotaError::Off));
     }

@@ -235,7 +235,7 @@ pub fn finding(finding: Finding) -> proto::Finding {
     }
 }
 
-pub fn node(report: &NodeReport) -> proto::Node {
+pub fn node(report: NodeReport) -> proto::Node {
     let state = match (report.draining, report.store_failed) {
         (true, _) => proto::NodeState::Draining,
         (false, true) => proto::NodeState::StoreFailed,
@@ -243,9 +243,9 @@ pub fn node(report: &NodeReport) -> proto::Node {
     };
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     proto::Node {
-        hostname: report.hostname.clone(),
+        hostname: report.hostname,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: report.kernel.clone(),
+        kernel: report.kernel,
         state: state.into(),
         started_at: time(report.started_at),
         queued_jobs: count(report.queued),

@@ -188,7 +188,7 @@ impl JobService for Handlers {
 #[tonic::async_trait]
 impl NodeService for Handlers {
     async fn get_node(&self, _: Request<proto::GetNodeRequest>) -> Result<Response<proto::Node>, Status> {
-        Ok(Response::new(convert::node(&self.service().map_err(status)?.node())))
+        Ok(Response::new(convert::node(self.service().map_err(status)?.node())))
     }
 
     async fn list_pools(

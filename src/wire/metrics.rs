@@ -188,9 +188,8 @@ impl PoolGauges {
     fn set(&self, pools: &[PoolReport], answered: &BTreeMap<PoolName, i64>) {
         self.bytes.iter().for_each(|(gauge, _)| gauge.reset());
         self.thin.reset();
-        for gauge in [&self.shares, &self.looked_at] {
-            gauge.reset();
-        }
+        self.shares.reset();
+        self.looked_at.reset();
         for pool in pools {
             let labels = [pool.pool.as_str(), pool.driver.as_str()];
             if let Some(time) = answered.get(&pool.pool) {

@@ -46,7 +46,7 @@ pub struct Cli {
     #[arg(global = true, help_heading = EVERY)]
     pub timeout: Duration,
     #[command(subcommand)]
-    pub verb: Verb,
+    pub command: Command,
 }
 
 /// For https:// endpoints; all three or none.
@@ -76,6 +76,16 @@ pub enum Output {
     Json,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[command(flatten)]
+    Verb(Verb),
+    /// Writes man pages and shell completions for the package
+    #[command(hide = true)]
+    Pages { directory: PathBuf },
+}
+
+/// What growd is asked for.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Shows the node and the daemon
@@ -115,9 +125,6 @@ pub enum Verb {
     },
     /// Looks for everything that would make an extend fail or a quota not hold; exits 1 when there is any finding
     Doctor,
-    /// Writes man pages and shell completions for the package
-    #[command(hide = true)]
-    Pages { directory: std::path::PathBuf },
 }
 
 #[derive(Debug, Args)]
@@ -199,7 +206,10 @@ mod tests {
         let cli = Cli::try_parse_from(["growctl", "jobs", "--state", "failed", "-o", "json", "--timeout", "1m 5s"]);
         let cli = cli.unwrap();
         assert_eq!((cli.output, cli.timeout), (Output::Json, Duration::from_secs(65)));
-        assert!(matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(JobState::Failed), limit: 50, .. })));
+        assert!(matches!(
+            cli.command,
+            Command::Verb(Verb::Jobs(JobsArgs { state: Some(JobState::Failed), limit: 50, .. }))
+        ));
     }
 
     #[test]
@@ -208,7 +218,7 @@ mod tests {
             for typed in [state.as_str(), &state.as_str().to_lowercase()] {
                 let cli = Cli::try_parse_from(["growctl", "jobs", "--state", typed]).unwrap();
                 assert!(
-                    matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(asked), .. }) if asked == state),
+                    matches!(cli.command, Command::Verb(Verb::Jobs(JobsArgs { state: Some(asked), .. })) if asked == state),
                     "{typed}"
                 );
             }

@@ -20,7 +20,7 @@ use growd::wire::json::to_json_pretty;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
 use growd::{output, pages};
 
-use args::{Cli, JobsArgs, Output, ResizeArgs, Verb};
+use args::{Cli, Command, JobsArgs, Output, ResizeArgs, Verb};
 use calls::Calls;
 use failure::{Exit, Failure};
 use render::{detail, list};
@@ -40,14 +40,17 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    if let Verb::Pages { directory } = &cli.verb {
-        let written = pages::write(&Cli::command(), directory);
-        return written.map(|()| ExitCode::SUCCESS).map_err(|error| Failure::unwritten("the pages", &error));
-    }
+    let verb = match cli.command {
+        Command::Verb(verb) => verb,
+        Command::Pages { directory } => {
+            let written = pages::write(&Cli::command(), &directory);
+            return written.map(|()| ExitCode::SUCCESS).map_err(|error| Failure::unwritten("the pages", &error));
+        }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         let calls = Calls::connect(&cli.endpoint, cli.tls.credentials().as_ref(), cli.timeout).await?;
-        perform(&calls, cli.verb, cli.output).await
+        perform(&calls, verb, cli.output).await
     })
 }
 
@@ -84,8 +87,6 @@ async fn perform(calls: &Calls, verb: Verb, output: Output) -> Result<ExitCode, 
             })?;
             Ok(if answer.findings.is_empty() { ExitCode::SUCCESS } else { Exit::Unexpected.into() })
         }
-        // Written without asking growd, see run().
-        Verb::Pages { .. } => Ok(ExitCode::SUCCESS),
     }
 }
 

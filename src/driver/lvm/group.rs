@@ -175,14 +175,14 @@ impl VolumeGroup {
         let not_installed =
             || Refusal::NotMounted { pool: pool.clone(), problem: "lvm is not installed on this node".to_owned() };
         let program = self.program.as_deref().ok_or_else(not_installed)?;
-        let recording = self.recorder.began(command);
+        let number = self.recorder.began(command);
         let answer = converse(line, program, command, limit);
         match &answer {
             Ok(output) => {
                 let words = report::messages(metadata::without_metadata(&output.text));
-                self.recorder.ended(&recording, "done", &words);
+                self.recorder.ended(number, "done", &words);
             }
-            Err(error) => self.recorder.ended(&recording, &error.to_string(), ""),
+            Err(error) => self.recorder.ended(number, &error.to_string(), ""),
         }
         Ok(answer)
     }

@@ -296,7 +296,7 @@ impl Places {
     /// directory that the pool's own should be mounted on. One of the right type may also be the pool's own with quotas
     /// that are off, which nothing tells from what lies below a mount that is still to come.
     pub fn check_mounted(&self, pool: &PoolDirectory) -> Result<(), DriverError> {
-        let is_there = (self.ground.is_there)(pool).map_err(system("read the quota state of", &pool.path))?;
+        let is_there = (self.ground.is_there)(pool).map_err(quotas_unread(&pool.path))?;
         if is_there {
             return Ok(());
         }
@@ -403,6 +403,17 @@ pub(super) fn free(fd: BorrowedFd<'_>) -> Bytes {
 }
 
 /// What is said of something else in the place of a share.
+/// Why it cannot be told whether quotas are on.
+pub(super) fn quotas_unread(pool: &Path) -> impl FnOnce(Errno) -> DriverError {
+    move |errno| match errno {
+        Errno::ENOSYS => {
+            let what = "a project quota without quotactl_fd(2), which came with Linux 5.14,".to_owned();
+            Refusal::Unsupported { what }.into()
+        }
+        errno => system("read the quota state of", pool)(errno),
+    }
+}
+
 pub(super) fn unsupported(share: ShareId, path: &Path, what: &str) -> Refusal {
     let what = format!("{what} in the place of share {share} ({})", path.display());
     Refusal::Unsupported { what }

@@ -18,25 +18,23 @@ use nix::sys::stat::fstat;
 use self::census::Census;
 use self::findings::Case;
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, PoolDirectory};
+use super::places::{Ground, Opened, Places, PoolDirectory, quotas_unread};
 use super::promises::Promises;
 use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, answer_each, system};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::open_beneath::DIRECTORY;
-use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, QuotaState, Route};
+use crate::sys::quotactl::{self, LIMIT_BLOCK, QuotaError, QuotaState};
 use crate::sys::{fsxattr, journal};
 
 const GROUND: Ground = Ground {
     way: DIRECTORY,
     what: "file system with project quotas",
-    is_there: |pool| Ok(quotactl::state(pool.fd.as_fd(), Route::Best)?.accounting),
+    is_there: |pool| Ok(quotactl::state(pool.fd.as_fd())?.accounting),
     turn_on: |pool| {
         let fd = pool.fd.as_fd();
         // ext4 has its quotas off as long as it is read-only.
-        let (Ok((Some(kind), false)), Ok(state)) =
-            (file_system::kind_and_read_only(fd), quotactl::state(fd, Route::Best))
-        else {
+        let (Ok((Some(kind), false)), Ok(state)) = (file_system::kind_and_read_only(fd), quotactl::state(fd)) else {
             return None;
         };
         findings::turn_on(fd, kind, state)
@@ -109,8 +107,8 @@ impl ProjectQuota {
     fn look_around(&self, pool: PoolDirectory) -> Result<Base, DriverError> {
         let fd = pool.fd.as_fd();
         let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
-        let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd, Route::Best));
-        let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
+        let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd));
+        let quotas = quotas.map_err(quotas_unread(&pool.path))?;
         let others = self.promises.censuses.beside(&self.places, &pool)?;
         Ok(Base { pool, kind, quotas, read_only, others })
     }
@@ -199,7 +197,7 @@ impl ProjectQuota {
 
     fn write_limits(&self, pool: &PoolDirectory, found: &Share, hard: Bytes, soft: Bytes) -> Result<(), DriverError> {
         let old = found.known_quota()?;
-        match quotactl::set_limits(found.directory.as_fd(), Route::Best, old.id, hard, soft) {
+        match quotactl::set_limits(found.directory.as_fd(), old.id, hard, soft) {
             Ok(()) => Ok(()),
             Err(QuotaError::Off) => Err(found.just_turned_off().into()),
             Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
@@ -297,7 +295,7 @@ fn promised(fd: BorrowedFd<'_>, kind: Kind) -> Result<Bytes, QuotaError> {
     let mut promised = Bytes::ZERO;
     let mut next = Some(1);
     while let Some(id) = next {
-        let Some(quota) = quotactl::get_next(fd, kind, Route::Best, id)? else { break };
+        let Some(quota) = quotactl::get_next(fd, kind, id)? else { break };
         promised = promised.saturating_add(quota.hard);
         // An id that does not grow would never end.
         next = quota.id.max(id).checked_add(1);
@@ -312,7 +310,7 @@ fn read_quota(
     id: u32,
     location: &Path,
 ) -> Result<Option<quotactl::Quota>, DriverError> {
-    match quotactl::get(fd, kind, Route::Best, id) {
+    match quotactl::get(fd, kind, id) {
         Ok(quota) => Ok(Some(quota)),
         Err(QuotaError::Off) => Ok(None),
         Err(QuotaError::System(errno)) => Err(system("read the quota of", location)(errno)),

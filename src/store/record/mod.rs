@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prost::Message;
 use uuid::Uuid;
 
-use super::calendar::{Calendar, Note};
 use super::index::Entry;
+use super::kept_time::{KeptTime, Note};
 use crate::model::{
     Bytes, DriverKind, Job, JobError, JobId, JobKind, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
@@ -32,7 +32,7 @@ const CHECKSUM: usize = 4;
 /// Keys of jobs: this, then the big-endian UUIDv7, so that keys sort by the time of acceptance.
 pub const JOB_PREFIX: u8 = b'j';
 /// Key of the record that carries the commit number when the job that had the highest one is no longer kept, and the
-/// calendar.
+/// kept time.
 pub const MARK_KEY: &[u8] = b"m";
 
 #[derive(Clone, PartialEq, Message)]
@@ -116,9 +116,9 @@ struct ErrorOnDisk {
     retryable: bool,
 }
 
-/// What the first version did not write: its records read as an empty calendar, from which every job is new.
+/// What the first version did not write: its records read as no time at all, by which every job is new.
 #[derive(Clone, PartialEq, Message)]
-struct CalendarOnDisk {
+struct KeptTimeOnDisk {
     /// Nanoseconds, as those of the notes.
     #[prost(uint64, tag = "1")]
     open: u64,
@@ -286,26 +286,26 @@ fn state(text: &str) -> Result<JobState, RecordError> {
     text.parse().map_err(|_| RecordError::Field("state"))
 }
 
-/// A record that carries a commit number and the calendar, for [`MARK_KEY`].
-pub fn encode_mark(commit: u64, calendar: &Calendar) -> Vec<u8> {
+/// A record that carries a commit number and the kept time, for [`MARK_KEY`].
+pub fn encode_mark(commit: u64, kept_time: &KeptTime) -> Vec<u8> {
     let note = |note: &Note| NoteOnDisk { at: whole_nanos(note.at), newest: note.newest.as_uuid().as_bytes().to_vec() };
-    let calendar =
-        CalendarOnDisk { open: whole_nanos(calendar.open), notes: calendar.notes.iter().map(note).collect() };
-    seal(MARK, MARK_KEY, commit, &calendar.encode_to_vec())
+    let kept_time =
+        KeptTimeOnDisk { open: whole_nanos(kept_time.open), notes: kept_time.notes.iter().map(note).collect() };
+    seal(MARK, MARK_KEY, commit, &kept_time.encode_to_vec())
 }
 
 /// # Errors
 /// When the record is not what [`encode_mark`] wrote.
-pub fn decode_mark(value: &[u8]) -> Result<(u64, Calendar), RecordError> {
+pub fn decode_mark(value: &[u8]) -> Result<(u64, KeptTime), RecordError> {
     let (_, commit, payload) = unseal(MARK_KEY, value)?;
-    let invalid = RecordError::Field("calendar");
-    let calendar = CalendarOnDisk::decode(payload).map_err(|_| invalid.clone())?;
+    let invalid = RecordError::Field("kept_time");
+    let kept_time = KeptTimeOnDisk::decode(payload).map_err(|_| invalid.clone())?;
     let mut notes = Vec::new();
-    for note in calendar.notes {
+    for note in kept_time.notes {
         let newest = Uuid::from_slice(&note.newest).map_err(|_| invalid.clone())?;
         notes.push(Note { at: Duration::from_nanos(note.at), newest: JobId::from_uuid(newest) });
     }
-    Ok((commit, Calendar { open: Duration::from_nanos(calendar.open), notes }))
+    Ok((commit, KeptTime { open: Duration::from_nanos(kept_time.open), notes }))
 }
 
 /// A payload with all that goes around it.

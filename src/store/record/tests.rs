@@ -53,9 +53,9 @@ fn every_field_comes_back() {
     let old = Job { project: label, ..any_job(42, JobState::Succeeded) };
     assert_eq!(decode(&key(old.id), &encode(&old, 77)), Ok((old, 77)));
     let note = |at, newest| Note { at: Duration::from_secs(at), newest: JobId::from_uuid(Uuid::from_u128(newest)) };
-    let calendar = Calendar { open: Duration::from_secs(9), notes: vec![note(1, 2), note(3, 4)] };
-    assert_eq!(decode_mark(&encode_mark(5, &calendar)), Ok((5, calendar)));
-    assert_eq!(decode_mark(&seal(MARK, MARK_KEY, 5, &[])), Ok((5, Calendar::default())), "of the first version");
+    let kept_time = KeptTime { open: Duration::from_secs(9), notes: vec![note(1, 2), note(3, 4)] };
+    assert_eq!(decode_mark(&encode_mark(5, &kept_time)), Ok((5, kept_time)));
+    assert_eq!(decode_mark(&seal(MARK, MARK_KEY, 5, &[])), Ok((5, KeptTime::default())), "of the first version");
 }
 
 #[test]
@@ -118,13 +118,13 @@ fn any_trace() -> impl Strategy<Value = TraceParent> {
     })
 }
 
-fn any_calendar() -> impl Strategy<Value = Calendar> {
+fn any_kept_time() -> impl Strategy<Value = KeptTime> {
     let note = (any::<u64>(), any::<u128>()).prop_map(|(at, newest)| Note {
         at: Duration::from_nanos(at),
         newest: JobId::from_uuid(Uuid::from_u128(newest)),
     });
     (any::<u64>(), prop::collection::vec(note, 0..5))
-        .prop_map(|(open, notes)| Calendar { open: Duration::from_nanos(open), notes })
+        .prop_map(|(open, notes)| KeptTime { open: Duration::from_nanos(open), notes })
 }
 
 fn arbitrary_job() -> impl Strategy<Value = Job> {
@@ -172,11 +172,11 @@ fn arbitrary_job() -> impl Strategy<Value = Job> {
 
 proptest! {
     #[test]
-    fn what_is_written_reads_back(job in arbitrary_job(), commit: u64, calendar in any_calendar()) {
+    fn what_is_written_reads_back(job in arbitrary_job(), commit: u64, kept_time in any_kept_time()) {
         let record = encode(&job, commit);
         prop_assert_eq!(entry(&key(job.id), &record), Ok((Entry::from(&job), commit)));
         prop_assert_eq!(decode(&key(job.id), &record), Ok((job, commit)));
-        prop_assert_eq!(decode_mark(&encode_mark(commit, &calendar)), Ok((commit, calendar)));
+        prop_assert_eq!(decode_mark(&encode_mark(commit, &kept_time)), Ok((commit, kept_time)));
     }
 
     #[test]

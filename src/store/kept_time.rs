@@ -12,7 +12,7 @@ use crate::model::JobId;
 const NOTES: u32 = 32;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Calendar {
+pub struct KeptTime {
     /// For how long the store has been open, in all.
     pub open: Duration,
     /// Oldest first.
@@ -26,7 +26,7 @@ pub struct Note {
     pub newest: JobId,
 }
 
-impl Calendar {
+impl KeptTime {
     /// More time has passed, and this is the newest job now.
     pub fn advance(&mut self, passed: Duration, newest: Option<JobId>, age: Duration) {
         self.open = self.open.saturating_add(passed);
@@ -64,27 +64,27 @@ mod tests {
 
     #[test]
     fn a_job_is_old_when_the_store_was_open_for_the_age_since_it_came() {
-        let mut calendar = Calendar::default();
+        let mut kept_time = KeptTime::default();
         for second in 0..10_000_u32 {
-            calendar.advance(Duration::from_secs(1), Some(id(u128::from(second))), AGE);
-            let old = calendar.kept_for(AGE);
+            kept_time.advance(Duration::from_secs(1), Some(id(u128::from(second))), AGE);
+            let old = kept_time.kept_for(AGE);
             // Job n came in second n: never too early, and at most a note too late.
             assert!(old.is_none_or(|old| old <= id(u128::from(second.saturating_sub(3199)))), "{second}: {old:?}");
             assert!(second < 3400 || old >= Some(id(u128::from(second - 3400))), "{second}: {old:?}");
-            assert!(calendar.notes.len() <= 34, "{calendar:?}");
+            assert!(kept_time.notes.len() <= 34, "{kept_time:?}");
         }
     }
 
     #[test]
     fn without_new_jobs_nothing_is_noted_and_what_is_there_gets_old() {
-        let mut calendar = Calendar::default();
-        calendar.advance(Duration::ZERO, None, AGE);
-        assert_eq!(calendar, Calendar::default());
+        let mut kept_time = KeptTime::default();
+        kept_time.advance(Duration::ZERO, None, AGE);
+        assert_eq!(kept_time, KeptTime::default());
         for _ in 0..100 {
-            calendar.advance(AGE, Some(id(7)), AGE);
+            kept_time.advance(AGE, Some(id(7)), AGE);
         }
-        assert_eq!(calendar.notes, [Note { at: AGE, newest: id(7) }]);
-        assert_eq!(calendar.kept_for(AGE), Some(id(7)));
-        assert_eq!(calendar.kept_for(Duration::MAX), None);
+        assert_eq!(kept_time.notes, [Note { at: AGE, newest: id(7) }]);
+        assert_eq!(kept_time.kept_for(AGE), Some(id(7)));
+        assert_eq!(kept_time.kept_for(Duration::MAX), None);
     }
 }

@@ -11,34 +11,34 @@ use std::io;
 use std::path::PathBuf;
 
 use super::files::{Files, copy_tree, remove_tree, sync_dir, sync_tree};
-use super::left;
-use super::open::OpenError;
+use super::fingerprint;
+use super::open_error::OpenError;
 
 const PREFIX: &str = "jobs.original-";
 
 /// A copy of the store in its own directory; there is none of a store that is new, or as growd has left it in order.
-pub struct Original<'a> {
+pub struct SafetyCopy<'a> {
     files: &'a Files,
-    copy: PathBuf,
+    path: PathBuf,
 }
 
-impl<'a> Original<'a> {
+impl<'a> SafetyCopy<'a> {
     /// Makes the copy, after [`settle`].
     ///
     /// # Errors
     /// When there is no room for it, or a file cannot be read.
     pub fn keep(files: &'a Files) -> Result<Self, OpenError> {
         settle(files)?;
-        let original = Self { files, copy: name(files)? };
-        if files.jobs().exists() && !left::is_as_noted(files) {
+        let copy = Self { files, path: name(files)? };
+        if files.jobs().exists() && !fingerprint::is_as_noted(files) {
             let begun = files.looked_at();
-            let copied = copy_tree(&files.jobs(), &begun).and_then(|()| fs::rename(&begun, &original.copy));
+            let copied = copy_tree(&files.jobs(), &begun).and_then(|()| fs::rename(&begun, &copy.path));
             if let Err(source) = copied {
                 remove_tree(&begun)?;
-                return Err(OpenError::no_copy(files, source));
+                return Err(files.no_copy(source));
             }
         }
-        Ok(original)
+        Ok(copy)
     }
 
     /// Has the store as it was when the copy was made, or tells that there is no copy.
@@ -46,7 +46,7 @@ impl<'a> Original<'a> {
     /// # Errors
     /// When the copy cannot be written to the disk or put in place; it stays then.
     pub fn put_back(self) -> Result<bool, OpenError> {
-        if !self.copy.exists() {
+        if !self.path.exists() {
             return Ok(false);
         }
         let (jobs, changed) = (self.files.jobs(), self.files.looked_at());
@@ -55,7 +55,7 @@ impl<'a> Original<'a> {
             _ => Ok(()),
         };
         // On disk before the other goes. Between the two renames there is no store, and the next start goes on from there.
-        let put_back = sync_tree(&self.copy).and_then(aside).and_then(|()| fs::rename(&self.copy, &jobs));
+        let put_back = sync_tree(&self.path).and_then(aside).and_then(|()| fs::rename(&self.path, &jobs));
         put_back
             .and_then(|()| sync_dir(self.files.dir()))
             .map_err(|source| OpenError::io("cannot put back", &jobs, source))?;
@@ -67,10 +67,10 @@ impl<'a> Original<'a> {
     /// # Errors
     /// Those of unlink(2) and rename(2).
     pub fn retire(self) -> Result<(), OpenError> {
-        left::forget(self.files).map_err(|source| OpenError::io("cannot remove", &self.files.left(), source))?;
-        match fs::rename(&self.copy, self.files.looked_at()) {
+        fingerprint::forget(self.files).map_err(|source| OpenError::io("cannot remove", &self.files.left(), source))?;
+        match fs::rename(&self.path, self.files.looked_at()) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(OpenError::io("cannot rename", &self.copy, source))
+                Err(OpenError::io("cannot rename", &self.path, source))
             }
             _ => Ok(()),
         }
@@ -98,7 +98,7 @@ pub fn settle(files: &Files) -> Result<(), OpenError> {
             fs::rename(&path, &copy).map_err(|source| OpenError::io("cannot rename", &path, source))?;
         }
     }
-    Original { files, copy }.put_back().map(drop)
+    SafetyCopy { files, path: copy }.put_back().map(drop)
 }
 
 /// Where the copy of this boot is.
@@ -135,16 +135,16 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_store_does_not_change_it() {
         let (_dir, files) = state();
-        let original = Original::keep(&files).unwrap();
+        let copy = SafetyCopy::keep(&files).unwrap();
         write(&files, "changed");
-        original.put_back().unwrap();
+        copy.put_back().unwrap();
         assert_eq!(alone(&files), "as it was");
     }
 
     #[test]
     fn a_start_that_was_killed_has_changed_nothing() {
         let (_dir, files) = state();
-        let _killed = Original::keep(&files).unwrap();
+        let _killed = SafetyCopy::keep(&files).unwrap();
         write(&files, "changed");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "as it was");
@@ -161,7 +161,7 @@ mod tests {
         for killed_after in 1..=steps.len() {
             for power_cut in [false, true] {
                 let (_dir, files) = state();
-                let mut copy = Original::keep(&files).unwrap().copy;
+                let mut copy = SafetyCopy::keep(&files).unwrap().path;
                 write(&files, "changed");
                 steps[..killed_after].iter().for_each(|step| step(&files, &copy));
                 if power_cut && copy.exists() {
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_store_that_was_found_to_be_right_is_never_set_back() {
         let (_dir, files) = state();
-        Original::keep(&files).unwrap().retire().unwrap();
+        SafetyCopy::keep(&files).unwrap().retire().unwrap();
         write(&files, "committed since");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "committed since");
@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn a_copy_of_before_a_power_cut_is_worth_nothing() {
         let (_dir, files) = state();
-        let original = Original::keep(&files).unwrap();
-        fs::rename(&original.copy, files.dir().join(format!("{PREFIX}of-another-boot"))).unwrap();
+        let copy = SafetyCopy::keep(&files).unwrap();
+        fs::rename(&copy.path, files.dir().join(format!("{PREFIX}of-another-boot"))).unwrap();
         write(&files, "what sled makes of it");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "what sled makes of it");
@@ -197,26 +197,26 @@ mod tests {
     #[test]
     fn a_store_as_it_was_left_in_order_is_not_copied_and_a_later_one_is() {
         let (_dir, files) = state();
-        left::note(&files).unwrap();
-        let original = Original::keep(&files).unwrap();
-        assert!(!original.copy.exists());
-        original.retire().unwrap();
+        fingerprint::note(&files).unwrap();
+        let copy = SafetyCopy::keep(&files).unwrap();
+        assert!(!copy.path.exists());
+        copy.retire().unwrap();
         assert!(!files.left().exists());
 
-        left::note(&files).unwrap();
+        fingerprint::note(&files).unwrap();
         write(&files, "damaged since");
-        let original = Original::keep(&files).unwrap();
-        assert!(original.copy.exists());
-        original.put_back().unwrap();
+        let copy = SafetyCopy::keep(&files).unwrap();
+        assert!(copy.path.exists());
+        copy.put_back().unwrap();
         assert!(files.left().exists(), "a store that is refused stays as it is, and so does what is beside it");
     }
 
     #[test]
-    fn a_new_store_has_no_original() {
+    fn a_new_store_has_no_copy() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path());
-        Original::keep(&files).unwrap().retire().unwrap();
-        Original::keep(&files).unwrap().put_back().unwrap();
+        SafetyCopy::keep(&files).unwrap().retire().unwrap();
+        SafetyCopy::keep(&files).unwrap().put_back().unwrap();
         assert!(!files.jobs().exists());
     }
 }
