@@ -360,21 +360,30 @@ impl Places {
         Ok(shares)
     }
 
-    /// The shares whose places say this project, or none when it is empty.
+    /// The shares whose places say this project, or none when it is empty. When the convention finds none, as
+    /// [`Self::list_mounted`].
     pub fn list_of(&self, pool: &PoolDirectory, project: &ProjectLabel) -> Result<Shares, DriverError> {
-        let read = || -> Result<BTreeSet<ShareId>, Errno> {
-            let legal = self.template.project_of(OsStr::new(project.as_str())).is_some();
-            let folder = if legal { self.open_folder(pool, project)? } else { None };
-            folder.map_or_else(|| Ok(BTreeSet::new()), |folder| Ok(self.names(folder.as_fd())?.into_iter().collect()))
-        };
-        if !project.is_empty() {
-            return read().map(in_order).map_err(system("list", &pool.path));
-        }
-        if self.template.has_projects() {
-            Ok(in_order(self.explicit.keys().copied().collect()))
+        let has_projects = self.template.has_projects();
+        let shares = if project.is_empty() {
+            if !has_projects {
+                return self.list_mounted(pool);
+            }
+            in_order(self.explicit.keys().copied().collect())
+        } else if self.template.project_of(OsStr::new(project.as_str())).is_none() {
+            // No place of this pool can say it.
+            return Ok(Shares::from([]));
         } else {
-            self.list(pool)
+            let read = || -> Result<BTreeSet<ShareId>, Errno> {
+                let Some(folder) = self.open_folder(pool, project)? else { return Ok(BTreeSet::new()) };
+                Ok(self.names(folder.as_fd())?.into_iter().collect())
+            };
+            in_order(read().map_err(system("list", &pool.path))?)
+        };
+        if !shares.iter().any(|share| !self.is_explicit(*share)) && self.check_mounted(pool).is_err() {
+            // The shares of others show that it is, and only its quotas are off.
+            self.list_mounted(pool)?;
         }
+        Ok(shares)
     }
 
     fn names(&self, folder: BorrowedFd<'_>) -> Result<Vec<ShareId>, Errno> {
