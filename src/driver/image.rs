@@ -208,8 +208,11 @@ impl Image {
             errno => system("grow", location)(errno),
         };
         let preallocated = self.is_preallocated(found);
+        // A crash may have left some of the blocks behind the end of the file. They are not kept for a growth that cannot be.
+        let behind = found.allocated.saturating_sub(found.size);
         // Sparse images should not fail because this one took the last blocks for a moment.
-        if preallocated && free(pool) < asked {
+        if preallocated && free(pool).saturating_add(behind) < asked {
+            let _ = give_back(&found.file, found.size);
             return Err(self.places.full(pool, asked).into());
         }
         // Its blocks come before its size: ext4 would move that with every part that it allocates, and leave it somewhere when
@@ -229,11 +232,12 @@ impl Image {
     }
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let Share { size, attached, observed, .. } = self.find(share)?;
+        let Share { size, allocated, attached, observed, .. } = self.find(share)?;
         let growth = attached.map_or(Ok(Bytes::ZERO), |(_, device)| {
             // The device will be as large as its file, also where that has more than is asked for.
             let volume = device.volume_for(target, round_up).max(size);
-            device.check_growth(volume, self.allow_any_growth).map(|()| volume.saturating_sub(size))
+            // Blocks that a crash has left behind its end are in use already.
+            device.check_growth(volume, self.allow_any_growth).map(|()| volume.saturating_sub(size.max(allocated)))
         });
         Ok(Assessment { observed, growth, space: self.space()? })
     }
