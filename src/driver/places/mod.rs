@@ -8,6 +8,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -310,9 +311,10 @@ impl Places {
     }
 
     pub fn read_only(&self) -> Refusal {
-        let problem = "its file system is read-only for growd: it is mounted so, or the unit needs the drop-in that \
-            `growd check-config --drop-in` prints";
-        Refusal::NotMounted { pool: self.pool.clone(), problem: problem.to_owned() }
+        Refusal::NotMounted {
+            pool: self.pool.clone(),
+            problem: format!("its file system is read-only for growd: {WHY_READ_ONLY}"),
+        }
     }
 
     /// What is said where the file system of an open file has no room for what was asked.
@@ -393,6 +395,18 @@ impl Places {
         }
         Ok(shares)
     }
+}
+
+/// Why growd cannot write through a mount.
+pub(super) const WHY_READ_ONLY: &str =
+    "it is mounted so, or the unit needs the drop-in that `growd check-config --drop-in` prints";
+
+/// What heals that: growd does not see the node's own mounts.
+pub(super) fn make_writable(mount_point: impl Display) -> String {
+    format!(
+        "mount -o remount,rw {mount_point}, and if it is so for growd alone, install the drop-in that `growd check-config \
+         --drop-in` prints, and restart growd"
+    )
 }
 
 fn in_order(shares: BTreeSet<ShareId>) -> Shares {
