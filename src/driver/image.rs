@@ -315,7 +315,7 @@ fn lack(places: &Places, pool: &PoolDirectory) -> Result<Bytes, DriverError> {
     let mut lack = Bytes::ZERO;
     for share in places.list(pool)?.iter().copied() {
         // What is no image promises nothing; its own share says what is wrong.
-        let opened = places.try_open(pool, share, FILE_TO_READ);
+        let opened = places.try_open(pool, share, FILE_TO_READ)?;
         let Some(Ok(status)) = opened.map(|opened| fstat(opened.fd)) else { continue };
         let (size, allocated) = sizes_of(&status);
         lack = lack.saturating_add(size.saturating_sub(allocated));

@@ -198,8 +198,18 @@ impl Places {
     }
 
     /// As [`Self::open_share`], in a way of one's own, for whoever need not know why not.
-    pub fn try_open(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Option<Opened> {
-        self.find(pool, share, way).ok()
+    ///
+    /// # Errors
+    /// What says nothing of the share: growd can open no more files. Of a share that is damaged it is not, which would stop
+    /// all others.
+    pub fn try_open(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Result<Option<Opened>, DriverError> {
+        match self.find(pool, share, way) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(Closed::At(path, errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))) => {
+                Err(system("open", &path)(errno))
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     fn find(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Result<Opened, Closed> {

@@ -111,6 +111,21 @@ fn a_share_that_two_projects_have_is_neithers() {
 }
 
 #[test]
+fn what_could_not_be_opened_for_want_of_files_is_not_taken_for_missing() {
+    let (_temporary, root, _) = projects();
+    let opened = |holds: fn(&PoolDirectory, BorrowedFd<'_>) -> Result<bool, Errno>| {
+        let template = root.join("pool/{share_id}").to_str().unwrap().parse().unwrap();
+        let explicit = vec![(share(9), root.join("legacy"))];
+        let places = Places::new(Ground { holds, ..GROUND }, "home".parse().unwrap(), template, explicit);
+        places.try_open(&places.open_pool().unwrap(), share(9), DIRECTORY).map(|opened| opened.is_some())
+    };
+    assert!(opened(|_, _| Ok(true)).unwrap());
+    assert!(!opened(|_, _| Ok(false)).unwrap());
+    assert!(!opened(|_, _| Err(Errno::EIO)).unwrap());
+    assert!(opened(|_, _| Err(Errno::EMFILE)).is_err());
+}
+
+#[test]
 fn no_link_leads_anywhere() {
     let (_temporary, root, places) = projects();
     fs::create_dir_all(root.join(format!("outside/{}", share(5)))).unwrap();
