@@ -333,6 +333,17 @@ impl DriverError {
         Self::Unusable { refusal: Box::new(refusal), remedy }
     }
 
+    /// What is wrong with the share, where that is all there is to the error.
+    ///
+    /// # Errors
+    /// Any other error.
+    fn into_problem(self) -> Result<Problem, Self> {
+        match self {
+            Self::Unusable { refusal, remedy } => Ok(Problem::blocking(*refusal, remedy)),
+            error => Err(error),
+        }
+    }
+
     /// What a caller is told.
     pub fn into_refusal(self) -> Refusal {
         match self {
