@@ -138,7 +138,7 @@ fn pools_with(limit: Bytes) -> [Filesystem; 4] {
 
 fn driver(filesystem: &Filesystem) -> ProjectQuota {
     let template = format!("{}/{{share_id}}", filesystem.path().display()).parse().unwrap();
-    ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default())
+    ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default(), Arc::default())
 }
 
 fn set_limit(filesystem: &Filesystem) -> ProjectQuota {

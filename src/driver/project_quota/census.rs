@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::driver::DriverError;
 use crate::driver::directory_version::Seen;
-use crate::driver::neighbours::Neighbour;
+use crate::driver::neighbours::{Neighbour, Neighbours};
 use crate::driver::places::{Opened, Places, PoolDirectory};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
@@ -23,8 +23,12 @@ use crate::sys::open_beneath::DIRECTORY;
 /// The shares of each project.
 type Scan = BTreeMap<u32, Vec<ShareId>>;
 
+/// The censuses of all pools of the daemon, since pools may share a file system.
+#[derive(Default)]
+pub struct Censuses(pub(super) Neighbours<Census>);
+
 /// The census of one pool.
-pub(in crate::driver) struct Census {
+pub(super) struct Census {
     places: Arc<Places>,
     last: Mutex<Option<Seen<Scan>>>,
 }
