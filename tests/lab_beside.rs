@@ -188,9 +188,8 @@ fn a_limit_that_somebody_raises_during_a_look_at_all_shares_stays() {
         for n in 2..10_000 {
             fs::create_dir(filesystem.path().join(share(n))).unwrap();
         }
-        let promises = Arc::default();
-        let driver = template(filesystem.path(), "").parse().unwrap();
-        let driver = ProjectQuota::new("pool".parse().unwrap(), driver, vec![], promises);
+        let template = template(filesystem.path(), "").parse().unwrap();
+        let driver = ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default(), Arc::default());
         let outcome = std::thread::scope(|scope| {
             let step = || driver.apply(share(1).parse().unwrap(), Step::SetLimit { to: Bytes::mib(16) });
             let growd = scope.spawn(step);

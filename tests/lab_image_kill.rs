@@ -9,7 +9,7 @@ mod daemon;
 
 use std::fs;
 
-use daemon::{Clients, Daemon, MIB, assert_refused, share};
+use daemon::{Clients, Daemon, MIB, assert_refused, eventually, share};
 use growd::wire::proto::JobState;
 use support::image::{Image, KINDS, pool};
 use support::{Filesystem, lab};
@@ -77,4 +77,40 @@ async fn killed_at_every_call_a_growth_is_finished_after_the_restart() {
     assert!(daemon.terminate());
     image.unmount();
     image.check(kind);
+}
+
+/// The blocks of a growth come before its size. What a kill leaves behind the end of the file is more than half of what was
+/// free, so that there would be no room for it twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_a_kill_leaves_behind_the_end_of_a_file_are_its_own() {
+    lab::require();
+    let (ground, dir) = (Filesystem::small_ext4("ubda", "1100M"), tempfile::tempdir().unwrap());
+    let image = Image::mounted(ground.path(), &share(1), 320 * MIB, true, KINDS[0].1);
+    let mut daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let injected = daemon.inject("fallocate:delay_exit=10000000:when=1").await;
+    let job = daemon.clients().await.extend(&share(1), 860 * MIB).await.unwrap().job_id;
+    eventually(|| async { image.allocated() }, |allocated| *allocated >= 860 * MIB).await;
+    daemon.kill();
+    drop(injected);
+    assert_eq!(image.size(), 320 * MIB);
+
+    daemon.start_again().await;
+    let clients = daemon.clients().await;
+    let job = clients.end_of(&job).await;
+    assert_eq!((job.state(), job.attempt), (JobState::Succeeded, 2), "{job:?}");
+    assert_eq!((image.size(), image.device_size()), (860 * MIB, 860 * MIB));
+
+    // Left by a job that is not carried on: they are promised to this share alone, and once.
+    lab::run("fallocate", &["--keep-size", "--length", "900M", image.path.to_str().unwrap()]);
+    clients.extended(1, 900 * MIB).await;
+    lab::run("fallocate", &["--keep-size", "--length", "940M", image.path.to_str().unwrap()]);
+    assert_refused(&clients.extend(&share(1), 1200 * MIB).await.unwrap_err(), "POOL_FULL");
+    assert!(daemon.terminate());
+    // Where space is promised more than once the growth itself finds that there is none, and gives all back.
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "overcommit = 4")).await;
+    let clients = daemon.clients().await;
+    let job = clients.extend(&share(1), 1200 * MIB).await.unwrap();
+    let error = clients.end_of(&job.job_id).await.error.unwrap();
+    assert_eq!(error.reason, "POOL_FULL", "{error:?}");
+    assert!(image.size() == 900 * MIB && image.allocated() < 902 * MIB, "{} are allocated", image.allocated());
 }

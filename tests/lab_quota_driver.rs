@@ -39,7 +39,7 @@ fn driver(filesystem: &Filesystem) -> ProjectQuota {
 
 fn driver_with(filesystem: &Filesystem, places: Vec<(ShareId, PathBuf)>) -> ProjectQuota {
     let template = format!("{}/{{share_id}}", filesystem.path().display());
-    ProjectQuota::new("pool".parse().unwrap(), template.parse().unwrap(), places, Arc::new(Promises::default()))
+    ProjectQuota::new("pool".parse().unwrap(), template.parse().unwrap(), places, Arc::default(), Arc::default())
 }
 
 fn reasons(driver: &ProjectQuota, share: &str) -> Vec<Reason> {
@@ -334,7 +334,7 @@ fn a_pool_may_be_seen_through_a_bind_mount() {
         }
         let template = format!("{}/{{share_id}}", inner.display()).parse().unwrap();
         let places = vec![(id(C), legacy.clone())];
-        let driver = ProjectQuota::new("pool".parse().unwrap(), template, places, Arc::default());
+        let driver = ProjectQuota::new("pool".parse().unwrap(), template, places, Arc::default(), Arc::default());
         let (observed, total) = (driver.observe(id(A)), driver.space().unwrap().total);
         let (grown, grown_legacy) = (set(&driver, A, 2 * MIB), set(&driver, C, 2 * MIB));
         let verified = driver.verify(id(A));
@@ -363,7 +363,7 @@ fn space_is_that_of_the_file_system_and_promises_are_all_limits() {
         let promises = Arc::new(Promises::default());
         let pool = |directory: &Path| {
             let template = format!("{}/{{share_id}}", directory.display()).parse().unwrap();
-            ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::clone(&promises))
+            ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::clone(&promises), Arc::default())
         };
         let (outer, inner) = (pool(filesystem.path()), pool(&inner));
         let space = inner.space().unwrap();

@@ -46,6 +46,14 @@ fn an_old_limit_that_was_put_back_survives_a_power_cut() {
     disks.run("in_the_lab_it_is_still_there", &[]);
 }
 
+/// Nobody may touch such a directory, not even its timestamps: the limit reaches the disk all the same.
+#[test]
+fn a_limit_in_a_pool_whose_directory_may_not_be_changed_survives_a_power_cut() {
+    let disks = Disks::blank();
+    disks.run_until_cut("in_the_lab_a_limit_is_verified_in_a_directory_that_may_not_be_changed", &[]);
+    disks.run("in_the_lab_it_is_still_there", &[]);
+}
+
 #[test]
 #[ignore = "runs on a lab node, which the other test boots"]
 fn in_the_lab_a_limit_is_set() {
@@ -90,6 +98,21 @@ fn in_the_lab_a_limit_below_what_is_in_use_is_put_back() {
     cut();
 }
 
+#[test]
+#[ignore = "runs on a lab node, which the other test boots"]
+fn in_the_lab_a_limit_is_verified_in_a_directory_that_may_not_be_changed() {
+    let pools = new_pools(BEFORE);
+    for (pool, attribute) in pools.iter().zip(["+i", "+i", "+a", "+a"]) {
+        lab::run("chattr", &[attribute, pool.path().to_str().unwrap()]);
+    }
+    // From here on there is nothing to write but the limit.
+    lab::run("sync", &[]);
+    for driver in pools.each_ref().map(set_limit) {
+        assert_eq!(driver.verify(SHARE.parse().unwrap()).unwrap(), AFTER);
+    }
+    cut();
+}
+
 /// Fresh file systems, each with a share of this size.
 fn new_pools(limit: Bytes) -> [Filesystem; 4] {
     DISKS.map(|(kind, disk, options)| {
@@ -115,7 +138,7 @@ fn pools_with(limit: Bytes) -> [Filesystem; 4] {
 
 fn driver(filesystem: &Filesystem) -> ProjectQuota {
     let template = format!("{}/{{share_id}}", filesystem.path().display()).parse().unwrap();
-    ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default())
+    ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default(), Arc::default())
 }
 
 fn set_limit(filesystem: &Filesystem) -> ProjectQuota {

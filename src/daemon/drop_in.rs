@@ -175,6 +175,7 @@ mod tests {
             mount_point: point.into(),
             filesystem: "xfs".into(),
             source: source.into(),
+            all_read_only: false,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::driver::btrfs::Btrfs;
 use crate::driver::flight_recorder::FlightRecorder;
 use crate::driver::image::{Image, Images};
 use crate::driver::lvm::{Lvm, VolumeGroup, find_lvm};
-use crate::driver::project_quota::ProjectQuota;
+use crate::driver::project_quota::{Censuses, ProjectQuota};
 use crate::driver::promises::Promises;
 use crate::driver::{Driver, Space};
 use crate::engine::pools::{Pool, Seats, TURNS, TURNS_TOGETHER};
@@ -44,6 +44,7 @@ pub fn check_pool(config: &PoolConfig, driver: &dyn Driver) -> Result<Space, Vec
 pub struct PoolMaker {
     recorder: Arc<FlightRecorder>,
     promises: Arc<Promises>,
+    censuses: Arc<Censuses>,
     images: Arc<Images>,
     lvm: Option<PathBuf>,
     /// Those that a pool has, or a job that is still at work in a pool of before. LVM changes one volume of a group at a
@@ -59,6 +60,7 @@ impl PoolMaker {
         Self {
             recorder,
             promises: Arc::default(),
+            censuses: Arc::default(),
             images: Arc::default(),
             lvm: None,
             groups: BTreeMap::new(),
@@ -109,7 +111,8 @@ impl PoolMaker {
         let turns = |count| Arc::new(Semaphore::new(count));
         let (driver, turns): (Arc<dyn Driver>, _) = match &config.backend {
             Backend::ProjectQuota { path, shares } => {
-                let driver = ProjectQuota::new(name(), path.clone(), shares.clone(), Arc::clone(&self.promises));
+                let (promises, censuses) = (Arc::clone(&self.promises), Arc::clone(&self.censuses));
+                let driver = ProjectQuota::new(name(), path.clone(), shares.clone(), promises, censuses);
                 (Arc::new(driver), turns(TURNS_TOGETHER))
             }
             Backend::Lvm(lvm) => {

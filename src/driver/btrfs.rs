@@ -15,7 +15,7 @@ use nix::unistd::syncfs;
 
 use super::lowering::Lowered;
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, PoolDirectory, unsupported};
+use super::places::{Ground, Opened, Places, PoolDirectory, make_writable, unsupported};
 use super::promises::Promises;
 use super::shell::Quoted;
 use super::{
@@ -367,11 +367,8 @@ impl Case<'_> {
     fn problems(&self) -> Vec<Problem> {
         let Self { location, id, state, .. } = self;
         let (shown, path) = (location.display(), Quoted(location));
-        let read_only = self.read_only.clone().map(|refusal| {
-            let remount = format!("mount -o remount,rw \"$(findmnt -n -o TARGET -T {path})\"");
-            let advice = "and if it is so for growd alone, name it in ReadWritePaths= of growd.service";
-            Problem::blocking(refusal, format!("{remount}, {advice}"))
-        });
+        let mount_point = format!("\"$(findmnt -n -o TARGET -T {path})\"");
+        let read_only = self.read_only.clone().map(|refusal| Problem::blocking(refusal, make_writable(mount_point)));
         let mut problems: Vec<Problem> = read_only.into_iter().collect();
         if !state.on {
             problems.push(quotas_are_off(location, self.pool));

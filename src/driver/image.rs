@@ -72,15 +72,16 @@ struct Share {
     /// Blocks that it has, wherever they are.
     allocated: Bytes,
     /// `None` when something blocks it, which `observed` tells.
-    attached: Option<(LoopDevice, Device)>,
+    attached: Option<Attached>,
     observed: Observed,
 }
 
-type Attached = Result<(LoopDevice, Device), Problem>;
+/// The loop device of a file, and what is on it.
+type Attached = (LoopDevice, Device);
 
 impl Share {
-    /// Its loop device and what is on it, unless something is wrong that a step must not build on.
-    fn attached(&self) -> Result<&(LoopDevice, Device), Refusal> {
+    /// What it is attached to, unless something is wrong that a step must not build on.
+    fn attached(&self) -> Result<&Attached, Refusal> {
         self.observed.extendable()?;
         let problem = || format!("{} is not attached", self.observed.location.display());
         self.attached.as_ref().ok_or_else(|| Refusal::Internal { problem: problem() })
@@ -109,55 +110,60 @@ impl Image {
         if look()?.st_mode & S_IFMT != S_IFREG {
             return Err(unsupported(share, &location, "something other than a regular file").into());
         }
-        let attached = self.attached(share, &file, &location)?;
+        let attached = self.look_at(share, &file, &location);
         // Read after the size of its device, which follows that of the file when somebody makes both larger at this moment.
         let (size, allocated) = sizes_of(&look()?);
-        let cut = attached.as_ref().ok().and_then(|attached| cut(attached, size, &location));
         let mut problems = Vec::new();
-        let attached = cut.map_or(attached, Err).map_err(|problem| problems.push(problem)).ok();
-        let device = attached.as_ref().map(|(_, device)| device);
-        let sizes = device.map(Device::sizes);
-        if let (Some(device), Some(sizes)) = (device, sizes) {
-            let half_grown = || filesystem::half_grown(share, &location, sizes);
-            let short = || short_device(share, &location, size, device).or_else(half_grown);
-            problems.extend(device.obstacle(&location).or_else(short));
-        }
-        let filesystem = device.map_or("", Device::filesystem);
-        let used = device.and_then(Device::used);
+        let attached = match attached.and_then(|attached| uncut(attached, size, &location)) {
+            Ok(attached) => Some(attached),
+            Err(error) => {
+                problems.push(error.into_problem()?);
+                None
+            }
+        };
+        let (filesystem, sizes, used) = match &attached {
+            Some((_, device)) => {
+                let sizes = device.sizes();
+                let half_grown = || filesystem::half_grown(share, &location, sizes);
+                let short = || short_device(share, &location, size, device).or_else(half_grown);
+                problems.extend(device.obstacle(&location).or_else(short));
+                (device.filesystem(), Some(sizes), device.used())
+            }
+            None => ("", None, None),
+        };
         let observed = Observed { location, project, filesystem, sizes, used, problems };
         Ok(Share { pool, file, size, allocated, attached, observed })
     }
 
-    /// The loop device of a file and what is on it, or why it cannot be grown.
-    fn attached(&self, share: ShareId, file: &OwnedFd, location: &Path) -> Result<Attached, DriverError> {
+    /// What a file is attached to.
+    ///
+    /// # Errors
+    /// [`DriverError::Unusable`] when it cannot be grown so.
+    fn look_at(&self, share: ShareId, file: &OwnedFd, location: &Path) -> Result<Attached, DriverError> {
         let mut found = loop_device::of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
         let shown = location.display();
         let path = Quoted(location);
-        let unsupported = |what, remedy| Problem::blocking(Refusal::Unsupported { what }, remedy);
+        let unsupported = |what, remedy| Err(DriverError::unusable(Refusal::Unsupported { what }, remedy));
         let Some(device) = found.pop() else {
             let problem = format!("{shown} is attached to no loop device");
             let refusal = Refusal::ShareNotMounted { share, pool: self.places.pool().clone(), problem };
-            return Ok(Err(Problem::blocking(refusal, format!("mount -o loop {path} DIRECTORY"))));
+            return Err(DriverError::unusable(refusal, format!("mount -o loop {path} DIRECTORY")));
         };
         let node = device.node.display();
         if let Some(other) = found.pop() {
             let what = format!("growing {shown}, which is attached to {} and to {node},", other.node.display());
-            let remedy = format!("losetup -j {path}, then losetup -d for all but one");
-            return Ok(Err(unsupported(what, remedy)));
+            return unsupported(what, format!("losetup -j {path}, then losetup -d for all but one"));
         }
+        let attach_again = format!("losetup -d {node}, then losetup -f {path}");
         if device.shows_part {
             let what = format!("growing {shown}, of which {node} shows a part only (offset or size limit),");
-            return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
+            return unsupported(what, attach_again);
         }
         if device.read_only {
-            let what = format!("growing {shown}, which is attached to {node} read-only,");
-            return Ok(Err(unsupported(what, format!("losetup -d {node}, then losetup -f {path}"))));
+            return unsupported(format!("growing {shown}, which is attached to {node} read-only,"), attach_again);
         }
-        match Device::look(share, self.places.pool(), device.device, &device.node, location) {
-            Ok(seen) => Ok(Ok((device, seen))),
-            Err(DriverError::Unusable { refusal, remedy }) => Ok(Err(Problem::blocking(*refusal, remedy))),
-            Err(error) => Err(error),
-        }
+        let seen = Device::look(share, self.places.pool(), device.device, &device.node, location)?;
+        Ok((device, seen))
     }
 
     fn grow_volume(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
@@ -208,8 +214,11 @@ impl Image {
             errno => system("grow", location)(errno),
         };
         let preallocated = self.is_preallocated(found);
+        // A crash may have left some of the blocks behind the end of the file. They are not kept for a growth that cannot be.
+        let behind = found.allocated.saturating_sub(found.size);
         // Sparse images should not fail because this one took the last blocks for a moment.
-        if preallocated && free(pool) < asked {
+        if preallocated && free(pool).saturating_add(behind) < asked {
+            let _ = give_back(&found.file, found.size);
             return Err(self.places.full(pool, asked).into());
         }
         // Its blocks come before its size: ext4 would move that with every part that it allocates, and leave it somewhere when
@@ -229,11 +238,12 @@ impl Image {
     }
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let Share { size, attached, observed, .. } = self.find(share)?;
+        let Share { size, allocated, attached, observed, .. } = self.find(share)?;
         let growth = attached.map_or(Ok(Bytes::ZERO), |(_, device)| {
             // The device will be as large as its file, also where that has more than is asked for.
             let volume = device.volume_for(target, round_up).max(size);
-            device.check_growth(volume, self.allow_any_growth).map(|()| volume.saturating_sub(size))
+            // Blocks that a crash has left behind its end are in use already.
+            device.check_growth(volume, self.allow_any_growth).map(|()| volume.saturating_sub(size.max(allocated)))
         });
         Ok(Assessment { observed, growth, space: self.space()? })
     }
@@ -311,7 +321,7 @@ fn lack(places: &Places, pool: &PoolDirectory) -> Result<Bytes, DriverError> {
     let mut lack = Bytes::ZERO;
     for share in places.list(pool)?.iter().copied() {
         // What is no image promises nothing; its own share says what is wrong.
-        let opened = places.try_open(pool, share, FILE_TO_READ);
+        let opened = places.try_open(pool, share, FILE_TO_READ)?;
         let Some(Ok(status)) = opened.map(|opened| fstat(opened.fd)) else { continue };
         let (size, allocated) = sizes_of(&status);
         lack = lack.saturating_add(size.saturating_sub(allocated));
@@ -319,13 +329,15 @@ fn lack(places: &Places, pool: &PoolDirectory) -> Result<Bytes, DriverError> {
     Ok(lack)
 }
 
-/// What is written behind the end of the file fails or is lost already.
-fn cut((LoopDevice { node, .. }, device): &(LoopDevice, Device), size: Bytes, location: &Path) -> Option<Problem> {
-    (size < device.size).then(|| {
-        let (location, node, has) = (location.display(), node.display(), device.size);
-        let what = format!("growing {location}, which was cut to {size} while {node} has {has},");
-        Problem::blocking(Refusal::Unsupported { what }, "bring its last part back from a backup".to_owned())
-    })
+/// Refuses a file that is smaller than its device: what is written behind its end fails or is lost already.
+fn uncut(attached: Attached, size: Bytes, location: &Path) -> Result<Attached, DriverError> {
+    let (LoopDevice { node, .. }, device) = &attached;
+    if size >= device.size {
+        return Ok(attached);
+    }
+    let (location, node, has) = (location.display(), node.display(), device.size);
+    let what = format!("growing {location}, which was cut to {size} while {node} has {has},");
+    Err(DriverError::unusable(Refusal::Unsupported { what }, "bring its last part back from a backup".to_owned()))
 }
 
 /// Somebody made the file larger, or a crash came before its device followed.

@@ -1,4 +1,4 @@
-//! How shares are bounded and grown: one file for each kind of pool.
+//! How shares are bounded and grown: one driver for each kind of pool.
 //!
 //! A driver tells what the kernel says and applies one step at a time. It is synchronous and is called on blocking
 //! threads. It knows nothing of jobs, of the store or of gRPC. The one step that makes anything smaller is
@@ -60,7 +60,7 @@ pub trait Driver: Send + Sync {
         shares.iter().map(|share| self.observe(*share)).collect()
     }
 
-    /// All that decides on extends of shares to their targets, at one moment each, in their order.
+    /// All that decides on extends or shrinks of shares to their targets, at one moment each, in their order.
     ///
     /// # Errors
     /// As [`Driver::observe`] and [`Driver::space`].
@@ -204,11 +204,11 @@ impl Sizes {
     }
 }
 
-/// What decides on an extend.
+/// What decides on an extend or a shrink.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assessment {
     pub observed: Observed,
-    /// What the extend would take of the space, or why the backend cannot grow a share that far.
+    /// What an extend would take of the space, or why the backend cannot grow a share that far.
     pub growth: Result<Bytes, Refusal>,
     pub space: Space,
 }
@@ -331,6 +331,17 @@ pub enum DriverError {
 impl DriverError {
     fn unusable(refusal: Refusal, remedy: String) -> Self {
         Self::Unusable { refusal: Box::new(refusal), remedy }
+    }
+
+    /// What is wrong with the share, where that is all there is to the error.
+    ///
+    /// # Errors
+    /// Any other error.
+    fn into_problem(self) -> Result<Problem, Self> {
+        match self {
+            Self::Unusable { refusal, remedy } => Ok(Problem::blocking(*refusal, remedy)),
+            error => Err(error),
+        }
     }
 
     /// What a caller is told.

@@ -10,17 +10,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::SpaceId;
-use super::neighbours::Neighbours;
-use super::project_quota::census::Census;
 use crate::model::Bytes;
 
 /// The most that a sum may be old.
 const TRUSTED: Duration = Duration::from_secs(60);
 
-/// Sums of limits by file system, for all pools of the daemon, and who has which project.
+/// Sums of limits by file system, for all pools of the daemon.
 #[derive(Default)]
 pub struct Promises {
-    pub(super) censuses: Neighbours<Census>,
     /// Each has a lock of its own, because a scan waits while an ext4 is frozen.
     by_space: Mutex<HashMap<SpaceId, Arc<Mutex<Option<Sum>>>>>,
 }

@@ -304,7 +304,7 @@ pub mod fixture {
     pub fn pool(name: &str, named: &[ShareId]) -> Arc<Pool> {
         let name: PoolName = name.parse().unwrap();
         let template = "/nowhere/{share_id}".parse().unwrap();
-        let driver = ProjectQuota::new(name.clone(), template, Vec::new(), Arc::default());
+        let driver = ProjectQuota::new(name.clone(), template, Vec::new(), Arc::default(), Arc::default());
         let named = named.iter().copied().collect();
         let turns = Arc::new(Semaphore::new(1));
         Arc::new(Pool::new(name, Arc::new(driver), named, Bytes::ZERO, 1.0, turns, Arc::default()))

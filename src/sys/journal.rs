@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 use nix::errno::Errno;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
-use nix::unistd::fsync;
+use nix::unistd::{fsync, syncfs};
 
 /// Brings every metadata change that was made before the call to stable storage: on the file system of the directory.
 ///
@@ -20,11 +20,17 @@ use nix::unistd::fsync;
 /// of them have run out, and it changes neither a name nor the modification time. What is set explicitly is logged at
 /// once, also where `noatime` or `lazytime` keep the kernel's own updates of it from the disk.
 ///
+/// Nobody may set the times of a directory that is immutable or append-only (chattr +i, +a). There syncfs(2) is left, and
+/// its price is paid: at its end `xfs_fs_sync_fs()` and `ext4_sync_fs()` force all of the log or journal, whatever is in it.
+/// But of an ext4 that is shut down it tells nothing, and the fsync does.
+///
 /// # Errors
-/// Those of utimensat(2), as `EROFS`, or `EPERM` for a directory of somebody else without CAP_FOWNER, and of fsync(2),
-/// as `EIO`.
+/// Those of utimensat(2), as `EROFS`, and of syncfs(2) and fsync(2), as `EIO`.
 pub fn force(directory: BorrowedFd<'_>) -> Result<(), Errno> {
-    futimens(directory, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_OMIT)?;
+    match futimens(directory, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_OMIT) {
+        Err(Errno::EPERM | Errno::EACCES) => syncfs(directory)?,
+        touched => touched?,
+    }
     fsync(directory)
 }
 

@@ -35,6 +35,8 @@ pub struct Mount {
     pub filesystem: OsString,
     /// The block device, for a file system that has one.
     pub source: PathBuf,
+    /// Whether nothing can be written through any mount of its file system. Else this mount may be read-only all the same.
+    pub all_read_only: bool,
 }
 
 /// The mount of the file system that holds an open file: of its root directory, if that is mounted anywhere.
@@ -130,8 +132,10 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     fields.find(|field| *field == b"-")?;
     let filesystem = unescape(fields.next()?);
     let source = unescape(fields.next()?);
+    // The first of them says `ro` or `rw`, before the options of its kind.
+    let all_read_only = fields.next().is_some_and(|options| options.split(|byte| *byte == b',').next() == Some(b"ro"));
     let (root, mount_point, source) = (root.into(), mount_point.into(), source.into());
-    Some(Mount { id, parent, device, root, mount_point, filesystem, source })
+    Some(Mount { id, parent, device, root, mount_point, filesystem, source, all_read_only })
 }
 
 /// Undoes the kernel's escapes: a space is `\040`, a tab `\011`, a line feed `\012`, a backslash `\134`.
@@ -176,8 +180,13 @@ nonsense
                 mount_point: r"/srv/with space\".into(),
                 filesystem: "xfs".into(),
                 source: "/dev/ubda".into(),
+                all_read_only: false,
             }
         );
+        for (options, all_read_only) in [("ro - xfs a rw,prjquota", false), ("ro - xfs a ro,prjquota", true)] {
+            let line = format!("40 22 8:1 / /srv {options}");
+            assert_eq!(parse(line.as_bytes()).next().map(|mount| mount.all_read_only), Some(all_read_only));
+        }
     }
 
     #[test]
@@ -239,7 +248,7 @@ nonsense
             let mount = |(id, parent, depth): (u32, u32, usize)| {
                 let mount_point = PathBuf::from(format!("/{}", "a/".repeat(depth)));
                 let (root, filesystem, source) = ("/".into(), "xfs".into(), "/dev/a".into());
-                Mount { id, parent, device: 1, root, mount_point, filesystem, source }
+                Mount { id, parent, device: 1, root, mount_point, filesystem, source, all_read_only: false }
             };
             let mounts: Vec<_> = numbers.into_iter().map(mount).collect();
             let found = above(&mounts, Path::new("/a/a/b"));

@@ -10,6 +10,7 @@ use nix::libc::dev_t;
 use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+use crate::driver::places::{self, WHY_READ_ONLY};
 use crate::driver::shell::Quoted;
 use crate::sys::growfs;
 use crate::sys::mountinfo::{Mount, Table, above};
@@ -73,7 +74,14 @@ pub(super) fn find(device: dev_t, location: &Path) -> Result<Found, Errno> {
         let place = mount.mount_point.display().to_string();
         let (problem, remedy) = match open_root(mount, &wanted) {
             Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount_point: mount.mount_point.clone() }),
-            Ok(Root::ReadOnly) => (format!("is mounted read-only at {place}"), make_writable(mount, location)),
+            Ok(Root::ReadOnly) if mount.all_read_only => {
+                (format!("is mounted read-only at {place}"), mend(mount, location))
+            }
+            // A remount on the node would change nothing, where systemd has made it so for growd alone.
+            Ok(Root::ReadOnly) => {
+                let remedy = places::make_writable(Quoted(&mount.mount_point));
+                (format!("is read-only for growd at {place}: {WHY_READ_ONLY}"), remedy)
+            }
             // Any btrfs was looked at, so this says nothing.
             Ok(Root::Another) if matches!(wanted, Wanted::Btrfs(_)) => continue,
             missed => match (above(&all, &mount.mount_point).filter(|top| top.id != mount.id), missed) {
@@ -95,9 +103,9 @@ pub(super) fn find(device: dev_t, location: &Path) -> Result<Found, Errno> {
     Ok(unusable.unwrap_or(Found::Nothing))
 }
 
-/// What heals a mount that is read-only. A file system that has met an error the kernel makes so, and lets nobody undo that
+/// What heals a file system that is read-only. One that has met an error the kernel makes so, and lets nobody undo that
 /// before it is mounted anew.
-fn make_writable(mount: &Mount, location: &Path) -> String {
+fn mend(mount: &Mount, location: &Path) -> String {
     let (place, location) = (Quoted(&mount.mount_point), Quoted(location));
     let check = match mount.filesystem.to_str() {
         Some("xfs") => "xfs_repair",

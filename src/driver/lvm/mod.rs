@@ -180,29 +180,29 @@ impl Lvm {
         let is_pool_suspended = pool_node.is_some_and(|node| patience.is_outlasted_by(&node));
         let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool, is_pool_suspended));
         let waits = is_suspended || is_pool_suspended;
-        let device = if volume.is_active && !waits { Some(self.look_at(share)) } else { None };
-        let device = match device {
-            Some(Ok(device)) => Some(device),
-            Some(Err(DriverError::Unusable { refusal, remedy })) => {
-                problems.push(Problem::blocking(*refusal, remedy));
+        let looked = if volume.is_active && !waits { self.look_at(share).map(Some) } else { Ok(None) };
+        let device = match looked.map_err(DriverError::into_problem) {
+            Ok(device) => device,
+            Err(Ok(problem)) => {
+                problems.push(problem);
                 None
             }
-            Some(Err(error)) if critical.is_none() => return Err(error),
             // What is in a thin pool that has failed cannot be read.
-            Some(Err(_)) | None => None,
+            Err(Err(_)) if critical.is_some() => None,
+            Err(Err(error)) => return Err(error),
         };
-        let sizes = device.as_ref().map(Device::sizes);
-        let unrecorded = match &device {
-            // Of a thick snapshot LVM tells another size.
-            Some(device) if problems.is_empty() => self.unrecorded(share, &volume, device)?,
-            _ => None,
+        let (filesystem, sizes, used) = match &device {
+            Some(device) => {
+                let sizes = device.sizes();
+                // Of a thick snapshot LVM tells another size.
+                let unrecorded = if problems.is_empty() { self.unrecorded(share, &volume, device)? } else { None };
+                let half_grown = || filesystem::half_grown(share, &location, sizes);
+                problems.extend(unrecorded.or_else(|| device.obstacle(&location)).or_else(half_grown));
+                (device.filesystem(), Some(sizes), device.used())
+            }
+            None => ("", None, None),
         };
-        let obstacle = || device.as_ref().and_then(|device| device.obstacle(&location));
-        let half_grown = || sizes.and_then(|sizes| filesystem::half_grown(share, &location, sizes));
-        problems.extend(unrecorded.or_else(obstacle).or_else(half_grown));
         problems.extend(critical);
-        let filesystem = device.as_ref().map_or("", Device::filesystem);
-        let used = device.as_ref().and_then(Device::used);
         let observed = Observed { location, project: ProjectLabel::default(), filesystem, sizes, used, problems };
         Ok(Share { volume, device, observed })
     }

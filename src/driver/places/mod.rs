@@ -8,6 +8,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -204,8 +205,18 @@ impl Places {
     }
 
     /// As [`Self::open_share`], in a way of one's own, for whoever need not know why not.
-    pub fn try_open(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Option<Opened> {
-        self.find(pool, share, way).ok()
+    ///
+    /// # Errors
+    /// What says nothing of the share: growd can open no more files. Of a share that is damaged it is not, which would stop
+    /// all others.
+    pub fn try_open(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Result<Option<Opened>, DriverError> {
+        match self.find(pool, share, way) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(Closed::At(path, errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))) => {
+                Err(system("open", &path)(errno))
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     fn find(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Result<Opened, Closed> {
@@ -317,9 +328,10 @@ impl Places {
     }
 
     pub fn read_only(&self) -> Refusal {
-        let problem = "its file system is read-only for growd: it is mounted so, or the unit needs the drop-in that \
-            `growd check-config --drop-in` prints";
-        Refusal::NotMounted { pool: self.pool.clone(), problem: problem.to_owned() }
+        Refusal::NotMounted {
+            pool: self.pool.clone(),
+            problem: format!("its file system is read-only for growd: {WHY_READ_ONLY}"),
+        }
     }
 
     /// What is said where the file system of an open file has no room for what was asked.
@@ -367,21 +379,30 @@ impl Places {
         Ok(shares)
     }
 
-    /// The shares whose places say this project, or none when it is empty.
+    /// The shares whose places say this project, or none when it is empty. When the convention finds none, as
+    /// [`Self::list_mounted`].
     pub fn list_of(&self, pool: &PoolDirectory, project: &ProjectLabel) -> Result<Shares, DriverError> {
-        let read = || -> Result<BTreeSet<ShareId>, Errno> {
-            let legal = self.template.project_of(OsStr::new(project.as_str())).is_some();
-            let folder = if legal { self.open_folder(pool, project)? } else { None };
-            folder.map_or_else(|| Ok(BTreeSet::new()), |folder| Ok(self.names(folder.as_fd())?.into_iter().collect()))
-        };
-        if !project.is_empty() {
-            return read().map(in_order).map_err(system("list", &pool.path));
-        }
-        if self.template.has_projects() {
-            Ok(in_order(self.explicit.keys().copied().collect()))
+        let has_projects = self.template.has_projects();
+        let shares = if project.is_empty() {
+            if !has_projects {
+                return self.list_mounted(pool);
+            }
+            in_order(self.explicit.keys().copied().collect())
+        } else if self.template.project_of(OsStr::new(project.as_str())).is_none() {
+            // No place of this pool can say it.
+            return Ok(Shares::from([]));
         } else {
-            self.list(pool)
+            let read = || -> Result<BTreeSet<ShareId>, Errno> {
+                let Some(folder) = self.open_folder(pool, project)? else { return Ok(BTreeSet::new()) };
+                Ok(self.names(folder.as_fd())?.into_iter().collect())
+            };
+            in_order(read().map_err(system("list", &pool.path))?)
+        };
+        if !shares.iter().any(|share| !self.is_explicit(*share)) && self.check_mounted(pool).is_err() {
+            // The shares of others show that it is, and only its quotas are off.
+            self.list_mounted(pool)?;
         }
+        Ok(shares)
     }
 
     fn names(&self, folder: BorrowedFd<'_>) -> Result<Vec<ShareId>, Errno> {
@@ -391,6 +412,18 @@ impl Places {
         }
         Ok(shares)
     }
+}
+
+/// Why growd cannot write through a mount.
+pub(super) const WHY_READ_ONLY: &str =
+    "it is mounted so, or the unit needs the drop-in that `growd check-config --drop-in` prints";
+
+/// What heals that: growd does not see the node's own mounts.
+pub(super) fn make_writable(mount_point: impl Display) -> String {
+    format!(
+        "mount -o remount,rw {mount_point}, and if it is so for growd alone, install the drop-in that `growd check-config \
+         --drop-in` prints, and restart growd"
+    )
 }
 
 fn in_order(shares: BTreeSet<ShareId>) -> Shares {

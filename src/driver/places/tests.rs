@@ -65,6 +65,39 @@ fn a_share_is_found_in_the_folder_of_its_project_and_again_when_it_has_moved() {
     assert_eq!(places.known.lock().len(), 2, "what is gone is known no more");
 }
 
+/// A caller who saw no share would take them for deleted.
+#[test]
+fn a_pool_that_may_not_be_mounted_has_no_list_for_anybody() {
+    let temporary = tempfile::tempdir().unwrap();
+    let root = temporary.path().canonicalize().unwrap();
+    fs::create_dir(root.join("legacy")).unwrap();
+    let ground = || Ground { is_there: |_| Ok(false), ..GROUND };
+    let places = |template: &str| {
+        let template = root.join(template).to_str().unwrap().parse().unwrap();
+        Places::new(ground(), "home".parse().unwrap(), template, vec![(share(9), root.join("legacy"))])
+    };
+    let with_projects = places("{project_id}/{share_id}");
+    let reason = |places: &Places, project: Option<&str>| {
+        let pool = places.open_pool().unwrap();
+        let listed = match project {
+            None => places.list_mounted(&pool),
+            Some(project) => places.list_of(&pool, &label(project)),
+        };
+        listed.map_err(|error| error.into_refusal().reason())
+    };
+    for project in [None, Some(""), Some("p")] {
+        assert_eq!(reason(&with_projects, project), Err(Reason::NotMounted), "{project:?}");
+    }
+    let without = places("{share_id}");
+    assert_eq!(reason(&without, Some("")), Err(Reason::NotMounted));
+    assert_eq!(reason(&without, Some("p")), Ok(Shares::from([])), "it has none of a project, mounted or not");
+    // A share shows that it is there, and that its quotas are off.
+    fs::create_dir_all(root.join(format!("q/{}", share(1)))).unwrap();
+    assert_eq!(reason(&with_projects, Some("q")), Ok(Shares::from([share(1)])));
+    assert_eq!(reason(&with_projects, Some("p")), Ok(Shares::from([])));
+    assert_eq!(reason(&with_projects, Some("")), Ok(Shares::from([share(9)])));
+}
+
 #[test]
 fn a_share_that_two_projects_have_is_neithers() {
     let (_temporary, root, places) = projects();
@@ -75,6 +108,21 @@ fn a_share_that_two_projects_have_is_neithers() {
     assert_eq!(reason(&places, 1), Err(Reason::Unsupported));
     fs::remove_dir(root.join(format!("pool/a/{}", share(1)))).unwrap();
     assert_eq!(reason(&places, 1).map(|(project, _)| project), Ok("b".to_owned()));
+}
+
+#[test]
+fn what_could_not_be_opened_for_want_of_files_is_not_taken_for_missing() {
+    let (_temporary, root, _) = projects();
+    let opened = |holds: fn(&PoolDirectory, BorrowedFd<'_>) -> Result<bool, Errno>| {
+        let template = root.join("pool/{share_id}").to_str().unwrap().parse().unwrap();
+        let explicit = vec![(share(9), root.join("legacy"))];
+        let places = Places::new(Ground { holds, ..GROUND }, "home".parse().unwrap(), template, explicit);
+        places.try_open(&places.open_pool().unwrap(), share(9), DIRECTORY).map(|opened| opened.is_some())
+    };
+    assert!(opened(|_, _| Ok(true)).unwrap());
+    assert!(!opened(|_, _| Ok(false)).unwrap());
+    assert!(!opened(|_, _| Err(Errno::EIO)).unwrap());
+    assert!(opened(|_, _| Err(Errno::EMFILE)).is_err());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::driver::DriverError;
 use crate::driver::directory_version::Seen;
-use crate::driver::neighbours::Neighbour;
+use crate::driver::neighbours::{Neighbour, Neighbours};
 use crate::driver::places::{Opened, Places, PoolDirectory};
 use crate::model::ShareId;
 use crate::sys::fsxattr;
@@ -23,8 +23,12 @@ use crate::sys::open_beneath::DIRECTORY;
 /// The shares of each project.
 type Scan = BTreeMap<u32, Vec<ShareId>>;
 
+/// The censuses of all pools of the daemon, since pools may share a file system.
+#[derive(Default)]
+pub struct Censuses(pub(super) Neighbours<Census>);
+
 /// The census of one pool.
-pub(in crate::driver) struct Census {
+pub(super) struct Census {
     places: Arc<Places>,
     last: Mutex<Option<Seen<Scan>>>,
 }
@@ -49,18 +53,20 @@ impl Census {
             None => last.insert(Seen::read(pool.version, || scan(places, pool))?),
         };
         let suspects = scan.content.get(&project_id).into_iter().flatten();
-        let mut others = suspects.filter(|other| **other != share);
-        Ok(others.find_map(|other| {
-            let (opened, project) = project_of(places, pool, *other)?;
-            (project == project_id).then_some(opened.path)
-        }))
+        for other in suspects.filter(|other| **other != share) {
+            match project_of(places, pool, *other)? {
+                Some((opened, project)) if project == project_id => return Ok(Some(opened.path)),
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 }
 
 fn scan(places: &Places, pool: &PoolDirectory) -> Result<Scan, DriverError> {
     let mut by_project = Scan::new();
     for share in places.list(pool)?.iter().copied() {
-        if let Some((_, project)) = project_of(places, pool, share) {
+        if let Some((_, project)) = project_of(places, pool, share)? {
             by_project.entry(project).or_default().push(share);
         }
     }
@@ -68,8 +74,8 @@ fn scan(places: &Places, pool: &PoolDirectory) -> Result<Scan, DriverError> {
 }
 
 /// The project of a share; `None` for what is none, has none or cannot be read, and so cannot be accused.
-fn project_of(places: &Places, pool: &PoolDirectory, share: ShareId) -> Option<(Opened, u32)> {
-    let opened = places.try_open(pool, share, DIRECTORY)?;
-    let attributes = fsxattr::get(opened.fd.as_fd()).ok()?;
-    (attributes.project_id != 0).then_some((opened, attributes.project_id))
+fn project_of(places: &Places, pool: &PoolDirectory, share: ShareId) -> Result<Option<(Opened, u32)>, DriverError> {
+    let Some(opened) = places.try_open(pool, share, DIRECTORY)? else { return Ok(None) };
+    let project = fsxattr::get(opened.fd.as_fd()).map_or(0, |attributes| attributes.project_id);
+    Ok((project != 0).then_some((opened, project)))
 }

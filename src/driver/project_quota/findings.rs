@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use crate::driver::Problem;
+use crate::driver::places::make_writable;
 use crate::driver::shell::Quoted;
 use crate::model::{Bytes, Reason, Refusal};
 use crate::sys::file_system::Kind;
@@ -87,11 +88,7 @@ impl Case<'_> {
         let mut problems = Vec::new();
 
         if let Some(refusal) = self.read_only.clone() {
-            let remedy = format!(
-                "mount -o remount,rw {}, and if it is so for growd alone, name it in ReadWritePaths= of growd.service",
-                mount.point
-            );
-            problems.push(Problem::blocking(refusal, remedy));
+            problems.push(Problem::blocking(refusal, make_writable(&mount.point)));
         } else {
             // Only looked at where it can be changed: ext4 has its quotas off as long as it is read-only.
             problems.extend(not_enforced(&location, self.fd, self.kind, self.state));

@@ -1,11 +1,10 @@
 //! Directories with a project quota, on XFS or ext4: a share's size is the hard limit of its project.
 //!
 //! Every answer is read from the kernel at the time of the call, through a descriptor of the share's own directory.
-//! Nothing but [`lower`] lowers a limit.
+//! Nothing but [`ProjectQuota::lower_limit`] lowers a limit.
 
-pub(super) mod census;
+mod census;
 mod findings;
-mod lower;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,13 +13,18 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
+use nix::sys::statfs::fstatfs;
 
 use self::census::Census;
+pub use self::census::Censuses;
 use self::findings::Case;
+use super::lowering::Lowered;
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, PoolDirectory, quotas_unread};
 use super::promises::Promises;
-use super::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, answer_each, system};
+use super::{
+    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, answer_each, system,
+};
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
 use crate::sys::open_beneath::DIRECTORY;
@@ -46,6 +50,7 @@ const GROUND: Ground = Ground {
 pub struct ProjectQuota {
     places: Arc<Places>,
     census: Arc<Census>,
+    censuses: Arc<Censuses>,
     promises: Arc<Promises>,
 }
 
@@ -88,16 +93,18 @@ impl Share {
 
 impl ProjectQuota {
     /// `places` are the shares that are not where the template says. They belong to the pool as the others do and must
-    /// be on its file system. `promises` is one for all pools of the daemon, since pools may share a file system.
+    /// be on its file system. `promises` and `censuses` are one for all pools of the daemon, since pools may share a file
+    /// system.
     pub fn new(
         pool: PoolName,
         template: PathTemplate,
         places: Vec<(ShareId, PathBuf)>,
         promises: Arc<Promises>,
+        censuses: Arc<Censuses>,
     ) -> Self {
         let places = Arc::new(Places::new(GROUND, pool, template, places));
-        let census = promises.censuses.join(Census::new(Arc::clone(&places)));
-        Self { places, census, promises }
+        let census = censuses.0.join(Census::new(Arc::clone(&places)));
+        Self { places, census, censuses, promises }
     }
 
     fn base(&self) -> Result<Base, DriverError> {
@@ -109,7 +116,7 @@ impl ProjectQuota {
         let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
         let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd));
         let quotas = quotas.map_err(quotas_unread(&pool.path))?;
-        let others = self.promises.censuses.beside(&self.places, &pool)?;
+        let others = self.censuses.0.beside(&self.places, &pool)?;
         Ok(Base { pool, kind, quotas, read_only, others })
     }
 
@@ -179,7 +186,7 @@ impl ProjectQuota {
         let found = self.find(&base, share)?;
         found.observed.extendable()?;
         let old = found.known_quota()?;
-        let Some(Limits { hard, soft }) = raised(old, to) else {
+        let Some((hard, soft)) = raised(old, to) else {
             return Ok(Outcome::AlreadyThere { size: old.hard });
         };
         let begun = Instant::now();
@@ -209,6 +216,26 @@ impl ProjectQuota {
             }
             Err(QuotaError::System(errno)) => Err(system("set the quota of", &found.observed.location)(errno)),
         }
+    }
+
+    fn lower_limit(&self, share: ShareId, from: Bytes, to: Bytes) -> Result<Outcome, DriverError> {
+        let base = self.base()?;
+        let (found, pool) = (self.find(&base, share)?, &base.pool);
+        let now = found.observed.shrinkable()?;
+        let old = found.known_quota()?;
+        let own_soft = (old.soft != old.hard).then_some(old.soft);
+        // XFS ignores a hard limit below the soft one.
+        let write = |hard| self.write_limits(pool, &found, hard, own_soft.map_or(hard, |soft| soft.min(hard)));
+        let put_back = |hard| {
+            // After a crash the soft limit may be lowered already; what it was before, nobody knows then.
+            self.write_limits(pool, &found, hard, own_soft.unwrap_or(hard))?;
+            journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))
+        };
+        let look = || found.read_again().map(|new| Bounds { limit: new.hard, used: new.used });
+        let (location, promises, space) = (&found.observed.location, &self.promises, &pool.space_id());
+        let lowered =
+            Lowered { share, location, now, promises, space, write: &write, put_back: &put_back, look: &look };
+        lowered.lower(from, to, in_blocks(pool, to)?)
     }
 
     /// Brings all limits that were set to the disk.
@@ -321,21 +348,20 @@ fn unsupported(pool: &PoolDirectory) -> Refusal {
     Refusal::Unsupported { what: format!("a share on a file system other than XFS and ext4 ({})", pool.path.display()) }
 }
 
-/// What a project is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limits {
-    hard: Bytes,
-    soft: Bytes,
-}
-
-/// The limits that raise a hard limit to at least `to`; `None` where it is that high already.
-fn raised(old: quotactl::Quota, to: Bytes) -> Option<Limits> {
+/// The hard and the soft limit that raise the hard one to at least `to`; `None` where it is that high already.
+fn raised(old: quotactl::Quota, to: Bytes) -> Option<(Bytes, Bytes)> {
     if old.hard >= to {
         return None;
     }
     let hard = round_up(to);
     // A soft limit that was no limit of its own must not become one.
-    Some(Limits { hard, soft: if old.soft == old.hard { hard } else { old.soft } })
+    Some((hard, if old.soft == old.hard { hard } else { old.soft }))
+}
+
+/// As the file system counts limits: XFS in its blocks. A limit that is set so reads the same.
+fn in_blocks(pool: &PoolDirectory, size: Bytes) -> Result<Bytes, DriverError> {
+    let block = fstatfs(&pool.fd).map_err(system("statfs", &pool.path))?.block_size();
+    Ok(size.rounded_up_to(u64::try_from(block).unwrap_or(1).max(1)))
 }
 
 /// Limits count blocks; what was asked for is not more than what is set.
@@ -365,12 +391,12 @@ mod tests {
             let old = quotactl::Quota { id: 1, hard: Bytes::new(hard), soft: Bytes::new(old_soft), used: Bytes::ZERO };
             let to = Bytes::new(to);
             prop_assert_eq!(raised(old, to).is_none(), old.hard >= to);
-            let Some(new) = raised(old, to) else { return Ok(()) };
-            prop_assert!(new.hard >= to && new.hard > old.hard && new.soft >= old.soft);
-            prop_assert!(new.hard.saturating_sub(to) < Bytes::new(LIMIT_BLOCK));
-            prop_assert_eq!(new.hard.get() % LIMIT_BLOCK, 0);
+            let Some((hard, soft)) = raised(old, to) else { return Ok(()) };
+            prop_assert!(hard >= to && hard > old.hard && soft >= old.soft);
+            prop_assert!(hard.saturating_sub(to) < Bytes::new(LIMIT_BLOCK));
+            prop_assert_eq!(hard.get() % LIMIT_BLOCK, 0);
             // A job that goes on after a crash finds nothing to do.
-            prop_assert_eq!(raised(quotactl::Quota { hard: new.hard, soft: new.soft, ..old }, to), None);
+            prop_assert_eq!(raised(quotactl::Quota { hard, soft, ..old }, to), None);
         }
     }
 }
