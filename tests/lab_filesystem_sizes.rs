@@ -15,6 +15,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use growd::model::Bytes;
+use growd::sys::btrfs::devices;
 use growd::sys::growfs;
 use support::size_by_tool::size_by_tool;
 use volume::{MIB, SECTOR, Volume, check};
@@ -54,7 +55,7 @@ fn compare(mkfs: &str, first: u64, sizes: impl Iterator<Item = u64>) {
                 growfs::xfs_grow(root.as_fd(), blocks, geometry.inode_percent)
             }
             "ext4" => growfs::ext4_grow(root.as_fd(), device / block_size(&place)),
-            _ => growfs::btrfs_fill_device(root.as_fd(), 1),
+            _ => devices::fill_device(root.as_fd(), 1),
         };
         let after = volume.mounted();
         assert_eq!(after.geometry.size(), predicted, "{mkfs}: from {before} on {device}: {answer:?}");

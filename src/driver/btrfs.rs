@@ -24,8 +24,8 @@ use super::{
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs::{self, Limits, Qgroup, QgroupId, QuotaState};
+use crate::sys::file_system;
 use crate::sys::open_beneath::DIRECTORY;
-use crate::sys::{file_system, growfs};
 
 const FILESYSTEM: &str = "btrfs";
 
@@ -97,7 +97,7 @@ impl Btrfs {
         // On another file system the ioctl may mean something else.
         base.quotas.ok_or_else(|| self.places.not_mounted())?;
         let pool = &base.pool;
-        let info = growfs::btrfs_info(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
+        let info = btrfs::devices::info(pool.fd.as_fd()).map_err(system("identify the file system of", &pool.path))?;
         Ok(SpaceId::of_btrfs(info.id))
     }
 

@@ -1,4 +1,4 @@
-//! Size and online growth of mounted file systems: the ioctls of XFS and ext4, beside those of `btrfs/devices.rs`.
+//! Online growth of mounted XFS and ext4, by ioctls; that of btrfs is in `btrfs/devices.rs`.
 //!
 //! Each takes any open file or directory of the file system. XFS and ext4 count in blocks of their own size; what the
 //! kernel does with a tail that is too small is modelled in `driver/filesystem`. Growing needs CAP_SYS_ADMIN, ext4
@@ -9,9 +9,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
-pub use super::btrfs::devices::{
-    device_size as btrfs_device_size, fill_device as btrfs_fill_device, info as btrfs_info,
-};
 use crate::model::Bytes;
 
 /// `struct xfs_fsop_geom_v4`: all that is needed, and every kernel knows it.

@@ -26,7 +26,8 @@ use super::shell::Quoted;
 use super::{DriverError, Problem, system};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
-use crate::sys::{btrfs, capabilities, freeze, growfs, journal};
+use crate::sys::btrfs::{self, devices};
+use crate::sys::{capabilities, freeze, growfs, journal};
 
 /// A mounted file system that covers one volume. It keeps the mount and the device busy until it is dropped.
 #[derive(Debug)]
@@ -140,7 +141,7 @@ impl Mounted {
         let grown = match &now {
             Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),
             Geometry::Ext4(ext4) => growfs::ext4_grow(root, volume.get() / ext4.block_size),
-            Geometry::Btrfs { device_id, .. } => growfs::btrfs_fill_device(root, *device_id),
+            Geometry::Btrfs { device_id, .. } => devices::fill_device(root, *device_id),
         };
         match grown {
             Ok(()) => Ok(self.measure()?.size()),
@@ -262,11 +263,11 @@ fn read_geometry(device: &BlockDevice, root: BorrowedFd<'_>, node: &Path) -> Res
         Err(Errno::ENOTTY) => {}
         Err(errno) => return Err(system("measure the file system on", node)(errno)),
     }
-    match growfs::btrfs_info(root) {
+    match devices::info(root) {
         Ok(info) if info.devices == 1 => {
             // The id of a device that was replaced or removed is not used again.
             let found = (1..=info.largest_device_id).rev().find_map(|device_id| {
-                let size = growfs::btrfs_device_size(root, device_id).ok()?;
+                let size = devices::device_size(root, device_id).ok()?;
                 Some(Geometry::Btrfs { device_id, sector_size: info.sector_size.into(), size })
             });
             return found.ok_or_else(|| system("measure the file system on", node)(Errno::ENODEV));

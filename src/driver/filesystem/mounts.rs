@@ -12,7 +12,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::driver::places::{self, WHY_READ_ONLY};
 use crate::driver::shell::Quoted;
-use crate::sys::growfs;
+use crate::sys::btrfs::devices;
 use crate::sys::mountinfo::{Mount, Table, above};
 use crate::sys::open_beneath::{DIRECTORY, open_without_links};
 
@@ -54,7 +54,7 @@ impl Wanted {
     fn is(&self, root: BorrowedFd<'_>) -> Result<bool, Errno> {
         match self {
             Self::Device(device) => Ok(fstat(root)?.st_dev == *device),
-            Self::Btrfs(id) => Ok(growfs::btrfs_info(root)?.id == *id),
+            Self::Btrfs(id) => Ok(devices::info(root)?.id == *id),
         }
     }
 }

@@ -5,10 +5,10 @@
 
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use nix::libc::dev_t;
 use nix::sys::stat::{FileStat, Mode, fstat, major, minor};
 use parking_lot::Mutex;
 
+pub(super) use self::words::{WHY_READ_ONLY, make_writable, quotas_unread, unsupported};
 use super::directory_version::{Seen, Version};
 use super::path_template::PathTemplate;
 use super::{DriverError, Shares, SpaceId, system};
@@ -414,18 +415,6 @@ impl Places {
     }
 }
 
-/// Why growd cannot write through a mount.
-pub(super) const WHY_READ_ONLY: &str =
-    "it is mounted so, or the unit needs the drop-in that `growd check-config --drop-in` prints";
-
-/// What heals that: growd does not see the node's own mounts.
-pub(super) fn make_writable(mount_point: impl Display) -> String {
-    format!(
-        "mount -o remount,rw {mount_point}, and if it is so for growd alone, install the drop-in that `growd check-config \
-         --drop-in` prints, and restart growd"
-    )
-}
-
 fn in_order(shares: BTreeSet<ShareId>) -> Shares {
     shares.into_iter().collect()
 }
@@ -433,21 +422,4 @@ fn in_order(shares: BTreeSet<ShareId>) -> Shares {
 /// What can be written on the file system of an open file; nothing when it cannot be measured.
 pub(super) fn free(fd: BorrowedFd<'_>) -> Bytes {
     file_system::capacity(fd).map_or(Bytes::ZERO, |capacity| capacity.free)
-}
-
-/// What is said of something else in the place of a share.
-/// Why it cannot be told whether quotas are on.
-pub(super) fn quotas_unread(pool: &Path) -> impl FnOnce(Errno) -> DriverError {
-    move |errno| match errno {
-        Errno::ENOSYS => {
-            let what = "a project quota without quotactl_fd(2), which came with Linux 5.14,".to_owned();
-            Refusal::Unsupported { what }.into()
-        }
-        errno => system("read the quota state of", pool)(errno),
-    }
-}
-
-pub(super) fn unsupported(share: ShareId, path: &Path, what: &str) -> Refusal {
-    let what = format!("{what} in the place of share {share} ({})", path.display());
-    Refusal::Unsupported { what }
 }
