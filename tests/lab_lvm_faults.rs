@@ -10,6 +10,8 @@ mod daemon;
 mod volumes;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, share};
@@ -106,6 +108,37 @@ const LIES: [(&str, &str, &str); 9] = [
     ("dies when it is done", "real; exec 3>&-; wait $lvm; kill -KILL $$", ""),
     ("complains and has done it", "real; echo '  Failed to do it' >&2", ""),
 ];
+
+/// As a long pvmove or vgreduce has it.
+#[tokio::test]
+async fn a_lock_of_lvm_that_somebody_else_holds_holds_up_changes_alone() {
+    let group = Group::on("vg", &["ubda", "ubdb"]);
+    let volumes = [group.create(1, "-L 320m"), group.create(2, "-L 320m --type raid1 -m 1 --nosync")];
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    clients.share(&share(1)).await;
+    let mut holder = Command::new("flock");
+    holder.args(["/run/lock/lvm/V_vg", "-c", "echo; exec cat"]);
+    let mut lock = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(lock.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+
+    let begun = Instant::now();
+    for n in [1, 2] {
+        let seen = clients.share(&share(n)).await;
+        assert_eq!((seen.size_bytes, seen.findings), (Some(320 * MIB), vec![]));
+    }
+    assert_eq!(clients.pool("vg").await.findings, []);
+    let jobs =
+        [clients.extend(&share(1), 400 * MIB).await.unwrap(), clients.extend(&share(2), 400 * MIB).await.unwrap()];
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(volumes.iter().all(|volume| volume.size() == 320 * MIB));
+
+    drop(lock.stdin.take());
+    for (job, volume) in jobs.iter().zip(&volumes) {
+        assert_eq!((clients.end_of(&job.job_id).await.state(), volume.size()), (JobState::Succeeded, 400 * MIB));
+    }
+    lock.wait().unwrap();
+}
 
 #[tokio::test]
 async fn what_lvextend_says_is_not_taken_for_the_truth() {

@@ -111,7 +111,8 @@ impl VolumeGroup {
         let Disks::Known(disks) = self.disks.lock().clone() else { return Ok(None) };
         let mut agreed: Option<String> = None;
         for disk in &disks {
-            let printed = self.question(pool, &format!("pvck --dump metadata {disk}"))?;
+            // It takes no lock, but without the option the reports that the same shell gives afterwards would.
+            let printed = self.question(pool, &format!("pvck --nolocking --dump metadata {disk}"))?;
             let Some(text) = metadata::dumped(&printed) else {
                 *self.disks.lock() = Disks::Useless;
                 return Ok(None);
