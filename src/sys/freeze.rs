@@ -20,8 +20,8 @@ mod raw {
 /// lives, and the next growd needs the locks and the sockets of this one.
 ///
 /// # Errors
-/// Those of close_range(2) and of the ioctls, and `EINTR` when somebody has killed that process. Nothing when the file system is frozen
-/// already, for then all is at its place.
+/// Those of close_range(2) and of the ioctls, and `EINTR` when somebody has killed that process. Nothing when the file
+/// system is frozen already, for then all is at its place.
 pub fn for_a_moment(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let fd = fd.as_raw_fd();
     // SAFETY: until its end the child calls setsid(2), close_range(2), ioctl(2) and _exit(2) alone, which are

@@ -129,10 +129,10 @@ impl Lvm {
 
     /// A volume that needs no `lvs`: active, and ordinary by the metadata of its group as they are now.
     fn ordinary(&self, name: &str) -> Result<Option<Volume>, Refusal> {
-        let Ok(mapper) = volume::mapper(&volume::node(self.group.name(), name)) else { return Ok(None) };
         if self.thin.is_some() {
             return Ok(None);
         }
+        let Ok(mapper) = volume::mapper(&volume::node(self.group.name(), name)) else { return Ok(None) };
         if self.group.knows_no_disks() {
             self.read_group()?;
         }

@@ -208,8 +208,7 @@ impl Places {
     /// As [`Self::open_share`], in a way of one's own, for whoever need not know why not.
     ///
     /// # Errors
-    /// What says nothing of the share: growd can open no more files. Of a share that is damaged it is not, which would stop
-    /// all others.
+    /// Only for want of files or memory, which says nothing of the share. The error of a damaged share would stop all others.
     pub fn try_open(&self, pool: &PoolDirectory, share: ShareId, way: OFlag) -> Result<Option<Opened>, DriverError> {
         match self.find(pool, share, way) {
             Ok(opened) => Ok(Some(opened)),
