@@ -16,21 +16,22 @@ use crate::refusal::Refusal;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
 
-/// The id of a request: the caller's own where that is a UUID, or `req-` and a UUID, as OpenStack's are.
+/// By what a request is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Traced {
+pub struct RequestIds {
+    /// The caller's own where that is a UUID, or `req-` and a UUID, as OpenStack's are.
     pub id: RequestId,
     pub chosen_by_caller: bool,
     /// The span that it was called from; growapi makes none of its own and hands it on.
-    pub from: Option<TraceParent>,
+    pub traceparent: Option<TraceParent>,
 }
 
-impl Traced {
+impl RequestIds {
     pub fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let id = given.and_then(|text| text.strip_prefix("req-").unwrap_or(text).parse().ok());
-        let from = headers.get(TraceParent::HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-        Self { id: id.unwrap_or_else(Self::fresh), chosen_by_caller: id.is_some(), from }
+        let traceparent = headers.get(TraceParent::HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        Self { id: id.unwrap_or_else(Self::fresh), chosen_by_caller: id.is_some(), traceparent }
     }
 
     /// The id by which to ask where this one already has a job of an earlier request: behind the newest such job of the
@@ -60,7 +61,7 @@ impl Traced {
 pub struct Caller {
     pub api: Arc<Api>,
     pub who: Who,
-    pub traced: Traced,
+    pub ids: RequestIds,
     /// What links begin with.
     pub base_url: String,
 }
@@ -105,9 +106,9 @@ impl FromRequestParts<Current> for Caller {
         let token = parts.headers.get(AUTH_TOKEN).map(|value| value.as_bytes());
         let who = api.identity.who(token).await?;
         Microversion::asked(&parts.headers)?;
-        let traced = parts.extensions.get::<Traced>().copied().unwrap_or_else(|| Traced::of(&parts.headers));
+        let ids = parts.extensions.get().copied().unwrap_or_else(|| RequestIds::of(&parts.headers));
         let base_url = base_url(&api, &parts.headers);
-        Ok(Self { api, who, traced, base_url })
+        Ok(Self { api, who, ids, base_url })
     }
 }
 
@@ -124,22 +125,23 @@ mod tests {
     #[test]
     fn an_id_that_is_a_uuid_is_the_callers() {
         let id = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
-        let traced = |value: &str| Traced::of(&[(REQUEST_ID, value.parse().unwrap())].into_iter().collect());
+        let ids = |value: &str| RequestIds::of(&[(REQUEST_ID, value.parse().unwrap())].into_iter().collect());
         for text in [id.to_owned(), format!("req-{id}")] {
-            assert_eq!(traced(&text), Traced { id: id.parse().unwrap(), chosen_by_caller: true, from: None });
+            let expected = RequestIds { id: id.parse().unwrap(), chosen_by_caller: true, traceparent: None };
+            assert_eq!(ids(&text), expected);
         }
         for text in ["", "req-", "7", "req-req-6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11"] {
-            assert!(!traced(text).chosen_by_caller, "{text}");
+            assert!(!ids(text).chosen_by_caller, "{text}");
         }
-        let series = traced(id);
+        let series = ids(id);
         let (second, third) = (series.behind("a"), series.behind("b"));
         assert!(second != third && second != series.id && second == series.behind("a"));
         for id in [series.id, second, third] {
             assert!(series.has_asked_with(&id.to_string()), "{id}");
         }
-        for id in ["", &Traced::fresh().to_string()] {
+        for id in ["", &RequestIds::fresh().to_string()] {
             assert!(!series.has_asked_with(id), "{id}");
         }
-        assert_ne!(Traced::of(&HeaderMap::new()).id, Traced::of(&HeaderMap::new()).id);
+        assert_ne!(RequestIds::of(&HeaderMap::new()).id, RequestIds::of(&HeaderMap::new()).id);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use growd::model::{ProjectLabel, Reason, ShareId};
 use growd::wire::proto::{ListSharesResponse, Share};
 
-use crate::nodes::{Failure, Node, Nodes};
+use crate::nodes::{Failure, Node, Nodes, Place};
 use crate::owners::{Owners, Stretch};
 use crate::refusal::Refusal;
 use crate::view::{Details, may_be_shown};
@@ -275,9 +275,9 @@ impl List<'_> {
     }
 
     /// Whose shares they are is not known of a pool that cannot be read; one with an owner has the owner's.
-    fn may_have(&self, node: &Node, pool: &str) -> bool {
-        let owner = self.owners.owner(&node.name, pool, "");
-        owner.is_none_or(|owner| self.project.is_none_or(|project| owner == project))
+    fn may_have(&self, node: &Arc<Node>, pool: &str) -> bool {
+        let pool = Place::new(Arc::clone(node), pool.to_owned(), String::new());
+        self.owners.owner(&pool).is_none_or(|owner| self.project.is_none_or(|project| owner == project))
     }
 }
 

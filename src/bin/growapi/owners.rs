@@ -36,7 +36,7 @@ impl Owners {
     }
 
     pub fn owns(&self, project: &str, place: &Place) -> bool {
-        self.owner(&place.node.name, &place.pool, &place.project).map_or(self.open, |owner| owner == project)
+        self.owner(place).map_or(self.open, |owner| owner == project)
     }
 
     /// Whether a share's pool alone says whose it is.
@@ -44,17 +44,17 @@ impl Owners {
         place.project.is_empty() && !self.owners.is_empty()
     }
 
-    /// `of_place` is what the share's place says.
-    pub fn owner<'a>(&'a self, node: &str, pool: &str, of_place: &'a str) -> Option<&'a str> {
-        if !of_place.is_empty() {
-            return Some(of_place);
+    pub fn owner<'a>(&'a self, place: &'a Place) -> Option<&'a str> {
+        if !place.project.is_empty() {
+            return Some(&place.project);
         }
-        self.of_node(node).find(|owner| owner.pool.as_str() == pool).map(|owner| owner.project.as_str())
+        let mut owners = self.of_node(&place.node.name);
+        owners.find(|owner| owner.pool.as_str() == place.pool).map(|owner| owner.project.as_str())
     }
 
     /// What a caller who asks for `project` is shown as the owner: nobody's are anybody's where nobody owns a pool.
-    pub fn shown<'a>(&'a self, node: &str, pool: &str, of_place: &'a str, project: &'a str) -> Option<&'a str> {
-        self.owner(node, pool, of_place).or(self.open.then_some(project))
+    pub fn shown<'a>(&'a self, place: &'a Place, project: &'a str) -> Option<&'a str> {
+        self.owner(place).or(self.open.then_some(project))
     }
 
     /// The shares of the project on a node: those of its pools, in the order of the pools' names, then those whose places
@@ -99,9 +99,9 @@ mod tests {
     fn a_pool_has_one_owner_on_all_nodes_or_on_one() {
         let all = vec![owner("p", "z", None), owner("p", "a", Some("n1")), owner("q", "a", Some("n2"))];
         let owners = Owners { owners: all, open: false };
-        assert_eq!(owners.owner("n1", "a", ""), Some("p"));
-        assert_eq!(owners.owner("n2", "a", ""), Some("q"));
-        assert_eq!(owners.owner("n3", "a", ""), None);
+        for (node, owner) in [("n1", Some("p")), ("n2", Some("q")), ("n3", None)] {
+            assert_eq!(owners.owner(&place(node, "a", "")), owner);
+        }
         assert!(owners.owns("p", &place("n3", "z", "")) && !owners.owns("q", &place("n3", "z", "")));
         assert!(!owners.owns("p", &place("n3", "a", "")), "what nobody owns is nobody's");
         let of = |pool: &str, project: &str| (pool.to_owned(), Some(project.to_owned()));
@@ -116,7 +116,7 @@ mod tests {
         let nobodys = Owners { owners: Vec::new(), open: true };
         for owners in [&owners, &nobodys] {
             assert!(owners.owns("q", &place("n1", "a", "q")) && !owners.owns("p", &place("n1", "a", "q")));
-            assert_eq!(owners.owner("n1", "a", "q"), Some("q"));
+            assert_eq!(owners.owner(&place("n1", "a", "q")), Some("q"));
         }
         assert!(nobodys.owns("anybody", &place("n1", "a", "")));
         let of = |project: &str| (String::new(), Some(project.to_owned()));

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{MatchedPath, Path, RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::extract::{MatchedPath, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::action::Action;
 use crate::api::{Api, Current};
-use crate::caller::{Caller, REQUEST_ID, Traced, base_url};
+use crate::caller::{Caller, REQUEST_ID, RequestIds, base_url};
 use crate::identity::Role;
 use crate::listing::{self, Listed, Query};
 use crate::metrics::Metrics;
@@ -55,8 +55,8 @@ pub fn router(current: Current, metrics: Arc<Metrics>) -> Router {
         .route(v2, get(versions))
         .route(v2_slash, get(versions))
         .route(openapi, get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
-        .route(shares, get(list))
-        .route(detail, get(list_details))
+        .route(shares, get(|caller, uri, path| list(caller, uri, path, false)))
+        .route(detail, get(|caller, uri, path| list(caller, uri, path, true)))
         .route(share, get(show))
         .route(exports, get(export_locations))
         .route(action, post(act))
@@ -69,15 +69,15 @@ pub fn router(current: Current, metrics: Arc<Metrics>) -> Router {
 /// Gives every request its id, and every answer that and the version; counts it and tells the log.
 async fn around(State(metrics): State<Arc<Metrics>>, mut request: Request, next: Next) -> Response {
     let begin = Instant::now();
-    let traced = Traced::of(request.headers());
+    let ids = RequestIds::of(request.headers());
     let version = Microversion::asked(request.headers());
     // As much as the longest that leads anywhere has: no client may fill the log.
     let path: String = request.uri().path().chars().take(1024).collect();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
-    request.extensions_mut().insert(traced);
+    request.extensions_mut().insert(ids);
     let mut response = next.run(request).await;
-    if let Ok(id) = HeaderValue::try_from(format!("req-{}", traced.id)) {
+    if let Ok(id) = HeaderValue::try_from(format!("req-{}", ids.id)) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     if let Ok(version) = version {
@@ -86,7 +86,7 @@ async fn around(State(metrics): State<Arc<Metrics>>, mut request: Request, next:
     let took = begin.elapsed();
     metrics.answered(known(&method), &route, response.status(), took);
     let (status, milliseconds) = (response.status().as_u16(), took.as_millis());
-    tracing::info!(request = %traced.id, %method, path, status, milliseconds, "answered");
+    tracing::info!(request = %ids.id, %method, path, status, milliseconds, "answered");
     response
 }
 
@@ -136,7 +136,7 @@ async fn find(caller: &Caller, project: &str, share: &str) -> Result<(Details, O
     caller.role(Role::Reader)?;
     let id: ShareId = share.parse().map_err(|_| Refusal::not_found())?;
     let (place, share) = look(caller, project, id, None).await?;
-    let owner = caller.api.owners.shown(&place.node.name, &place.pool, &place.project, project).map(str::to_owned);
+    let owner = caller.api.owners.shown(&place, project).map(str::to_owned);
     let job = place.node.job_of(&share).await;
     let details = job.and_then(|job| Details::new(share, job)).map_err(|failure| failure.into_refusal(None))?;
     Ok((details, owner))
@@ -155,24 +155,11 @@ async fn look(caller: &Caller, project: &str, id: ShareId, asked: Option<u64>) -
     }
 }
 
-async fn list(caller: Caller, path: Of<String>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
-    list_page(caller, path, query, false).await
-}
-
-async fn list_details(caller: Caller, path: Of<String>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
-    list_page(caller, path, query, true).await
-}
-
-async fn list_page(
-    caller: Caller,
-    path: Of<String>,
-    query: Option<String>,
-    detailed: bool,
-) -> Result<Response, Refusal> {
+async fn list(caller: Caller, uri: Uri, path: Of<String>, detailed: bool) -> Result<Response, Refusal> {
     let project = named(path)?;
     caller.project(&project)?;
     caller.role(Role::Reader)?;
-    let mut query = Query::parse(&query.unwrap_or_default())?;
+    let mut query = Query::parse(uri.query().unwrap_or_default())?;
     query.all_projects &= caller.is_admin();
     let Api { nodes, owners, .. } = &*caller.api;
     let base_url = &caller.base_url;
@@ -185,12 +172,12 @@ async fn list_page(
             if !detailed {
                 return Ok(summary(base_url, project, &share.share_id));
             }
-            let owner = owners.shown(&node.name, &share.pool, &share.project_id, project).map(str::to_owned);
+            let place = Place::of(&node, &share);
             let details = match details {
                 Some(details) => details,
                 None => listing::details(&node, share).await?,
             };
-            Ok(details.json(base_url, project, owner.as_deref()))
+            Ok(details.json(base_url, project, owners.shown(&place, project)))
         }
     };
     let mut views = Vec::new();
@@ -205,8 +192,7 @@ async fn list_page(
     }
     let mut body = json!({"shares": views});
     if let Some(last) = last.filter(|_| page.more) {
-        let path = if detailed { "shares/detail" } else { "shares" };
-        let href = format!("{base_url}/v2/{project}/{path}?{}", query.behind(&last));
+        let href = format!("{base_url}{}?{}", uri.path(), query.behind(&last));
         body["shares_links"] = json!([{"rel": "next", "href": href}]);
     }
     let mut response = json_response(StatusCode::OK, &body);
@@ -257,7 +243,7 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         let of_place = if place.project.is_empty() { project } else { &place.project };
         of_place.clone_into(&mut request.project_id);
         if let Some(taken) = ask(caller, &place, id, kind, request.clone(), size).await? {
-            let (request, node, job) = (caller.traced.id, &place.node.name, taken.job);
+            let (request, node, job) = (caller.ids.id, &place.node.name, taken.job);
             tracing::info!(%request, share = %id, node, job = job.job_id, %kind, "accepted");
             return Ok(StatusCode::ACCEPTED.into_response());
         }
@@ -275,22 +261,22 @@ async fn ask(
     size: u64,
 ) -> Result<Option<Taken>, Refusal> {
     let failed = |failure: Failure| failure.into_refusal(Some(size));
-    let traced = &caller.traced;
-    request.request_id = Some(traced.id.to_string());
+    let ids = &caller.ids;
+    request.request_id = Some(ids.id.to_string());
     let mut left = IDS_MOST;
     loop {
-        let answer = caller.api.nodes.resize(kind, id, place, request.clone(), traced.from).await;
-        if left == 0 || !may_be_earlier(traced, &answer)? {
+        let answer = caller.api.nodes.resize(kind, id, place, request.clone(), ids.traceparent).await;
+        if left == 0 || !may_be_earlier(ids, &answer)? {
             return answer.map_err(failed);
         }
         left -= 1;
         let mut jobs = place.node.jobs_of(id).await.map_err(failed)?.into_iter();
-        let newest = jobs.find(|job| traced.has_asked_with(&job.request_id));
+        let newest = jobs.find(|job| ids.has_asked_with(&job.request_id));
         if let Some(job) = newest.clone().filter(|job| is_repeated(&request, kind, job)) {
             return Ok(Some(Taken { job, repeated: true }));
         }
         let newest = newest.map_or(request.share_id.clone(), |job| job.job_id);
-        request.request_id = Some(traced.behind(&newest).to_string());
+        request.request_id = Some(ids.behind(&newest).to_string());
     }
 }
 
@@ -299,9 +285,9 @@ async fn ask(
 /// # Errors
 /// 503: the job has ended without success, and may be this very request's. To begin another would undo an admin's
 /// cancellation.
-fn may_be_earlier(traced: &Traced, answer: &Result<Option<Taken>, Failure>) -> Result<bool, Refusal> {
+fn may_be_earlier(ids: &RequestIds, answer: &Result<Option<Taken>, Failure>) -> Result<bool, Refusal> {
     match answer {
-        _ if !traced.chosen_by_caller => Ok(false),
+        _ if !ids.chosen_by_caller => Ok(false),
         Ok(Some(Taken { job, repeated: true })) if has_failed(job) => {
             let message = "The connection to the storage node broke; whether it took the request is not known.";
             Err(Refusal::unavailable(message, RETRY_AFTER))

@@ -22,7 +22,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use super::{AUTH_TOKEN, Denied, Project, Role, TokenHash, Who, hash};
+use super::{AUTH_TOKEN, Project, Role, TokenHash, Who, hash};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// A token with a large catalog has some hundred KiB; the catalog is not asked for.
@@ -67,23 +67,25 @@ impl Keystone {
         &self.config.auth_url
     }
 
-    pub async fn who(&self, token: &[u8]) -> Result<Who, Denied> {
+    /// `None` for a token that is wrong, expired or revoked.
+    ///
+    /// # Errors
+    /// Keystone cannot be asked.
+    pub async fn who(&self, token: &[u8]) -> Result<Option<Who>> {
         let now = Instant::now();
         let hash = hash(token);
         if let Some((who, until)) = self.known.lock().get(&hash)
             && now < *until
         {
-            return Ok(who.clone());
+            return Ok(Some(who.clone()));
         }
-        let Ok(subject) = HeaderValue::from_bytes(token) else { return Err(Denied::NotKnown) };
-        let cannot_tell = |error: anyhow::Error| Denied::CannotTell { problem: format!("{error:#}") };
+        let Ok(subject) = HeaderValue::from_bytes(token) else { return Ok(None) };
         let answer = tokio::time::timeout(TIMEOUT, self.validate(&subject)).await;
-        let answer = answer.unwrap_or_else(|_| Err(anyhow!("no answer within {TIMEOUT:?}"))).map_err(cannot_tell)?;
-        let Some(answer) = answer else { return Err(Denied::NotKnown) };
-        let (who, expires) = described(&answer).map_err(cannot_tell)?;
+        let Some(answer) = answer.with_context(|| format!("no answer within {TIMEOUT:?}"))?? else { return Ok(None) };
+        let (who, expires) = described(&answer)?;
         let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
         if left.is_zero() {
-            return Err(Denied::NotKnown);
+            return Ok(None);
         }
         let until = now + left.min(self.config.cache);
         let mut known = self.known.lock();
@@ -94,7 +96,7 @@ impl Keystone {
             }
         }
         known.insert(hash, (who.clone(), until));
-        Ok(who)
+        Ok(Some(who))
     }
 
     /// What Keystone says of a token; `None` when it does not know it.

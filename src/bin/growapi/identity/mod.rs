@@ -51,15 +51,6 @@ pub enum Project {
     Id(String),
 }
 
-/// Why nobody is known to ask.
-#[derive(Debug)]
-pub enum Denied {
-    /// The token is missing, wrong, expired or revoked.
-    NotKnown,
-    /// Whoever could tell does not answer.
-    CannotTell { problem: String },
-}
-
 pub enum Identity {
     Nobody,
     Tokens(TokenFile),
@@ -82,25 +73,16 @@ impl Identity {
     pub async fn who(&self, token: Option<&[u8]>) -> Result<Who, Refusal> {
         // Nobody gives out any other, and Keystone would answer it in other ways than one that it does not know.
         let token = token.filter(|token| !token.is_empty() && token.iter().all(u8::is_ascii_graphic));
-        let denied = match (self, token) {
-            (Self::Nobody, _) => return Ok(Who { project: Project::Any, role: Some(Role::Member) }),
-            (_, None) => Denied::NotKnown,
-            (Self::Tokens(tokens), Some(token)) => match tokens.who(token) {
-                Some(who) => return Ok(who),
-                None => Denied::NotKnown,
-            },
-            (Self::Keystone(keystone), Some(token)) => match keystone.who(token).await {
-                Ok(who) => return Ok(who),
-                Err(denied) => denied,
-            },
-        };
-        Err(match denied {
-            Denied::NotKnown => Refusal::unauthorized(self.challenge()),
-            Denied::CannotTell { problem } => {
-                tracing::error!(problem, "Keystone cannot be asked about a token");
+        let who = match (self, token) {
+            (Self::Nobody, _) => Some(Who { project: Project::Any, role: Some(Role::Member) }),
+            (_, None) => None,
+            (Self::Tokens(tokens), Some(token)) => tokens.who(token),
+            (Self::Keystone(keystone), Some(token)) => keystone.who(token).await.map_err(|error| {
+                tracing::error!(problem = format!("{error:#}"), "Keystone cannot be asked about a token");
                 Refusal::unavailable("The identity service is not reachable.", 5)
-            }
-        })
+            })?,
+        };
+        who.ok_or_else(|| Refusal::unauthorized(self.challenge()))
     }
 
     fn challenge(&self) -> String {

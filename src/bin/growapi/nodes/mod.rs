@@ -48,7 +48,7 @@ impl Place {
         Self { node, pool, project, missed: None }
     }
 
-    fn of(node: &Arc<Node>, share: &Share) -> Self {
+    pub fn of(node: &Arc<Node>, share: &Share) -> Self {
         Self::new(Arc::clone(node), share.pool.clone(), share.project_id.clone())
     }
 }
