@@ -286,6 +286,27 @@ fn a_client_that_takes_no_answers_is_given_up() {
     assert_eq!(front.share(&share(1))["size"], 2);
 }
 
+/// One that has no more to say may close its side, and one that has no patience goes away: a proxy does so for its clients.
+#[test]
+fn a_request_whose_client_has_closed_is_carried_out_and_told_in_the_log() {
+    let (cluster, front) = one_node();
+    let path = format!("/v2/p/shares/{}", share(1));
+    let body = b"{\"os-extend\": {\"new_size\": 3}}";
+    let waiting = front.send("POST", &format!("{path}/action"), &[JSON], body);
+    waiting.shutdown(std::net::Shutdown::Write).unwrap();
+    Answer::read(waiting).accepted();
+
+    front.reload(cluster.dir.path(), &format!("node_timeout = \"2s\"\n{NOBODY}{}", cluster.config()));
+    until(|| front.has_logged("the configuration was read again"), |is| *is);
+    assert_eq!(front.share(&share(1))["size"], 2);
+    cluster.nodes[0].with(|state| state.mood = Mood::Silent);
+    let calls = cluster.calls();
+    let gone = front.send("GET", &path, &[], &[]);
+    until(|| cluster.calls(), |now| *now > calls);
+    drop(gone);
+    until(|| front.has_logged("status=504"), |is| *is);
+}
+
 #[test]
 fn a_request_at_hand_is_answered_before_growapi_goes() {
     let cluster = Cluster::new(1);

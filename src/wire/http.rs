@@ -53,7 +53,8 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limit).max_buf_size(BUFFER_MOST);
+    // A client that closes its side has asked all the same: it is answered, and the log and the metrics tell of it.
+    http.half_close(true).timer(TokioTimer::new()).header_read_timeout(limit).max_buf_size(BUFFER_MOST);
     let connections = Arc::new(Semaphore::new(most));
     let graceful = GracefulShutdown::new();
     let mut stop = pin!(stop);
