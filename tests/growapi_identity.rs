@@ -186,7 +186,7 @@ fn keystone_is_asked_and_believed_for_a_while() {
     }
     keystone.give("old", "p", "member", Duration::ZERO);
     let identity = format!(
-        "[identity]\nkind = \"keystone\"\nauth_url = \"http://{}/v3\"\nusername = \"growapi\"\npassword_file = \"{}\"\ncache = \"3s\"\n",
+        "[identity]\nkind = \"keystone\"\nauth_url = \"http://{}\"\nusername = \"growapi\"\npassword_file = \"{}\"\ncache = \"3s\"\n",
         keystone.address,
         password.display()
     );

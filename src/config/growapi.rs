@@ -48,7 +48,7 @@ pub enum IdentityConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeystoneConfig {
-    /// Without a slash at its end.
+    /// Of API v3, without a slash at its end.
     pub auth_url: String,
     pub username: String,
     pub password_file: PathBuf,
@@ -167,7 +167,9 @@ fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<I
             Some(IdentityConfig::TokenFile(section.required("token_file", read::path, report)?.value))
         }
         IdentityKind::Keystone => {
-            let auth_url = section.required("auth_url", read::http_url, report);
+            let auth_url = section.required("auth_url", read::http_url, report).map(|at| at.value);
+            // Other services are given it without the version, and find that out.
+            let auth_url = auth_url.map(|url| if url.ends_with("/v3") { url } else { url + "/v3" });
             let username = section.required("username", read::words, report);
             let password_file = section.required("password_file", read::path, report);
             let user_domain = section.optional("user_domain", "Default".to_owned(), read::words, report);
@@ -179,7 +181,7 @@ fn read_identity(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<I
                 report.add(cache.offset, Problem::CacheTooLong);
             }
             Some(IdentityConfig::Keystone(KeystoneConfig {
-                auth_url: auth_url?.value,
+                auth_url: auth_url?,
                 username: username?.value,
                 password_file: password_file?.value,
                 user_domain: user_domain?,
@@ -345,8 +347,10 @@ mod tests {
         let owner = "[[owner]]\nproject = \"p\"\npool = \"home\"\n";
         let long = format!("{NODE}[identity]\n{keystone}cache = \"6m\"\n{owner}");
         assert_eq!(refused(&long), ["9:9: cache: at most 5m, since a revoked token is believed for so long"]);
-        let config = ApiConfig::parse(&format!("{NODE}[identity]\n{keystone}{owner}"), FILE).unwrap();
-        let IdentityConfig::Keystone(keystone) = config.identity else { panic!("{:?}", config.identity) };
-        assert_eq!(keystone.auth_url, "http://k/v3");
+        for keystone in [keystone, &keystone.replace("/v3/", ""), &keystone.replace("v3/", "")] {
+            let config = ApiConfig::parse(&format!("{NODE}[identity]\n{keystone}{owner}"), FILE).unwrap();
+            let IdentityConfig::Keystone(keystone) = config.identity else { panic!("{:?}", config.identity) };
+            assert_eq!(keystone.auth_url, "http://k/v3");
+        }
     }
 }

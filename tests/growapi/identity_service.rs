@@ -68,9 +68,10 @@ impl IdentityService {
         };
         let mut body = vec![0; header("content-length").map_or(0, |length| length.parse().unwrap())];
         reader.read_exact(&mut body).unwrap();
-        let (status, subject, answer) = match lines[0].split(' ').next().unwrap() {
-            "POST" => self.log_in(&serde_json::from_slice(&body).unwrap()),
-            _ => self.validate(&header("x-auth-token").unwrap(), &header("x-subject-token").unwrap()),
+        let (status, subject, answer) = match lines[0].split("/auth/tokens").next().unwrap() {
+            "POST /v3" => self.log_in(&serde_json::from_slice(&body).unwrap()),
+            "GET /v3" => self.validate(&header("x-auth-token").unwrap(), &header("x-subject-token").unwrap()),
+            _ => (404, None, json!({})),
         };
         let text = answer.to_string();
         let subject = subject.map(|token| format!("X-Subject-Token: {token}\r\n")).unwrap_or_default();
