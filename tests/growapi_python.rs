@@ -19,7 +19,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use front::{Answer, Front, JSON, NOBODY, until};
 use seed::Random;
 use serde_json::Value;
-use simulated::{Cluster, GIB, share};
+use simulated::{Cluster, GIB, Mood, refusal, share};
+use tonic::Code;
 
 /// Keystone from its Python package, with sqlite and fernet tokens. It ends when its input does.
 struct Keystone {
@@ -120,6 +121,40 @@ fn a_real_keystone_tells_who_asks() {
     extend(&stranger, &other, 2).accepted();
     extend(&member, &mine, 2).refused(404);
     extend(&member, &mine, 1).accepted();
+}
+
+#[test]
+fn openstack_lists_what_it_looks_for_and_hears_why_a_share_without_a_size_gets_none() {
+    let cluster = Cluster::new(1);
+    (1..=3).for_each(|n| cluster.nodes[0].hold(&share(n), "home", 2 * GIB));
+    let front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
+    let endpoint = format!("http://{}/v2/p", front.address);
+    let openstack = |words: &[&str]| {
+        let mut command = venv::program("openstack");
+        command.args(["--os-auth-type", "none", "--os-endpoint", &endpoint, "share"]).args(words);
+        command
+    };
+    let listed = |filter: &[&str]| {
+        let text = venv::printed(openstack(&["list", "-f", "value", "-c", "ID"]).args(filter));
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&[]), [1, 2, 3].map(share));
+    for filter in [&["--property", "a=b"][..], &["--soft-deleted"]] {
+        assert_eq!(listed(filter), [""; 0], "{filter:?}");
+    }
+    let pages = "import openstack, sys\n\
+        cloud = openstack.connect(auth_type='none', endpoint=sys.argv[1], load_yaml_config=False, load_envvars=False)\n\
+        print(*(share.id for share in cloud.share.shares(limit=2)))";
+    let paged = venv::printed(venv::program("python").args(["-c", pages, &endpoint]));
+    assert_eq!(paged.trim(), [1, 2, 3].map(share).join(" "));
+
+    cluster.nodes[0].with(|state| {
+        state.shares.get_mut(&share(1)).unwrap().size_bytes = None;
+        state.mood = Mood::Refusing(refusal(Code::FailedPrecondition, "UNLIMITED", 409, &[]));
+    });
+    let output = openstack(&["resize", &share(1), "3"]).output().unwrap();
+    let said = venv::said(&output);
+    assert!(!output.status.success() && said.contains("The share has no limit"), "{said}");
 }
 
 #[test]

@@ -18,6 +18,12 @@ use crate::view::{Details, may_be_shown};
 /// Shares in a page, and the most that a node is asked for at once.
 pub const PAGE_MOST: usize = 1000;
 
+/// What clients look for shares by and growd does not know. They would take all shares, if these were listed instead, for
+/// the ones they look for.
+const UNKNOWN: &str = "name name~ display_name display_name~ description description~ display_description host metadata \
+    extra_specs availability_zone user_id share_type_id share_network_id share_server_id share_group_id snapshot_id \
+    export_location_id export_location_path encryption_key_ref";
+
 /// Which shares are listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
@@ -30,8 +36,8 @@ pub struct Query {
     /// Of all projects only this one.
     pub of_project: Option<String>,
     pub status: Option<String>,
-    /// Shares have no names, so whoever looks for one finds nothing.
-    pub named: bool,
+    /// It asks for what no share here has.
+    pub of_none: bool,
     /// What the query said besides paging, for the link to the next page.
     rest: Vec<(String, String)>,
 }
@@ -50,19 +56,15 @@ impl Query {
                     limit => query.limit = limit.min(PAGE_MOST),
                 },
                 "offset" => query.offset = number("offset", &value)?,
-                "marker" => query.marker = Some(value.into_owned()),
-                _ => {
-                    let set = !matches!(&*value, "0" | "False" | "false" | "");
-                    query.all_projects |= key == "all_tenants" && set;
-                    let asked = (!value.is_empty()).then(|| value.clone().into_owned());
-                    match &*key {
-                        "project_id" => query.of_project = asked.map(|asked| project(&asked)).transpose()?,
-                        "status" => query.status = asked,
-                        _ => {}
-                    }
-                    query.named |= matches!(&*key, "name" | "name~" | "display_name") && !value.is_empty();
-                    query.rest.push((key.into_owned(), value.into_owned()));
-                }
+                "marker" => query.marker = Some(value.clone().into_owned()),
+                "all_tenants" => query.all_projects |= is_true(&value),
+                "is_soft_deleted" => query.of_none |= is_true(&value),
+                "project_id" if !value.is_empty() => query.of_project = Some(project(&value)?),
+                "status" if !value.is_empty() => query.status = Some(value.clone().into_owned()),
+                key => query.of_none |= !value.is_empty() && UNKNOWN.split(' ').any(|unknown| unknown == key),
+            }
+            if !matches!(&*key, "limit" | "offset" | "marker") {
+                query.rest.push((key.into_owned(), value.into_owned()));
             }
         }
         Ok(query)
@@ -75,6 +77,10 @@ impl Query {
         next.append_pair("limit", &self.limit.to_string()).append_pair("marker", last);
         next.finish()
     }
+}
+
+fn is_true(value: &str) -> bool {
+    !matches!(value, "0" | "False" | "false" | "")
 }
 
 fn project(value: &str) -> Result<String, Refusal> {
@@ -138,7 +144,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
         answered: false,
         failure: None,
     };
-    if query.named {
+    if query.of_none {
         return Ok(list.page);
     }
     let mut stretches: VecDeque<_> = nodes.iter().flat_map(|node| list.stretches(node)).collect();
@@ -323,11 +329,19 @@ mod tests {
     #[test]
     fn a_query_is_read_and_goes_on_with_all_it_had() {
         let query = Query::parse("limit=2&offset=3&is_public=True&all_tenants=1&x=a%26b").unwrap();
-        assert_eq!((query.limit, query.offset, query.all_projects, query.named), (2, 3, true, false));
+        assert_eq!((query.limit, query.offset, query.all_projects, query.of_none), (2, 3, true, false));
         assert_eq!(query.behind("m"), "is_public=True&all_tenants=1&x=a%26b&limit=2&marker=m");
         assert_eq!(Query::parse("limit=0").unwrap().limit, PAGE_MOST);
         assert_eq!(Query::parse("limit=5000").unwrap().limit, PAGE_MOST);
-        assert!(Query::parse("name=a").unwrap().named);
+        for (text, of_none) in [
+            ("name=a", true),
+            ("name=", false),
+            ("metadata=%7B%27a%27%3A+%27b%27%7D", true),
+            ("is_soft_deleted=True", true),
+            ("is_soft_deleted=False", false),
+        ] {
+            assert_eq!(Query::parse(text).unwrap().of_none, of_none, "{text}");
+        }
         let query = Query::parse("status=error&project_id=p&limit=1").unwrap();
         assert_eq!((query.status.as_deref(), query.of_project.as_deref()), (Some("error"), Some("p")));
         assert_eq!(query.behind("m"), "status=error&project_id=p&limit=1&marker=m");

@@ -11,8 +11,8 @@ use crate::nodes::{Failure, words};
 pub struct Details {
     pub id: String,
     pub status: &'static str,
-    /// GiB, rounded down. `None` when the kernel cannot tell.
-    pub size: Option<u64>,
+    /// GiB, rounded down. 0 when the kernel cannot tell: clients calculate with it before they ask for another.
+    pub size: u64,
     /// Why the last change failed, or why there is no size.
     pub error: Option<String>,
 }
@@ -41,7 +41,7 @@ impl Details {
         let failed = error.map(|error| words(&error.reason, error.message));
         let finding = || share.findings.first().map(|finding| words(&finding.kind, finding.message.clone()));
         let error = failed.or_else(|| size.is_none().then(finding).flatten());
-        Ok(Self { id: share.share_id, status, size: size.map(|bytes| Bytes::new(bytes).whole_gib()), error })
+        Ok(Self { id: share.share_id, status, size: Bytes::new(size.unwrap_or_default()).whole_gib(), error })
     }
 
     /// The fields that clients know at any microversion. What growd does not know, such as names, is null.
@@ -114,18 +114,18 @@ mod tests {
     fn size_and_status_change_together() {
         let job = Job { size_before_bytes: 2 * GIB, ..Job::default() };
         let extending = details(ShareStatus::Extending, Some(3 * GIB), Some(job));
-        assert_eq!((extending.status, extending.size), ("extending", Some(2)));
+        assert_eq!((extending.status, extending.size), ("extending", 2));
         let job = Job { size_before_bytes: 3 * GIB, ..Job::default() };
         let shrinking = details(ShareStatus::Shrinking, Some(2 * GIB), Some(job));
-        assert_eq!((shrinking.status, shrinking.size), ("shrinking", Some(3)));
+        assert_eq!((shrinking.status, shrinking.size), ("shrinking", 3));
         let available = details(ShareStatus::Available, Some(3 * GIB), None);
-        assert_eq!((available.status, available.size, available.error), ("available", Some(3), None));
+        assert_eq!((available.status, available.size, available.error), ("available", 3, None));
     }
 
     #[test]
     fn a_size_between_two_is_rounded_down() {
-        assert_eq!(details(ShareStatus::Available, Some(3 * GIB - 1), None).size, Some(2));
-        assert_eq!(details(ShareStatus::Available, Some(GIB - 1), None).size, Some(0));
+        assert_eq!(details(ShareStatus::Available, Some(3 * GIB - 1), None).size, 2);
+        assert_eq!(details(ShareStatus::Available, Some(GIB - 1), None).size, 0);
     }
 
     #[test]
@@ -133,21 +133,18 @@ mod tests {
         let error = JobError { reason: "POOL_FULL".to_owned(), message: "no space".to_owned(), retryable: true };
         let failed =
             details(ShareStatus::ExtendingError, Some(2 * GIB), Some(Job { error: Some(error), ..Job::default() }));
-        assert_eq!(
-            (failed.status, failed.size, failed.error.as_deref()),
-            ("extending_error", Some(2), Some("no space"))
-        );
+        assert_eq!((failed.status, failed.size, failed.error.as_deref()), ("extending_error", 2, Some("no space")));
         for (reason, status) in
             [("STUCK", "shrinking_error"), ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error")]
         {
             let error = JobError { reason: reason.to_owned(), message: "why".to_owned(), ..JobError::default() };
             let job = Job { error: Some(error), ..Job::default() };
             let failed = details(ShareStatus::ShrinkingError, Some(2 * GIB), Some(job));
-            assert_eq!((failed.status, failed.size, failed.error.as_deref()), (status, Some(2), Some("why")));
+            assert_eq!((failed.status, failed.size, failed.error.as_deref()), (status, 2, Some("why")));
         }
         let unknown = details(ShareStatus::Available, None, None);
         let told = "The share has no limit, so there is no size to change.";
-        assert_eq!((unknown.status, unknown.size, unknown.error.as_deref()), ("error", None, Some(told)));
+        assert_eq!((unknown.status, unknown.size, unknown.error.as_deref()), ("error", 0, Some(told)));
         let (reason, told) = ("PROJECT_ID_SHARED".to_owned(), "The quota of the share bounds another share as well.");
         let message = "/srv/home/of-another-tenant has it too".to_owned();
         let finding = Finding { kind: reason.clone(), message: message.clone(), ..Finding::default() };
