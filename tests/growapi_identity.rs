@@ -254,6 +254,8 @@ fn a_configuration_whose_files_are_wrong_is_refused() {
         let config = cluster.dir.path().join("check.toml");
         std::fs::write(&config, format!("[identity]\n{identity}\n{}{OWNERS}", cluster.config())).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_growapi"));
+        // Of a system without certificates.
+        command.envs([("SSL_CERT_FILE", "/nowhere"), ("SSL_CERT_DIR", "/nowhere")]);
         let output = command.arg("check-config").arg("--config").arg(&config).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
@@ -266,6 +268,14 @@ fn a_configuration_whose_files_are_wrong_is_refused() {
     assert!(code == Some(1) && problem.contains("tokens:1: the hash is not 64 hexadecimal digits"), "{problem}");
     std::fs::write(&tokens, format!("{} p member\n", "0".repeat(64))).unwrap();
     assert_eq!(check(&identity), (Some(0), String::new()));
+    // Its password may be in any file.
+    let keystone = |scheme: &str| {
+        let user = format!("username = \"growapi\"\npassword_file = \"{}\"", tokens.display());
+        check(&format!("kind = \"keystone\"\nauth_url = \"{scheme}://k\"\n{user}"))
+    };
+    assert_eq!(keystone("http"), (Some(0), String::new()));
+    let (code, problem) = keystone("https");
+    assert!(code == Some(1) && problem.contains("cannot read the system's certificates"), "{problem}");
     let (code, problem) = check("kind = \"none\"\ntoken_file = \"/t\"");
     assert!(code == Some(1) && problem.contains("3:1: identity of kind none has no key \"token_file\""), "{problem}");
 }

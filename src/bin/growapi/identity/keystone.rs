@@ -18,6 +18,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use parking_lot::Mutex;
+use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
@@ -52,8 +53,7 @@ impl Keystone {
         let path = &config.password_file;
         let password = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         // Questions are rare, and a connection that has waited for the next one may be closed when it comes.
-        let client =
-            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector(config.ca.as_deref())?);
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector(config)?);
         Ok(Self {
             config: config.clone(),
             password: password.trim_end_matches(['\n', '\r']).to_owned(),
@@ -161,26 +161,34 @@ fn described(answer: &Value) -> Result<(Who, SystemTime)> {
     Ok((Who { project: Project::Id(project), role }, expires))
 }
 
-fn connector(ca: Option<&Path>) -> Result<HttpsConnector<HttpConnector>> {
+fn connector(config: &KeystoneConfig) -> Result<HttpsConnector<HttpConnector>> {
     let builder = HttpsConnectorBuilder::new();
     let provider = rustls::crypto::ring::default_provider();
-    let builder = match ca {
-        None => builder.with_provider_and_native_roots(provider).context("cannot read the system's certificates")?,
-        Some(path) => {
-            let failed = || format!("cannot read certificates from {}", path.display());
-            let mut roots = rustls::RootCertStore::empty();
-            for certificate in CertificateDer::pem_file_iter(path).with_context(failed)? {
-                roots.add(certificate.with_context(failed)?).with_context(failed)?;
-            }
-            if roots.is_empty() {
-                bail!("{} has no certificates", path.display());
-            }
+    let builder = match &config.ca {
+        None if config.auth_url.starts_with("https:") => {
+            builder.with_provider_and_native_roots(provider).context("cannot read the system's certificates")?
+        }
+        // Plain HTTP needs none, and not every system has any.
+        ca => {
+            let roots = ca.as_deref().map_or_else(|| Ok(RootCertStore::empty()), roots)?;
             let config = rustls::ClientConfig::builder_with_provider(provider.into());
             let config = config.with_safe_default_protocol_versions().context("rustls has no protocol")?;
             builder.with_tls_config(config.with_root_certificates(roots).with_no_client_auth())
         }
     };
     Ok(builder.https_or_http().enable_http1().build())
+}
+
+fn roots(ca: &Path) -> Result<RootCertStore> {
+    let failed = || format!("cannot read certificates from {}", ca.display());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).with_context(failed)? {
+        roots.add(certificate.with_context(failed)?).with_context(failed)?;
+    }
+    if roots.is_empty() {
+        bail!("{} has no certificates", ca.display());
+    }
+    Ok(roots)
 }
 
 #[cfg(test)]
