@@ -303,6 +303,26 @@ fn a_node_that_falls_silent_while_a_list_is_made_is_waited_for_once() {
     }
 }
 
+/// As when the storage that nodes share hangs: they are there, and their lists are not.
+#[test]
+fn a_list_waits_for_all_slow_nodes_at_once() {
+    let cluster = Cluster::new(10);
+    (0..10).for_each(|n| cluster.nodes[n].hold(&share(n), "home", 2 * GIB));
+    let owner = "[[owner]]\nproject = \"p\"\npool = \"home\"\n";
+    let config = format!("node_timeout = \"3s\"\n{NOBODY}{}{owner}", cluster.config());
+    let front = Front::start(cluster.dir.path(), &config);
+    for n in [0, 2, 3, 4, 7, 9] {
+        cluster.nodes[n].with(|state| state.mood = Mood::Silent);
+    }
+    let begin = Instant::now();
+    let list = front.get("/v2/p/shares");
+    let took = begin.elapsed();
+    let ids: Vec<_> = list.json()["shares"].as_array().unwrap().iter().map(|share| share["id"].clone()).collect();
+    assert_eq!(ids, [1, 5, 6, 8].map(share));
+    assert!(list.header("warning").is_some_and(|text| text.contains("of 6 nodes")), "{list:?}");
+    assert!(took < Duration::from_secs(9), "{took:?}");
+}
+
 #[test]
 fn a_silent_node_is_504_and_holds_up_nobody_else() {
     let cluster = Cluster::new(3);

@@ -1,14 +1,18 @@
 //! Lists of shares, page by page.
 //!
 //! The order is that of the nodes' names, then of the pools', then of the shares' ids; the shares whose places say the
-//! project come behind those of its pools. A page so asks only the nodes that it takes shares from, and the last share of a
-//! page is all that is needed to go on behind it.
+//! project come behind those of its pools. A page so asks only the nodes that it takes shares from, and more only while one
+//! of these is slow; the last share of a page is all that is needed to go on behind it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use growd::model::{ProjectLabel, Reason, ShareId};
 use growd::wire::proto::{ListSharesResponse, Share};
+use tokio::time::sleep;
 
 use crate::nodes::{Failure, Node, Nodes, Place};
 use crate::owners::{Owners, Stretch};
@@ -17,6 +21,10 @@ use crate::view::{Details, may_be_shown};
 
 /// Shares in a page, and the most that a node is asked for at once.
 pub const PAGE_MOST: usize = 1000;
+/// A node that takes longer than this is slow.
+const SLOW: Duration = Duration::from_secs(1);
+/// How many lists are asked for at once from then on.
+const AHEAD: usize = 32;
 
 /// What clients look for shares by and growd does not know. They would take all shares, if these were listed instead, for
 /// the ones they look for.
@@ -152,11 +160,27 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
         Some(marker) => Some(skip_to(nodes, &mut stretches, marker).await?),
         None => None,
     };
-    for (node, stretch) in stretches {
-        list.read(&node, &stretch, behind.take()).await;
-        if list.page.more {
-            break;
+    // One after the other, until one is slow: the others are not to wait for each that is.
+    let (mut asked, mut width) = (FuturesOrdered::new(), 1);
+    while !list.page.more {
+        while asked.len() < width
+            && let Some((node, stretch)) = stretches.pop_front()
+        {
+            let (behind, wanted) = (behind.take(), list.wanted());
+            asked.push_back(async move {
+                let answer = ask(nodes, &node, &stretch, behind, wanted).await;
+                (node, stretch, behind, answer)
+            });
         }
+        let answered = tokio::select! {
+            answered = asked.next() => answered,
+            () = sleep(SLOW), if width == 1 => {
+                width = AHEAD;
+                continue;
+            }
+        };
+        let Some((node, stretch, behind, answer)) = answered else { break };
+        list.read(&node, &stretch, behind, answer).await;
     }
     match list.failure {
         Some(failure) if !list.answered => Err(failure.into_refusal(None)),
@@ -187,17 +211,23 @@ impl List<'_> {
         stretches.into_iter().map(|stretch| (Arc::clone(node), stretch)).collect()
     }
 
-    /// Takes the shares of a stretch, until the page is full.
-    async fn read(&mut self, node: &Arc<Node>, stretch: &Stretch, mut behind: Option<ShareId>) {
-        while let Some(answer) = self.ask(node, stretch, behind).await {
-            let unreadable = answer.unreadable_pools.into_iter().filter(|pool| self.may_have(node, pool));
+    /// Takes the shares of a stretch from those behind a share on, until the page is full.
+    async fn read(
+        &mut self,
+        node: &Arc<Node>,
+        stretch: &Stretch,
+        mut behind: Option<ShareId>,
+        mut answer: Result<ListSharesResponse, Failure>,
+    ) {
+        while let Some(answered) = self.noted(node, stretch, behind, answer) {
+            let unreadable = answered.unreadable_pools.into_iter().filter(|pool| self.may_have(node, pool));
             let unreadable: Vec<_> = unreadable.map(|pool| (node.name.clone(), pool)).collect();
             self.page.unreadable.extend(unreadable);
-            behind = answer.shares.last().and_then(|share| share.share_id.parse().ok());
+            behind = answered.shares.last().and_then(|share| share.share_id.parse().ok());
             // A growd that does not know of projects yet tells of all shares.
             let of_project =
                 |share: &Share| stretch.project.as_ref().is_none_or(|project| *project == share.project_id);
-            for share in answer.shares.into_iter().filter(of_project) {
+            for share in answered.shares.into_iter().filter(of_project) {
                 let Some(listed) = self.chosen(node, share).await else { continue };
                 if self.skip > 0 {
                     self.skip -= 1;
@@ -208,30 +238,29 @@ impl List<'_> {
                     self.page.shares.push(listed);
                 }
             }
-            if answer.next_page_token.is_empty() || behind.is_none() {
+            if answered.next_page_token.is_empty() || behind.is_none() {
                 return;
             }
+            answer = ask(self.nodes, node, stretch, behind, self.wanted()).await;
+        }
+    }
+
+    /// How many shares to ask for: one more than the page takes tells whether another page follows.
+    fn wanted(&self) -> usize {
+        match self.query.status {
+            None => (self.skip + self.query.limit + 1 - self.page.shares.len()).min(PAGE_MOST),
+            Some(_) => PAGE_MOST,
         }
     }
 
     /// The next shares of a stretch; `None` when the node does not tell them, which is noted.
-    async fn ask(
+    fn noted(
         &mut self,
-        node: &Arc<Node>,
-        Stretch { pool, project }: &Stretch,
+        node: &Node,
+        Stretch { pool, .. }: &Stretch,
         behind: Option<ShareId>,
+        answer: Result<ListSharesResponse, Failure>,
     ) -> Option<ListSharesResponse> {
-        // One more than the page takes tells whether another page follows.
-        let wanted = match self.query.status {
-            None => (self.skip + self.query.limit + 1 - self.page.shares.len()).min(PAGE_MOST),
-            Some(_) => PAGE_MOST,
-        };
-        let answer = if node.is_down() {
-            Err(Failure::down())
-        } else {
-            let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-            self.nodes.page(node, pool, project.as_deref(), behind, wanted).await
-        };
         match answer {
             Ok(answer) => {
                 self.answered = true;
@@ -285,6 +314,20 @@ impl List<'_> {
         let pool = Place::new(Arc::clone(node), pool.to_owned(), String::new());
         self.owners.owner(&pool).is_none_or(|owner| self.project.is_none_or(|project| owner == project))
     }
+}
+
+async fn ask(
+    nodes: &Nodes,
+    node: &Arc<Node>,
+    Stretch { pool, project }: &Stretch,
+    behind: Option<ShareId>,
+    wanted: usize,
+) -> Result<ListSharesResponse, Failure> {
+    if node.is_down() {
+        return Err(Failure::down());
+    }
+    let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+    nodes.page(node, pool, project.as_deref(), behind, wanted).await
 }
 
 /// The details of a share in a list, which one share does not end. A node that has gone down since it was asked for its
