@@ -168,7 +168,7 @@ pub async fn page(nodes: &Nodes, owners: &Owners, project: &str, query: &Query) 
         {
             let (behind, wanted) = (behind.take(), list.wanted());
             asked.push_back(async move {
-                let answer = ask(nodes, &node, &stretch, behind, wanted).await;
+                let answer = nodes.page(&node, &stretch.pool, stretch.project.as_deref(), behind, wanted).await;
                 (node, stretch, behind, answer)
             });
         }
@@ -241,16 +241,18 @@ impl List<'_> {
             if answered.next_page_token.is_empty() || behind.is_none() {
                 return;
             }
-            answer = ask(self.nodes, node, stretch, behind, self.wanted()).await;
+            let (project, wanted) = (stretch.project.as_deref(), self.wanted());
+            answer = self.nodes.page(node, &stretch.pool, project, behind, wanted).await;
         }
     }
 
     /// How many shares to ask for: one more than the page takes tells whether another page follows.
-    fn wanted(&self) -> usize {
-        match self.query.status {
+    fn wanted(&self) -> u32 {
+        let wanted = match self.query.status {
             None => (self.skip + self.query.limit + 1 - self.page.shares.len()).min(PAGE_MOST),
             Some(_) => PAGE_MOST,
-        }
+        };
+        u32::try_from(wanted).unwrap_or(u32::MAX)
     }
 
     /// The next shares of a stretch; `None` when the node does not tell them, which is noted.
@@ -314,20 +316,6 @@ impl List<'_> {
         let pool = Place::new(Arc::clone(node), pool.to_owned(), String::new());
         self.owners.owner(&pool).is_none_or(|owner| self.project.is_none_or(|project| owner == project))
     }
-}
-
-async fn ask(
-    nodes: &Nodes,
-    node: &Arc<Node>,
-    Stretch { pool, project }: &Stretch,
-    behind: Option<ShareId>,
-    wanted: usize,
-) -> Result<ListSharesResponse, Failure> {
-    if node.is_down() {
-        return Err(Failure::down());
-    }
-    let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-    nodes.page(node, pool, project.as_deref(), behind, wanted).await
 }
 
 /// The details of a share in a list, which one share does not end. A node that has gone down since it was asked for its

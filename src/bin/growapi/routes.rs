@@ -244,7 +244,7 @@ async fn resize(caller: &Caller, project: &str, id: ShareId, kind: JobKind, size
         of_place.clone_into(&mut request.project_id);
         if let Some(taken) = ask(caller, &place, id, kind, request.clone(), size).await? {
             let (request, node, job) = (caller.ids.id, &place.node.name, taken.job);
-            tracing::info!(%request, share = %id, node, job = job.job_id, %kind, "accepted");
+            tracing::info!(%request, share = %id, node, job = job.job_id, %kind, size, "accepted");
             return Ok(StatusCode::ACCEPTED.into_response());
         }
     }

@@ -159,7 +159,7 @@ impl Nodes {
         }
     }
 
-    /// A page of the shares of a node, pool and project, whose places are known then.
+    /// A page of the shares of a node, pool and project, whose places are known then. A node that is down is not asked.
     ///
     /// # Errors
     /// Every [`Failure`].
@@ -171,6 +171,9 @@ impl Nodes {
         behind: Option<ShareId>,
         size: u32,
     ) -> Result<ListSharesResponse, Failure> {
+        if node.is_down() {
+            return Err(Failure::down());
+        }
         let page = node.shares(pool, project, behind, size).await?;
         let mut places = self.places.lock();
         for share in &page.shares {
