@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Chain;
 use growd::model::Reason;
+use growd::output;
 use growd::wire::client::ConnectError;
 use growd::wire::proto;
 use tonic::{Code, Status};
@@ -150,9 +151,9 @@ impl Failure {
     }
 
     /// growd has nothing to do with it.
-    pub fn unwritten(what: &str, error: &io::Error) -> Self {
+    pub fn unwritten(error: &io::Error) -> Self {
         let next = "check its path, the free space and the permissions there; a job that was accepted goes on";
-        Self::new(Exit::Unexpected, "GROWCTL", format!("cannot write {what}: {error}"), next.to_owned())
+        Self::new(Exit::Unexpected, "GROWCTL", format!("{}: {error}", output::UNWRITTEN), next.to_owned())
     }
 
     /// For people: the error, the sizes of the case, the next step.
