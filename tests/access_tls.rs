@@ -119,7 +119,7 @@ async fn older_tls_and_no_tls_are_refused() {
     assert_eq!(both, Ok(ProtocolVersion::TLSv1_3));
 
     // gRPC without TLS gets no answer, and neither does anything else.
-    let plain = client::connect(&format!("http://{}", growd.address)).await;
+    let plain = client::connect(&format!("http://{}", growd.address), None).await;
     if let Ok(channel) = plain {
         assert_eq!(reason(&node(&channel).await.unwrap_err()), "");
     }
@@ -135,8 +135,7 @@ async fn older_tls_and_no_tls_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_names_of_a_certificate_give_its_role() {
     let Fixture { growd, authority } = fixture().await;
-    let as_whom =
-        async |credentials: Credentials| client::connect_as(&growd.https(), Some(&credentials)).await.unwrap();
+    let as_whom = async |credentials: Credentials| client::connect(&growd.https(), Some(&credentials)).await.unwrap();
     let reader = as_whom(authority.client("reader")).await;
     node(&reader).await.unwrap();
     let refused = extend(&reader).await;
@@ -171,9 +170,9 @@ async fn the_names_of_a_certificate_give_its_role() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_leaves_one_record_and_a_flood_leaves_few() {
     let Fixture { growd, authority } = fixture().await;
-    let reader = client::connect_as(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
+    let reader = client::connect(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
     let admin = authority.client_with("x", |params| params.subject_alt_names = vec![uri("spiffe://example/admin")]);
-    let admin = client::connect_as(&growd.https(), Some(&admin)).await.unwrap();
+    let admin = client::connect(&growd.https(), Some(&admin)).await.unwrap();
     extend(&admin).await;
     for _ in 0..100 {
         assert_eq!(reason(&extend(&reader).await), "FORBIDDEN");
@@ -202,7 +201,7 @@ async fn the_metrics_count_each_of_them() {
     let config =
         format!("{}[metrics]\nlisten = \"{scraped}\"\n{ROLES}{}", tcp(&authority.node(), &authority), pool("a"));
     let growd = Growd::start(dir, &config).await;
-    let reader = client::connect_as(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
+    let reader = client::connect(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
     for _ in 0..20 {
         assert_eq!(reason(&extend(&reader).await), "FORBIDDEN");
     }
@@ -242,7 +241,7 @@ async fn without_tls_it_is_loud_and_nobody_is_anybody() {
     growd
         .until_logged(|line| line["fields"]["message"].as_str().is_some_and(|text| text.starts_with("INSECURE")))
         .await;
-    let channel = client::connect(&format!("http://{}", growd.address)).await.unwrap();
+    let channel = client::connect(&format!("http://{}", growd.address), None).await.unwrap();
     assert_refused(&node(&channel).await.unwrap_err(), Code::Unauthenticated, "UNAUTHENTICATED", "401");
 
     growd.configure(&format!("{insecure}[access]\nreaders = [\"anonymous\"]\n{}", pool("home")));

@@ -32,7 +32,7 @@ pub struct Calls {
 
 impl Calls {
     pub async fn connect(endpoint: &str, as_whom: Option<&Credentials>, limit: Duration) -> Result<Self, Failure> {
-        match tokio::time::timeout(limit, client::connect_as(endpoint, as_whom)).await {
+        match tokio::time::timeout(limit, client::connect(endpoint, as_whom)).await {
             Ok(channel) => Ok(Self { channel: channel?, limit }),
             Err(_) => Err(Failure::timed_out(limit)),
         }
