@@ -142,12 +142,11 @@ impl Failure {
     }
 
     /// A change of a size without an answer: growd may have the job, and asking with the same id finds out.
-    pub fn unanswered_change(error: CallError, request_id: &str) -> Self {
-        let mut failure = Self::from(error);
-        failure.message += "; growd may have accepted the request";
-        failure.next = format!("repeat it with --request-id {request_id}: that never makes a second job");
-        failure.metadata.insert("request_id".to_owned(), request_id.to_owned());
-        failure
+    pub fn unanswered_change(mut self, request_id: &str) -> Self {
+        self.message += "; growd may have accepted the request";
+        self.next = format!("repeat it with --request-id {request_id}: that never makes a second job; {}", self.next);
+        self.metadata.insert("request_id".to_owned(), request_id.to_owned());
+        self
     }
 
     /// growd has nothing to do with it.
