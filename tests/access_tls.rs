@@ -198,8 +198,14 @@ async fn the_metrics_count_each_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "ours");
     let (scraped, _reserved) = access::reserve_port();
-    let config =
-        format!("{}[metrics]\nlisten = \"{scraped}\"\n{ROLES}{}", tcp(&authority.node(), &authority), pool("a"));
+    let ends = |year| {
+        let node = authority.sign("node", ExtendedKeyUsagePurpose::ServerAuth, |params| {
+            params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+            params.not_after = date_time_ymd(year, 1, 1);
+        });
+        tcp(&node, &authority)
+    };
+    let config = format!("{}[metrics]\nlisten = \"{scraped}\"\n{ROLES}{}", ends(2051), pool("a"));
     let growd = Growd::start(dir, &config).await;
     let reader = client::connect(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
     for _ in 0..20 {
@@ -208,14 +214,26 @@ async fn the_metrics_count_each_of_them() {
     shake_hands(&growd, None, &authority.client("reader"), &[&version::TLS13]).await.unwrap_err();
     growd.until_logged(|line| line["fields"]["turned_away"] == "1" && line["fields"]["error"].is_string()).await;
 
-    let mut stream = TcpStream::connect(scraped).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
+    let scrape = async || {
+        let mut stream = TcpStream::connect(scraped).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let text = scrape().await;
     for (reason, count) in [("FORBIDDEN", 20), ("HANDSHAKE", 1)] {
         let line = format!("growd_callers_turned_away_total{{reason=\"{reason}\"}} {count}");
         assert!(text.lines().any(|told| told == line), "{line}: {text}");
     }
+    let expiry = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("growd_tls_certificate_expiry_timestamp_seconds "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(expiry(&text), 2_556_144_000);
+    // A renewed one is told of before anybody has connected.
+    ends(2052);
+    assert_eq!(expiry(&scrape().await), 2_587_680_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
