@@ -119,6 +119,20 @@ async fn what_takes_a_restart_is_told_and_the_rest_is_followed() {
     assert!(client::connect(&format!("http://127.0.0.2:{}", growd.address.port()), None).await.is_err());
 }
 
+/// Or growd would not start with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_takes_a_restart_has_its_files_looked_at_before() {
+    let (growd, channel) = start(&pool("a")).await;
+    let authority = Authority::new(growd.dir.path(), "ours");
+    let node = authority.node();
+    growd.configure(&[tcp(&node, &authority), pool("b")].concat());
+    assert!(growd.reload().await);
+    fs::remove_file(&node.key).unwrap();
+    growd.configure(&[tcp(&node, &authority), pool("c")].concat());
+    assert!(!growd.reload().await);
+    assert_eq!(pools(&channel).await, ["b"]);
+}
+
 /// A channel, and how often it has connected: a connection that ends in good order costs no call.
 async fn counted(growd: &Growd, client: &Credentials) -> (Channel, Arc<AtomicU32>) {
     let [ca, certificate, key] = [&client.ca, &client.certificate, &client.key].map(|file| fs::read(file).unwrap());
