@@ -52,7 +52,7 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
         );
     }
     let files = config.tcp.iter().filter_map(|tcp| tcp.tls.as_ref());
-    let mut files = files.flat_map(|files| [&files.certificate, &files.key, &files.client_ca]);
+    let mut files = files.flat_map(|files| [&files.certificate, &files.key, &files.ca]);
     let is_hidden = |path: &PathBuf| HOMES.iter().any(|home| path.starts_with(home));
     if places.iter().any(|(place, _)| is_hidden(place)) || files.any(is_hidden) {
         text.push_str("ProtectHome=no\n");

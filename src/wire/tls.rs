@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::certificate;
 use super::log_limit::LogLimit;
-use crate::model::TlsFiles;
+use crate::model::Credentials;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -37,7 +37,7 @@ pub enum TlsError {
 pub struct Tls(Mutex<Loaded>);
 
 struct Loaded {
-    files: TlsFiles,
+    files: Credentials,
     /// As the files were when they were read; `None` when that has failed since.
     stamps: Option<Stamps>,
     config: Arc<ServerConfig>,
@@ -49,7 +49,7 @@ struct Loaded {
 impl Tls {
     /// # Errors
     /// [`TlsError`].
-    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+    pub fn load(files: Credentials) -> Result<Self, TlsError> {
         Ok(Self(Mutex::new(Loaded::read(files)?)))
     }
 
@@ -57,7 +57,7 @@ impl Tls {
     ///
     /// # Errors
     /// [`TlsError`]; then nothing changes.
-    pub fn replace(&self, files: TlsFiles) -> Result<(), TlsError> {
+    pub fn replace(&self, files: Credentials) -> Result<(), TlsError> {
         let loaded = Loaded::read(files)?;
         *self.0.lock() = loaded;
         Ok(())
@@ -96,7 +96,7 @@ impl Tls {
 }
 
 impl Loaded {
-    fn read(files: TlsFiles) -> Result<Self, TlsError> {
+    fn read(files: Credentials) -> Result<Self, TlsError> {
         // First, so that what changes from here on is read again.
         let stamps = stamps(&files);
         let (config, expires) = server_config(&files)?;
@@ -105,15 +105,15 @@ impl Loaded {
 }
 
 /// With the time when the first of growd's own certificates expires.
-fn server_config(files: &TlsFiles) -> Result<(Arc<ServerConfig>, u64), TlsError> {
+fn server_config(files: &Credentials) -> Result<(Arc<ServerConfig>, u64), TlsError> {
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
-    for authority in certificates(&files.client_ca)? {
-        let path = files.client_ca.clone();
+    for authority in certificates(&files.ca)? {
+        let path = files.ca.clone();
         roots.add(authority).map_err(|source| TlsError::Authority { path, source })?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-    let path = files.client_ca.clone();
+    let path = files.ca.clone();
     let verifier = verifier.map_err(|source| TlsError::Authorities { path, source })?;
     let pair = |source| TlsError::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
     let key = PrivateKeyDer::from_pem_file(&files.key)
@@ -142,12 +142,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 /// What tells one state of a file from the next.
 type Stamps = [Option<(u64, u64, i64, i64)>; 3];
 
-fn stamps(files: &TlsFiles) -> Stamps {
+fn stamps(files: &Credentials) -> Stamps {
     let stamp = |path: &Path| -> io::Result<_> {
         let metadata = fs::metadata(path)?;
         Ok((metadata.ino(), metadata.size(), metadata.ctime(), metadata.ctime_nsec()))
     };
-    [&files.certificate, &files.key, &files.client_ca].map(|path| stamp(path).ok())
+    [&files.certificate, &files.key, &files.ca].map(|path| stamp(path).ok())
 }
 
 /// An error with its causes on one line.
