@@ -169,8 +169,9 @@ async fn recover(config: &Config, claimed: Claimed, listening: &mut Listening) -
     let service = Arc::new(Service::new(Arc::clone(&engine), config.max_active_jobs, host, recorder));
     listening.control.start(Arc::clone(&service));
     if let Some(listener) = listening.scraped.take() {
+        let tls = listening.tls.clone();
         tokio::spawn(async move {
-            if let Err(error) = metrics::serve(listener, service, &meters).await {
+            if let Err(error) = metrics::serve(listener, service, &meters, tls).await {
                 warn!(%error, "no metrics are served");
             }
         });

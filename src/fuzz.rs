@@ -103,6 +103,7 @@ pub fn superblock(data: &[u8]) {
 
 /// Certificates of clients: each name is short and can be logged as it is.
 pub fn certificate(data: &[u8]) {
+    let _ = certificate::expires(&CertificateDer::from(data));
     for identity in certificate::identities(&CertificateDer::from(data)) {
         let (Identity::Uri(name) | Identity::Dns(name) | Identity::Cn(name)) = &identity else {
             panic!("{identity} of a certificate")

@@ -1,36 +1,32 @@
-//! Man pages and shell completions of a program, made from its own description of its command line. The command that
-//! writes them is hidden: only who makes a package needs it.
+//! Man pages and shell completions of a program, made from its own description of its command line. What asks for them is
+//! no part of that, since only who makes a package needs it: `PROGRAM pages DIRECTORY`.
 
+use std::env;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue};
-use clap::{Command, Parser};
+use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
 
-/// Reads the command line. Of one without a command clap tells which there are, hidden ones as well; here those are not told.
-///
-/// # Errors
-/// When it is wrong, and when it asks for help or the version.
-pub fn parse<P: Parser>() -> Result<P, clap::Error> {
-    let untold = |mut error: clap::Error| {
-        if let Some(ContextValue::Strings(mut names)) = error.remove(ContextKind::ValidSubcommand) {
-            let program = P::command();
-            names.retain(|name| !program.find_subcommand(name).is_some_and(Command::is_hide_set));
-            error.insert(ContextKind::ValidSubcommand, ContextValue::Strings(names));
+/// How writing them went; `None` when the command line does not ask for them.
+pub fn asked_for<P: CommandFactory>() -> Option<ExitCode> {
+    let mut words = env::args_os().skip(1);
+    let directory = words.next().filter(|word| word == "pages").and(words.next())?;
+    let written = write(&P::command(), Path::new(&directory));
+    Some(match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without a stderr the exit code is all that can be said.
+            let _ = writeln!(io::stderr(), "cannot write the pages: {error}");
+            ExitCode::FAILURE
         }
-        error
-    };
-    P::try_parse().map_err(untold)
+    })
 }
 
-/// Writes man pages into `man/` of a directory and completions for bash, zsh and fish into folders of those names, and
-/// makes the folders.
-///
-/// # Errors
-/// Those of making files.
-pub fn write(program: &Command, directory: &Path) -> io::Result<()> {
+/// Man pages go into `man/` of the directory, completions for bash, zsh and fish into folders of those names.
+fn write(program: &Command, directory: &Path) -> io::Result<()> {
     let man = directory.join("man");
     fs::create_dir_all(&man)?;
     // Built here, since only the built command knows the arguments that its verbs share.

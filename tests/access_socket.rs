@@ -76,5 +76,8 @@ async fn another_user_is_let_in_as_far_as_its_role_goes() {
     growd.configure(&access(""));
     assert!(growd.reload().await);
     assert_eq!(growctl(&growd, &[GROUP], &["node"]).exit, Some(3));
-    assert!(node(&growd::wire::client::connect(&growd.socket()).await.unwrap()).await.is_ok(), "root is always admin");
+    assert!(
+        node(&growd::wire::client::connect(&growd.socket(), None).await.unwrap()).await.is_ok(),
+        "root is always admin"
+    );
 }

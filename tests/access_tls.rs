@@ -119,7 +119,7 @@ async fn older_tls_and_no_tls_are_refused() {
     assert_eq!(both, Ok(ProtocolVersion::TLSv1_3));
 
     // gRPC without TLS gets no answer, and neither does anything else.
-    let plain = client::connect(&format!("http://{}", growd.address)).await;
+    let plain = client::connect(&format!("http://{}", growd.address), None).await;
     if let Ok(channel) = plain {
         assert_eq!(reason(&node(&channel).await.unwrap_err()), "");
     }
@@ -135,8 +135,7 @@ async fn older_tls_and_no_tls_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_names_of_a_certificate_give_its_role() {
     let Fixture { growd, authority } = fixture().await;
-    let as_whom =
-        async |credentials: Credentials| client::connect_as(&growd.https(), Some(&credentials)).await.unwrap();
+    let as_whom = async |credentials: Credentials| client::connect(&growd.https(), Some(&credentials)).await.unwrap();
     let reader = as_whom(authority.client("reader")).await;
     node(&reader).await.unwrap();
     let refused = extend(&reader).await;
@@ -171,9 +170,9 @@ async fn the_names_of_a_certificate_give_its_role() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_leaves_one_record_and_a_flood_leaves_few() {
     let Fixture { growd, authority } = fixture().await;
-    let reader = client::connect_as(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
+    let reader = client::connect(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
     let admin = authority.client_with("x", |params| params.subject_alt_names = vec![uri("spiffe://example/admin")]);
-    let admin = client::connect_as(&growd.https(), Some(&admin)).await.unwrap();
+    let admin = client::connect(&growd.https(), Some(&admin)).await.unwrap();
     extend(&admin).await;
     for _ in 0..100 {
         assert_eq!(reason(&extend(&reader).await), "FORBIDDEN");
@@ -199,24 +198,42 @@ async fn the_metrics_count_each_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "ours");
     let (scraped, _reserved) = access::reserve_port();
-    let config =
-        format!("{}[metrics]\nlisten = \"{scraped}\"\n{ROLES}{}", tcp(&authority.node(), &authority), pool("a"));
+    let ends = |year| {
+        let node = authority.sign("node", ExtendedKeyUsagePurpose::ServerAuth, |params| {
+            params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+            params.not_after = date_time_ymd(year, 1, 1);
+        });
+        tcp(&node, &authority)
+    };
+    let config = format!("{}[metrics]\nlisten = \"{scraped}\"\n{ROLES}{}", ends(2051), pool("a"));
     let growd = Growd::start(dir, &config).await;
-    let reader = client::connect_as(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
+    let reader = client::connect(&growd.https(), Some(&authority.client("reader"))).await.unwrap();
     for _ in 0..20 {
         assert_eq!(reason(&extend(&reader).await), "FORBIDDEN");
     }
     shake_hands(&growd, None, &authority.client("reader"), &[&version::TLS13]).await.unwrap_err();
     growd.until_logged(|line| line["fields"]["turned_away"] == "1" && line["fields"]["error"].is_string()).await;
 
-    let mut stream = TcpStream::connect(scraped).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
+    let scrape = async || {
+        let mut stream = TcpStream::connect(scraped).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let text = scrape().await;
     for (reason, count) in [("FORBIDDEN", 20), ("HANDSHAKE", 1)] {
         let line = format!("growd_callers_turned_away_total{{reason=\"{reason}\"}} {count}");
         assert!(text.lines().any(|told| told == line), "{line}: {text}");
     }
+    let expiry = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("growd_tls_certificate_expiry_timestamp_seconds "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(expiry(&text), 2_556_144_000);
+    // A renewed one is told of before anybody has connected.
+    ends(2052);
+    assert_eq!(expiry(&scrape().await), 2_587_680_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,7 +259,7 @@ async fn without_tls_it_is_loud_and_nobody_is_anybody() {
     growd
         .until_logged(|line| line["fields"]["message"].as_str().is_some_and(|text| text.starts_with("INSECURE")))
         .await;
-    let channel = client::connect(&format!("http://{}", growd.address)).await.unwrap();
+    let channel = client::connect(&format!("http://{}", growd.address), None).await.unwrap();
     assert_refused(&node(&channel).await.unwrap_err(), Code::Unauthenticated, "UNAUTHENTICATED", "401");
 
     growd.configure(&format!("{insecure}[access]\nreaders = [\"anonymous\"]\n{}", pool("home")));

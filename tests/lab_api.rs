@@ -28,7 +28,7 @@ async fn a_client_without_the_proto_file_lists_describes_and_calls() {
     create_shares(&fs, 2, 8 * MIB);
     let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
     let clients = daemon.clients().await;
-    let channel = growd::wire::client::connect(&daemon.endpoint()).await.unwrap();
+    let channel = growd::wire::client::connect(&daemon.endpoint(), None).await.unwrap();
 
     let contracts = [reflected::by_v1(channel.clone()).await, reflected::by_v1alpha(channel).await];
     for (n, contract) in (1..).zip(contracts) {

@@ -68,7 +68,7 @@ async fn until_files_are_given_back(growd: &Growd, before: Usage) {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_connections_are_open_and_others_are_answered() {
     let (growd, job_id) = start(&pool("a")).await;
-    let first = client::connect(&growd.socket()).await.unwrap();
+    let first = client::connect(&growd.socket(), None).await.unwrap();
     is_answered(&first, &job_id).await;
     let before = Usage::of(growd.pid());
     let mut open = Vec::new();
@@ -89,7 +89,7 @@ async fn ten_thousand_connections_are_open_and_others_are_answered() {
     }
     let full = Usage::of(growd.pid());
     assert!(full.files >= CONNECTIONS as u64, "{full}");
-    let one_more = client::connect(&growd.socket()).await.unwrap();
+    let one_more = client::connect(&growd.socket(), None).await.unwrap();
     for channel in [&first, &one_more] {
         is_answered(channel, &job_id).await;
     }
@@ -114,7 +114,7 @@ async fn ten_thousand_connections_are_open_and_others_are_answered() {
 
     drop(open);
     until_files_are_given_back(&growd, before).await;
-    is_answered(&client::connect(&growd.socket()).await.unwrap(), &job_id).await;
+    is_answered(&client::connect(&growd.socket(), None).await.unwrap(), &job_id).await;
     println!("afterwards: {}", Usage::of(growd.pid()));
 }
 
@@ -133,8 +133,8 @@ async fn a_connection_that_does_not_begin_is_closed() {
     for _ in 0..100 {
         silent.push(TcpStream::connect(growd.address).await.unwrap());
     }
-    is_answered(&client::connect(&growd.socket()).await.unwrap(), &job_id).await;
-    is_answered(&client::connect(&format!("http://{}", growd.address)).await.unwrap(), &job_id).await;
+    is_answered(&client::connect(&growd.socket(), None).await.unwrap(), &job_id).await;
+    is_answered(&client::connect(&format!("http://{}", growd.address), None).await.unwrap(), &job_id).await;
     for mut raw in half_open {
         // growd has greeted already.
         while raw.hear().await.is_some() {}
@@ -164,7 +164,7 @@ async fn silent_handshakes_do_not_keep_others_out() {
         }
     });
     served.await.expect("nobody gets in any more");
-    node(&client::connect(&growd.socket()).await.unwrap()).await.unwrap();
+    node(&client::connect(&growd.socket(), None).await.unwrap()).await.unwrap();
     until_files_are_given_back(&growd, before).await;
 }
 
@@ -182,7 +182,7 @@ async fn idle_connections_for_metrics_are_few_and_are_closed() {
     // Behind all of them.
     let mut scraper = connect();
     scraper.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").unwrap();
-    is_answered(&client::connect(&growd.socket()).await.unwrap(), &job_id).await;
+    is_answered(&client::connect(&growd.socket(), None).await.unwrap(), &job_id).await;
     let mut first = [0; 1];
     scraper.read_exact(&mut first).unwrap();
     let files = Usage::of(growd.pid()).files;

@@ -72,7 +72,7 @@ impl Node {
         stored.close().await;
         drop(stored);
         let growd = Growd::start(home.dir, &pool("a")).await;
-        let channel = client::connect(&growd.socket()).await.unwrap();
+        let channel = client::connect(&growd.socket(), None).await.unwrap();
         let mut node = Self { before: Usage::of(growd.pid()), growd, job_id: jobs[0].id.to_string(), channel };
         node.answers_others().await;
         node.before = Usage::of(node.growd.pid());

@@ -40,7 +40,7 @@ async fn nearly_whole(
     path: &str,
     headers: &[(String, String)],
 ) -> usize {
-    let others = client::connect(&growd.socket()).await.unwrap();
+    let others = client::connect(&growd.socket(), None).await.unwrap();
     node(&others).await.unwrap();
     let (before, begin) = (Usage::of(growd.pid()), Instant::now());
     let mut ends = Vec::new();

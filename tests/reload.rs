@@ -23,7 +23,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 async fn start(config: &str) -> (Growd, Channel) {
     let growd = Growd::start(tempfile::tempdir().unwrap(), config).await;
-    let channel = client::connect(&growd.socket()).await.unwrap();
+    let channel = client::connect(&growd.socket(), None).await.unwrap();
     (growd, channel)
 }
 
@@ -50,7 +50,7 @@ async fn without_any_pool_that_can_be_read_growd_is_not_healthy() {
     let path = format!("{}/{{share_id}}.img", images.display());
     let there = format!("[[pool]]\nname = \"there\"\ndriver = \"image\"\npath = \"{path}\"\n");
     let growd = Growd::start(dir, &[pool("missing"), there].concat()).await;
-    let health = HealthClient::new(client::connect(&growd.socket()).await.unwrap());
+    let health = HealthClient::new(client::connect(&growd.socket(), None).await.unwrap());
     let until = async |service: &str, expected: ServingStatus| {
         let request = HealthCheckRequest { service: service.to_owned() };
         let mut watch = health.clone().watch(request).await.unwrap().into_inner();
@@ -116,7 +116,21 @@ async fn what_takes_a_restart_is_told_and_the_rest_is_followed() {
         }
     }
     assert_eq!(pools(&channel).await, ["b"]);
-    assert!(client::connect(&format!("http://127.0.0.2:{}", growd.address.port())).await.is_err());
+    assert!(client::connect(&format!("http://127.0.0.2:{}", growd.address.port()), None).await.is_err());
+}
+
+/// Or growd would not start with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_takes_a_restart_has_its_files_looked_at_before() {
+    let (growd, channel) = start(&pool("a")).await;
+    let authority = Authority::new(growd.dir.path(), "ours");
+    let node = authority.node();
+    growd.configure(&[tcp(&node, &authority), pool("b")].concat());
+    assert!(growd.reload().await);
+    fs::remove_file(&node.key).unwrap();
+    growd.configure(&[tcp(&node, &authority), pool("c")].concat());
+    assert!(!growd.reload().await);
+    assert_eq!(pools(&channel).await, ["b"]);
 }
 
 /// A channel, and how often it has connected: a connection that ends in good order costs no call.
@@ -154,7 +168,7 @@ async fn roles_follow_on_connections_that_are_there_already() {
     let config = |access: &str| format!("{tcp}[access]\n{access}\n{pool}");
     let growd = Growd::start(dir, &config("")).await;
     let client = authority.client("api");
-    let stranger = client::connect_as(&growd.https(), Some(&client)).await.unwrap();
+    let stranger = client::connect(&growd.https(), Some(&client)).await.unwrap();
     assert_eq!(reason(&extend(&stranger).await), "FORBIDDEN");
     growd.configure(&config("operators = [\"cn:api\"]"));
     assert!(growd.reload().await);
@@ -183,7 +197,7 @@ async fn who_gets_a_role_is_a_stranger_no_more() {
     let authority = Authority::new(dir.path(), "ours");
     let (tcp, pool) = (tcp(&authority.node(), &authority), pool("a"));
     let growd = Growd::start(dir, &[&*tcp, &pool].concat()).await;
-    let channel = client::connect_as(&growd.https(), Some(&authority.client("api"))).await.unwrap();
+    let channel = client::connect(&growd.https(), Some(&authority.client("api"))).await.unwrap();
     let watch = async || {
         // The pool is not there.
         let request = HealthCheckRequest { service: "growd.v1.JobService".to_owned() };
@@ -246,7 +260,7 @@ async fn changed_certificates_hold_for_new_connections_and_break_no_old_one() {
         key: dir.path().join("old/node.key"),
     };
     let growd = Growd::start(dir, &config).await;
-    let channel = client::connect_as(&growd.https(), Some(&old_client)).await.unwrap();
+    let channel = client::connect(&growd.https(), Some(&old_client)).await.unwrap();
     node(&channel).await.unwrap();
     assert!(growd.node(&new_client).await.is_err());
 
@@ -279,7 +293,7 @@ async fn other_files_are_taken_at_a_reload_unless_they_are_bad() {
     let bad = Credentials { key: "/nowhere/node.key".into(), ..new.node() };
     growd.configure(&format!("{}{rest}{}", tcp(&bad, &new), pool("b")));
     assert!(!growd.reload().await);
-    let channel = client::connect(&growd.socket()).await.unwrap();
+    let channel = client::connect(&growd.socket(), None).await.unwrap();
     assert_eq!(pools(&channel).await, ["a"], "half of a bad configuration was followed");
     let told = messages(&growd, "ERROR");
     assert!(

@@ -43,7 +43,7 @@ async fn shares_and_pools_that_cannot_be_read_are_told() {
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let growd = Growd::start(home.dir, &[metrics, &pool("a"), &image].concat()).await;
 
-    let mut shares = ShareServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+    let mut shares = ShareServiceClient::new(client::connect(&growd.socket(), None).await.unwrap());
     let list = shares.list_shares(ListSharesRequest::default()).await.unwrap().into_inner();
     assert_eq!(list.unreadable_pools, ["a"]);
     let [share] = list.shares.try_into().unwrap();
@@ -75,7 +75,7 @@ async fn a_pool_on_a_file_system_that_its_driver_cannot_use_is_told_with_what_to
     for driver in ["project-quota", "btrfs"] {
         let config = format!("[[pool]]\nname = \"home\"\ndriver = \"{driver}\"\npath = \"/proc/{{share_id}}\"\n");
         let growd = Growd::start(tempfile::tempdir().unwrap(), &config).await;
-        let mut node = NodeServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+        let mut node = NodeServiceClient::new(client::connect(&growd.socket(), None).await.unwrap());
         let [found] = node.diagnose(DiagnoseRequest {}).await.unwrap().into_inner().findings.try_into().unwrap();
         assert!(found.share_id.is_empty() && !found.remedy.contains("move"), "{found:?}");
         assert!(found.remedy.starts_with("mount "), "{found:?}");
@@ -87,7 +87,7 @@ async fn a_page_follows_another_however_the_share_is_spelled() {
     let home = Home::new();
     home.store(&[(); 2].map(|()| Job { share: SHARE.parse().unwrap(), ..job(JobState::Succeeded) })).await;
     let growd = Growd::start(home.dir, &pool("a")).await;
-    let mut jobs = JobServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+    let mut jobs = JobServiceClient::new(client::connect(&growd.socket(), None).await.unwrap());
     let mut seen = Vec::new();
     let mut request = ListJobsRequest { share_id: SHARE.to_owned(), page_size: 1, ..ListJobsRequest::default() };
     for spelled in [SHARE.to_uppercase(), SHARE.to_owned()] {
@@ -107,7 +107,7 @@ async fn jobs_are_found_by_a_label_that_would_not_be_taken_now() {
     let labelled = Job { project: ProjectLabel::of_record(label.to_owned()), ..job(JobState::Succeeded) };
     home.store(&[labelled.clone(), job(JobState::Succeeded)]).await;
     let growd = Growd::start(home.dir, &pool("a")).await;
-    let mut jobs = JobServiceClient::new(client::connect(&growd.socket()).await.unwrap());
+    let mut jobs = JobServiceClient::new(client::connect(&growd.socket(), None).await.unwrap());
     let request = ListJobsRequest { project_id: label.to_owned(), ..ListJobsRequest::default() };
     let [found] = jobs.list_jobs(request).await.unwrap().into_inner().jobs.try_into().unwrap();
     assert_eq!((found.job_id, found.project_id), (labelled.id.to_string(), label.to_owned()));

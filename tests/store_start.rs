@@ -24,7 +24,7 @@ use tonic_types::StatusExt;
 async fn connected(socket: &Path) -> Channel {
     let begin = Instant::now();
     loop {
-        match client::connect(&format!("unix:{}", socket.display())).await {
+        match client::connect(&format!("unix:{}", socket.display()), None).await {
             Ok(channel) => return channel,
             Err(error) => assert!(begin.elapsed() < PATIENCE, "{error}"),
         }

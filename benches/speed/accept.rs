@@ -66,7 +66,7 @@ fn on(ground: &Ground, results: &mut Results) {
         let mut contenders = servers.each_ref().map(|(name, endpoint)| Contender {
             name,
             is_growd: *name == "growd",
-            channels: (0..clients).map(|_| runtime.block_on(client::connect(endpoint)).unwrap()).collect(),
+            channels: (0..clients).map(|_| runtime.block_on(client::connect(endpoint, None)).unwrap()).collect(),
             accepted: Series::default(),
             finished: Series::default(),
         });

@@ -38,7 +38,7 @@ pub fn run(results: &mut Results) {
     for clients in CLIENTS {
         let servers = [("growd", growd.pid()), ("echo", bare.pid())];
         let contender = |((name, pid), endpoint): ((&'static str, u32), &String)| {
-            let channels = (0..clients).map(|_| runtime.block_on(client::connect(endpoint)).unwrap());
+            let channels = (0..clients).map(|_| runtime.block_on(client::connect(endpoint, None)).unwrap());
             Contender { name, pid, channels: channels.collect(), calls: Series::default(), cpu: Duration::ZERO }
         };
         let mut contenders: Vec<Contender> = servers.into_iter().zip(&endpoints).map(contender).collect();
@@ -109,7 +109,7 @@ impl Contender {
 /// Two servers that answer differently are not to be compared.
 async fn same_answers(endpoints: &[String], job: &Job) {
     for endpoint in endpoints {
-        let mut client = JobServiceClient::new(client::connect(endpoint).await.unwrap());
+        let mut client = JobServiceClient::new(client::connect(endpoint, None).await.unwrap());
         let request = GetJobRequest { job_id: job.id.to_string() };
         assert_eq!(client.get_job(request).await.unwrap().into_inner(), job_message(job.clone()), "{endpoint}");
     }

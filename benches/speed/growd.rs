@@ -54,7 +54,7 @@ impl Growd {
         let mut channel = None;
         while begin.elapsed() < PATIENCE && self.child.try_wait().unwrap().is_none() {
             if channel.is_none() {
-                channel = client::connect(&self.endpoint).await.ok();
+                channel = client::connect(&self.endpoint, None).await.ok();
             }
             if let Some(channel) = &channel
                 && NodeServiceClient::new(channel.clone()).get_node(GetNodeRequest {}).await.is_ok()
@@ -84,7 +84,7 @@ impl Growd {
 
     /// A connection of its own.
     pub async fn connect(&self) -> Channel {
-        client::connect(&self.endpoint).await.unwrap()
+        client::connect(&self.endpoint, None).await.unwrap()
     }
 }
 

@@ -119,7 +119,7 @@ async fn queue(growd: &Growd, shares: &[(String, u32)]) -> Vec<JobId> {
 async fn connect(endpoint: &str) -> (Channel, Vec<Channel>) {
     let mut channels = Vec::new();
     for _ in 0..=CONNECTIONS {
-        channels.push(client::connect(endpoint).await.unwrap());
+        channels.push(client::connect(endpoint, None).await.unwrap());
     }
     (channels.pop().unwrap(), channels)
 }
@@ -203,7 +203,7 @@ impl Lists {
         let jobs: Vec<Job> = runtime.block_on(stored::fill(&state, kept, 0));
         assert!(jobs.iter().filter(|job| job.share == SHARE).count() >= PAGE as usize);
         let growd = runtime.block_on(Growd::start(dir.path(), &state, &stored::config(kept)));
-        let channel = runtime.block_on(client::connect(growd.endpoint())).unwrap();
+        let channel = runtime.block_on(client::connect(growd.endpoint(), None)).unwrap();
         Self { kept, channel, calls: Series::default(), _growd: growd, _dir: dir }
     }
 

@@ -87,7 +87,7 @@ fn one(results: &mut Results, runtime: &Runtime, growd: &Growd, dir: &std::path:
     for clients in CLIENTS {
         let mut contenders = servers.each_ref().map(|(name, endpoint)| Contender {
             name,
-            channels: (0..clients).map(|_| runtime.block_on(client::connect(endpoint)).unwrap()).collect(),
+            channels: (0..clients).map(|_| runtime.block_on(client::connect(endpoint, None)).unwrap()).collect(),
             calls: Series::default(),
         });
         rounds(&mut contenders, 1, |contender| drop(contender.round(runtime, &shares)));

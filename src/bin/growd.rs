@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use growd::config::Config;
 use growd::daemon::pools::{PoolMaker, check_pool};
 use growd::logging::LogFormat;
@@ -48,9 +48,6 @@ enum Command {
     /// Look at the job store, or set it aside, while growd is stopped.
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Write man pages and shell completions for the package.
-    #[command(hide = true)]
-    Pages { directory: PathBuf },
 }
 
 #[derive(Subcommand)]
@@ -66,7 +63,10 @@ enum StoreCommand {
 }
 
 fn main() -> ExitCode {
-    match execute(pages::parse().unwrap_or_else(|error| error.exit())) {
+    if let Some(code) = pages::asked_for::<Arguments>() {
+        return code;
+    }
+    match execute(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
             // Without a stderr the exit code is all that can be said.
@@ -86,10 +86,6 @@ fn execute(arguments: Arguments) -> Result<ExitCode> {
         }
         Command::CheckConfig { drop_in: false } => check_config(&config()?),
         Command::Store(command) => store(&config()?, &command),
-        Command::Pages { directory } => {
-            pages::write(&Arguments::command().name("growd"), &directory).context("cannot write the pages")?;
-            Ok(ExitCode::SUCCESS)
-        }
     }
 }
 

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 
 use super::problem::{Problem, Table};
 use super::read::{self, At, Report, Section};
-use crate::model::{Grantee, Identity, Role, TlsFiles};
+use crate::model::{Credentials, Grantee, Identity, Role};
 
 /// A listener besides the unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tcp {
     pub address: SocketAddr,
     /// `None` when callers are neither encrypted nor known.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<Credentials>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,12 +67,7 @@ impl Tcp {
                 }
                 None
             }
-            _ => {
-                let mut file = |key| section.required(key, read::path, report).map(|at| at.value);
-                let files = (file("certificate"), file("key"), file("client_ca"));
-                let (Some(certificate), Some(key), Some(client_ca)) = files else { return None };
-                Some(TlsFiles { certificate, key, client_ca })
-            }
+            _ => Some(section.credentials("client_ca", report)?),
         };
         insecure?;
         Some(Some(Self { address: address?.value, tls }))

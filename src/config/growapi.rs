@@ -98,7 +98,7 @@ impl ApiConfig {
         let metrics = top.metrics(METRICS, report);
         let log = top.log(report);
         let tls = top.table("tls", Table::Tls, report);
-        let tls = tls.map_or(Some(None), |section| read_tls(&section, report).map(Some));
+        let tls = tls.map_or(Some(None), |section| section.credentials("ca", report).map(Some));
         let nodes = top.tables("node", Table::Node, report)?;
         if nodes.is_empty() {
             report.add(0, Problem::NoNode);
@@ -124,13 +124,6 @@ impl ApiConfig {
             owners,
         })
     }
-}
-
-fn read_tls(section: &Section<'_, '_>, report: &mut Report<'_>) -> Option<Credentials> {
-    let certificate = section.required("certificate", read::path, report);
-    let key = section.required("key", read::path, report);
-    let ca = section.required("ca", read::path, report);
-    Some(Credentials { certificate: certificate?.value, key: key?.value, ca: ca?.value })
 }
 
 /// The nodes by their names, as far as they could be read.

@@ -15,7 +15,7 @@ use tracing_subscriber::filter::Targets;
 use super::problem::{ConfigError, Hint, Located, Problem, Table, ValueProblem};
 use crate::driver::path_template::{check_lvm_name, plain_path};
 use crate::logging;
-use crate::model::{DriverKind, InvalidName, PoolName};
+use crate::model::{Credentials, DriverKind, InvalidName, PoolName};
 
 /// `sun_path` has 108 bytes, the last of which is zero.
 const SOCKET_PATH_MOST: usize = 107;
@@ -164,6 +164,13 @@ impl<'d, 't> Section<'d, 't> {
     pub fn log(&self, report: &mut Report<'_>) -> Option<Targets> {
         let log = self.table("log", Table::Log, report)?;
         log.required("level", level, report).map(|at| at.value)
+    }
+
+    /// The files of TLS, with the authorities under the key `ca`. `None` when one is missing or wrong, which is reported.
+    pub fn credentials(&self, ca: &'static str, report: &mut Report<'_>) -> Option<Credentials> {
+        let mut file = |key| self.required(key, path, report).map(|at| at.value);
+        let (certificate, key, ca) = (file("certificate"), file("key"), file(ca));
+        Some(Credentials { certificate: certificate?, key: key?, ca: ca? })
     }
 
     /// The array of tables under the key. `None` when there is something else, which is reported.

@@ -1,7 +1,7 @@
 //! What the configuration takes, and the exact words in which it refuses the rest.
 
 use super::*;
-use crate::model::{Grantee, Role, TlsFiles};
+use crate::model::{Credentials, Grantee, Role};
 use proptest::prelude::*;
 
 const FILE: &str = "/etc/growd/growd.toml";
@@ -384,7 +384,7 @@ fn callers_and_their_roles() {
          [access]\nreaders = [\"group:wheel\", \"cn:x\"]\nadmins = [\"user:0\"]\nreflection = false\n{POOL}"
     );
     let config = Config::parse(&text, FILE).unwrap();
-    let files = TlsFiles { certificate: "/a.pem".into(), key: "/a.key".into(), client_ca: "/ca.pem".into() };
+    let files = Credentials { certificate: "/a.pem".into(), key: "/a.key".into(), ca: "/ca.pem".into() };
     assert_eq!(config.tcp, Some(Tcp { address: "[::1]:7070".parse().unwrap(), tls: Some(files) }));
     let to = |text: &str| text.parse::<Grantee>().unwrap();
     let grants = vec![(to("group:wheel"), Role::Reader), (to("cn:x"), Role::Reader), (to("user:0"), Role::Admin)];

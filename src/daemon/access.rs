@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tracing::warn;
 
 use crate::config::{self, Config};
-use crate::model::{Grantee, Identity, Roles, TlsFiles};
+use crate::model::{Credentials, Grantee, Identity, Roles};
 use crate::sys::accounts;
 use crate::wire::gate::Rules;
 use crate::wire::server::{self, Tcp};
@@ -50,6 +50,6 @@ pub async fn listen(config: &Config) -> Result<Option<Tcp>> {
 
 /// # Errors
 /// When the files cannot be used.
-pub fn load(files: &TlsFiles) -> Result<Tls> {
+pub fn load(files: &Credentials) -> Result<Tls> {
     Tls::load(files.clone()).context("[tcp] of the configuration")
 }

@@ -51,7 +51,10 @@ fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Optio
              IPAddressAllow={others}"
         );
     }
-    if places.iter().any(|(place, _)| HOMES.iter().any(|home| place.starts_with(home))) {
+    let files = config.tcp.iter().filter_map(|tcp| tcp.tls.as_ref());
+    let mut files = files.flat_map(|files| [&files.certificate, &files.key, &files.ca]);
+    let is_hidden = |path: &PathBuf| HOMES.iter().any(|home| path.starts_with(home));
+    if places.iter().any(|(place, _)| is_hidden(place)) || files.any(is_hidden) {
         text.push_str("ProtectHome=no\n");
     }
     // Who exports spans connects once there are some.
@@ -287,5 +290,17 @@ mod tests {
         let config = Config::parse(config, "growd.toml").unwrap();
         let text = text(&config, &[], |_| None);
         assert!(text.ends_with("ReadWritePaths=-/home/shares\nProtectHome=no\n"), "{text}");
+    }
+
+    #[test]
+    fn certificates_of_root_are_seen() {
+        for (key, seen) in [("/etc/growd/node.key", false), ("/root/node.key", true)] {
+            let config = format!(
+                "[tcp]\nlisten = \"127.0.0.1:7070\"\ncertificate = \"/c\"\nkey = \"{key}\"\nclient_ca = \"/ca\"\n\
+                 [[pool]]\nname = \"a\"\ndriver = \"btrfs\"\npath = \"/a/{{share_id}}\"\n"
+            );
+            let text = text(&Config::parse(&config, "growd.toml").unwrap(), &[], |_| None);
+            assert_eq!(text.contains("ProtectHome=no\n"), seen, "{text}");
+        }
     }
 }

@@ -60,8 +60,13 @@ impl Reload {
             warn!("{key} has changed in the configuration, which growd follows at its next start");
         }
         let files = new.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref());
-        if let (Some(tls), Some(files)) = (&self.tls, files) {
-            tls.replace(files.clone()).context("[tcp] of the configuration")?;
+        if let Some(files) = files {
+            let usable = match &self.tls {
+                Some(tls) => tls.replace(files.clone()),
+                // By a start, if not now.
+                None => Tls::load(files.clone()).map(drop),
+            };
+            usable.context("[tcp] of the configuration")?;
         }
         // From here on nothing fails.
         self.log.set_level(new.log);

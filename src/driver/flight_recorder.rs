@@ -37,10 +37,14 @@ impl FlightRecorder {
         commands.begun += 1;
         let number = commands.begun;
         if commands.last.len() >= KEPT {
-            // The one that is stuck is what everybody will look for.
-            let ended = commands.last.iter().position(|entry| entry.record.took.is_some());
-            if let Some(ended) = ended {
-                commands.last.remove(ended);
+            // The one that is stuck is what everybody will look for. And the same questions are asked again and again, which
+            // must not push out what has changed something.
+            let is_repeated = |(at, entry): &(usize, &Entry)| {
+                commands.last.iter().skip(at + 1).any(|later| said(later) == said(entry))
+            };
+            let ended = || commands.last.iter().enumerate().filter(|(_, entry)| entry.record.took.is_some());
+            if let Some((at, _)) = ended().find(is_repeated).or_else(|| ended().next()) {
+                commands.last.remove(at);
             }
         }
         let record = CommandRecord {
@@ -68,6 +72,11 @@ impl FlightRecorder {
     pub fn commands(&self) -> Vec<CommandRecord> {
         self.commands.lock().last.iter().map(|entry| entry.record.clone()).collect()
     }
+}
+
+/// What tells one command from another.
+fn said(entry: &Entry) -> [&str; 3] {
+    [&entry.record.command, &entry.record.outcome, &entry.record.output]
 }
 
 fn tail(output: &str) -> &str {
@@ -98,5 +107,20 @@ mod tests {
         assert!(commands[1..].iter().all(|command| command.took.is_some() && command.output.len() <= MOST_OUTPUT));
         recorder.ended(stuck, "done", "at last");
         assert_eq!(recorder.commands()[0].output, "at last");
+    }
+
+    #[test]
+    fn questions_that_are_repeated_push_out_nothing_else() {
+        let recorder = FlightRecorder::default();
+        let run = |command: &str, output: &str| recorder.ended(recorder.began(command), "done", output);
+        run("lvextend", "");
+        run("vgs", "not found");
+        for _ in 0..2 * KEPT {
+            run("vgs", "");
+            run("lvs", "");
+        }
+        let commands = recorder.commands();
+        let told: Vec<_> = commands[..2].iter().map(|told| (told.command.as_str(), told.output.as_str())).collect();
+        assert_eq!((commands.len(), told), (KEPT, vec![("lvextend", ""), ("vgs", "not found")]));
     }
 }

@@ -99,24 +99,14 @@ impl fmt::Display for Grantee {
     }
 }
 
-/// What a client of a TLS listener needs, as PEM files: whom it believes, and who it is.
+/// What either side of TLS needs, as PEM files: whom it believes, and who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
-    /// The authorities of growd's certificate.
+    /// The authorities of the other side's certificate.
     pub ca: PathBuf,
-    /// The client's own certificate, with those between it and its authority, and its key.
+    /// The own certificate, with those between it and its authority, and its key.
     pub certificate: PathBuf,
     pub key: PathBuf,
-}
-
-/// PEM files of a listener that asks every caller for a certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// growd's own certificate, with those between it and its authority.
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-    /// The authorities whose clients are let in.
-    pub client_ca: PathBuf,
 }
 
 /// Which identity has which role.

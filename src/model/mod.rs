@@ -10,7 +10,7 @@ mod refusal;
 mod share;
 mod trace;
 
-pub use access::{Credentials, Grantee, Identity, Role, Roles, TlsFiles};
+pub use access::{Credentials, Grantee, Identity, Role, Roles};
 pub use bytes::{Bytes, ParseBytesError};
 pub use ids::{InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId, shortened};
 pub use job::{Job, JobError, JobKind, JobState, StepRecord};

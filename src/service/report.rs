@@ -137,21 +137,20 @@ impl Service {
 
     /// What is wrong with a pool and its shares, and which these are.
     async fn diagnose_pool(&self, pool: &Arc<Pool>) -> (Vec<Finding>, Shares) {
-        let mut findings = self.pool(pool).await.findings;
+        let of_pool = self.pool(pool).await.findings;
         let none = || Shares::from([]);
         // A pool that does not answer is waited for once.
-        if findings.iter().any(|finding| finding.kind == Reason::Stuck) {
-            return (findings, none());
+        if of_pool.iter().any(|finding| finding.kind == Reason::Stuck) {
+            return (of_pool, none());
         }
-        let Ok(shares) = pool.call(|driver| driver.shares()).await else { return (findings, none()) };
+        let Ok(shares) = pool.call(|driver| driver.shares()).await else { return (of_pool, none()) };
         let observed = observe_all(pool, &shares, None, PATIENT).await;
+        let mut findings = of_pool.clone();
         for (share, observed) in shares.iter().zip(observed) {
             for problem in observed.problems {
                 // What holds for the whole pool has been said, maybe with a figure of a moment ago.
-                let said = |known: &Finding| {
-                    known.share.is_none() && (known.kind, &known.remedy) == (problem.kind, &problem.remedy)
-                };
-                if !findings.iter().any(said) {
+                let said = |known: &Finding| (known.kind, &known.remedy) == (problem.kind, &problem.remedy);
+                if !of_pool.iter().any(said) {
                     findings.push(finding(&pool.name, Some(*share), problem));
                 }
             }

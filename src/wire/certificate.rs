@@ -1,7 +1,10 @@
-//! What a client's certificate calls its holder. The certificate has been verified before.
+//! What a certificate says: a client's, which has been verified before, what its holder is called, and growd's own until when it
+//! is good.
 
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use webpki::EndEntityCert;
+use std::time::Duration;
+
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
 
 use crate::model::Identity;
 
@@ -28,6 +31,17 @@ pub fn identities(certificate: &CertificateDer<'_>) -> Vec<Identity> {
     let names = common_names(certificate.subject()).unwrap_or_default().into_iter();
     let usable = |name: &&str| (1..=NAME_MOST).contains(&name.len()) && !name.contains(char::is_control);
     names.filter(usable).map(|name| Identity::Cn(name.to_owned())).collect()
+}
+
+/// When the certificate expires, in seconds since 1970. `None` when it is not well formed.
+pub fn expires(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let certificate = EndEntityCert::try_from(certificate).ok()?;
+    // What is refused for its age is told with the time, and nothing is looked at before that.
+    let (end, usage) = (UnixTime::since_unix_epoch(Duration::MAX), KeyUsage::server_auth());
+    match certificate.verify_for_usage(&[], &[], &[], end, usage, None, None) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
+        _ => None,
+    }
 }
 
 const SEQUENCE: u8 = 0x30;
@@ -78,7 +92,7 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
 
     fn named(cn: &[&str], sans: Vec<SanType>) -> Vec<String> {
         let mut params = CertificateParams::default();
@@ -106,8 +120,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_names_nobody() {
-        assert_eq!(identities(&CertificateDer::from_slice(b"rubbish")), []);
+    fn what_is_no_certificate_says_nothing() {
+        let rubbish = CertificateDer::from_slice(b"rubbish");
+        assert_eq!((identities(&rubbish), expires(&rubbish)), (Vec::new(), None));
+    }
+
+    /// As `date -u +%s -d` has it; from 2050 on the time is written otherwise.
+    #[test]
+    fn an_end_is_told_of_whatever_kind_of_certificate() {
+        for (year, is_ca, end) in
+            [(2020, IsCa::NoCa, 1_577_836_800), (2051, IsCa::Ca(BasicConstraints::Unconstrained), 2_556_144_000)]
+        {
+            let mut params = CertificateParams::default();
+            (params.not_after, params.is_ca) = (rcgen::date_time_ymd(year, 1, 1), is_ca);
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            assert_eq!(expires(certificate.der()), Some(end), "{year}");
+        }
     }
 
     proptest! {

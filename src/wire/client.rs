@@ -106,19 +106,11 @@ fn called_from<T>(message: T, caller: Option<TraceParent>) -> Request<T> {
     request
 }
 
-/// As [`connect_as`], for endpoints that need no credentials.
-///
-/// # Errors
-/// [`ConnectError`].
-pub async fn connect(endpoint: &str) -> Result<Channel, ConnectError> {
-    connect_as(endpoint, None).await
-}
-
 /// Connects; fails when nobody answers there now. `https` needs the credentials, the others take no notice of them.
 ///
 /// # Errors
 /// [`ConnectError`].
-pub async fn connect_as(endpoint: &str, credentials: Option<&Credentials>) -> Result<Channel, ConnectError> {
+pub async fn connect(endpoint: &str, credentials: Option<&Credentials>) -> Result<Channel, ConnectError> {
     let unreachable = |source| ConnectError::Unreachable { endpoint: endpoint.to_owned(), source };
     let form = |_| ConnectError::Form { endpoint: endpoint.to_owned(), problem: "it is not a URI" };
     let kept_alive = |to: Endpoint| to.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
@@ -186,19 +178,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_socket_is_told_with_its_endpoint() {
-        let error = connect("unix:/nowhere/growd.sock").await.unwrap_err();
+        let error = connect("unix:/nowhere/growd.sock", None).await.unwrap_err();
         assert_eq!(error.to_string(), "cannot connect to unix:/nowhere/growd.sock");
-        let error = connect("http://no host").await.unwrap_err();
+        let error = connect("http://no host", None).await.unwrap_err();
         assert!(error.to_string().contains("not a URI"), "{error}");
     }
 
     #[tokio::test]
     async fn without_credentials_no_secure_endpoint_is_called() {
-        let error = connect("https://[::1]:1").await.unwrap_err();
+        let error = connect("https://[::1]:1", None).await.unwrap_err();
         assert_eq!(error.to_string(), "https://[::1]:1 needs an authority, a certificate and its key");
         let missing = PathBuf::from("/nowhere/ca.pem");
         let credentials = Credentials { ca: missing.clone(), certificate: missing.clone(), key: missing };
-        let error = connect_as("https://[::1]:1", Some(&credentials)).await.unwrap_err();
+        let error = connect("https://[::1]:1", Some(&credentials)).await.unwrap_err();
         assert_eq!(error.to_string(), "cannot read /nowhere/ca.pem");
     }
 }

@@ -16,6 +16,7 @@ use prometheus::{Error, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 
 use super::http;
+use super::tls::Tls;
 use crate::meters::{Meters, registered};
 use crate::model::{PoolName, PoolReport, Reason};
 use crate::service::Service;
@@ -33,6 +34,8 @@ struct Metrics {
     store_bytes: IntGauge,
     store_writable: IntGauge,
     draining: IntGauge,
+    /// Where there is TLS.
+    certificate: Option<(Arc<Tls>, IntGauge)>,
     pools: PoolGauges,
     findings: IntGaugeVec,
     findings_looked_at: IntGauge,
@@ -54,8 +57,13 @@ struct PoolGauges {
 ///
 /// # Errors
 /// Never, as long as the names below are well formed and differ.
-pub async fn serve(listener: TcpListener, service: Arc<Service>, meters: &Meters) -> Result<(), Error> {
-    let metrics = Arc::new(Metrics::new(service, meters)?);
+pub async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    meters: &Meters,
+    tls: Option<Arc<Tls>>,
+) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::new(service, meters, tls)?);
     tokio::spawn(Arc::clone(&metrics).refresh_pools());
     tokio::spawn(Arc::clone(&metrics).refresh_findings());
     http::serve_scrapers(listener, Router::new().route("/metrics", get(scrape)).with_state(metrics)).await;
@@ -67,7 +75,7 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
 }
 
 impl Metrics {
-    fn new(service: Arc<Service>, meters: &Meters) -> Result<Self, Error> {
+    fn new(service: Arc<Service>, meters: &Meters, tls: Option<Arc<Tls>>) -> Result<Self, Error> {
         let registry = meters.registry.clone();
         let build = gauges(&registry, "growd_build_info", "The version of growd.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -80,6 +88,10 @@ impl Metrics {
             ("available", "What extends may still ask for.", |pool| pool.available.get()),
         ];
         let pool = |name: &str, help: &str| gauges(&registry, name, help, &["pool", "driver"]);
+        let certificate = tls.map(|tls| {
+            let help = "When the first of growd's own certificates expires.";
+            gauge(&registry, "growd_tls_certificate_expiry_timestamp_seconds", help).map(|gauge| (tls, gauge))
+        });
         let bytes = bytes.map(|(name, help, of)| Ok((pool(&format!("growd_pool_{name}_bytes"), help)?, of)));
         Ok(Self {
             jobs: gauges(&registry, "growd_jobs", "Jobs that have not ended.", &["state"])?,
@@ -88,6 +100,7 @@ impl Metrics {
             store_bytes: gauge(&registry, "growd_store_size_bytes", "What the job store takes on disk.")?,
             store_writable: gauge(&registry, "growd_store_writable", "1 when the job store can be written.")?,
             draining: gauge(&registry, "growd_draining", "1 when growd takes no more requests.")?,
+            certificate: certificate.transpose()?,
             pools: PoolGauges {
                 bytes: bytes.into_iter().collect::<Result<_, Error>>()?,
                 shares: pool("growd_pool_shares", "Shares that were found.")?,
@@ -126,6 +139,9 @@ impl Metrics {
         self.store_bytes.set(i64::try_from(node.store_bytes).unwrap_or(i64::MAX));
         self.store_writable.set(i64::from(!node.store_failed));
         self.draining.set(i64::from(node.draining));
+        if let Some((tls, expiry)) = &self.certificate {
+            expiry.set(i64::try_from(tls.expires()).unwrap_or(i64::MAX));
+        }
         http::exposition(&self.registry)
     }
 

@@ -181,8 +181,7 @@ impl Growd {
 
     /// The first call on a connection of its own: why it failed, from the handshake or from growd.
     pub async fn node(&self, credentials: &Credentials) -> Result<(), String> {
-        let channel =
-            client::connect_as(&self.https(), Some(credentials)).await.map_err(|error| format!("{error:?}"))?;
+        let channel = client::connect(&self.https(), Some(credentials)).await.map_err(|error| format!("{error:?}"))?;
         node(&channel).await.map_err(|status| match reason(&status) {
             reason if reason.is_empty() => format!("{status:?}"),
             reason => reason,

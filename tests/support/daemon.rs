@@ -220,7 +220,7 @@ impl Clients {
     pub async fn when_ready(endpoint: &str) -> Self {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
-            if let Ok(channel) = client::connect(endpoint).await
+            if let Ok(channel) = client::connect(endpoint, None).await
                 && NodeServiceClient::new(channel.clone()).get_node(GetNodeRequest {}).await.is_ok()
             {
                 return Self {

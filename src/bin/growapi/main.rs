@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use growd::config::ApiConfig;
 use growd::logging::{self, Log, LogFormat};
 use growd::wire::http;
@@ -65,20 +65,17 @@ enum Command {
     CheckConfig,
     /// Read a token from stdin and print its hash for the token file.
     HashToken,
-    /// Write man pages and shell completions for the package.
-    #[command(hide = true)]
-    Pages { directory: PathBuf },
 }
 
 fn main() -> ExitCode {
-    let arguments: Arguments = pages::parse().unwrap_or_else(|error| error.exit());
+    if let Some(code) = pages::asked_for::<Arguments>() {
+        return code;
+    }
+    let arguments = Arguments::parse();
     let done = match arguments.command {
         Command::Run { log_format } => run(&arguments.config, log_format),
         Command::CheckConfig => check_config(&arguments.config),
         Command::HashToken => hash_token(),
-        Command::Pages { directory } => {
-            pages::write(&Arguments::command(), &directory).context("cannot write the pages")
-        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

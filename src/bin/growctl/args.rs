@@ -46,7 +46,7 @@ pub struct Cli {
     #[arg(global = true, help_heading = EVERY)]
     pub timeout: Duration,
     #[command(subcommand)]
-    pub command: Command,
+    pub verb: Verb,
 }
 
 /// For https:// endpoints; all three or none.
@@ -74,15 +74,6 @@ impl Tls {
 pub enum Output {
     Table,
     Json,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    #[command(flatten)]
-    Verb(Verb),
-    /// Writes man pages and shell completions for the package
-    #[command(hide = true)]
-    Pages { directory: PathBuf },
 }
 
 /// What growd is asked for.
@@ -190,7 +181,7 @@ mod tests {
     fn help_tells_what_a_verb_takes_before_what_all_take() {
         let mut cli = Cli::command();
         cli.build();
-        for verb in cli.get_subcommands_mut().filter(|verb| !["pages", "help"].contains(&verb.get_name())) {
+        for verb in cli.get_subcommands_mut().filter(|verb| verb.get_name() != "help") {
             let help = verb.render_help().to_string();
             let (own, every) = help.split_once(&format!("\n{EVERY}:\n")).unwrap();
             for option in ["--endpoint ", "--ca ", "--cert ", "--key ", "--output ", "--timeout "] {
@@ -206,10 +197,7 @@ mod tests {
         let cli = Cli::try_parse_from(["growctl", "jobs", "--state", "failed", "-o", "json", "--timeout", "1m 5s"]);
         let cli = cli.unwrap();
         assert_eq!((cli.output, cli.timeout), (Output::Json, Duration::from_secs(65)));
-        assert!(matches!(
-            cli.command,
-            Command::Verb(Verb::Jobs(JobsArgs { state: Some(JobState::Failed), limit: 50, .. }))
-        ));
+        assert!(matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(JobState::Failed), limit: 50, .. })));
     }
 
     #[test]
@@ -218,14 +206,15 @@ mod tests {
             for typed in [state.as_str(), &state.as_str().to_lowercase()] {
                 let cli = Cli::try_parse_from(["growctl", "jobs", "--state", typed]).unwrap();
                 assert!(
-                    matches!(cli.command, Command::Verb(Verb::Jobs(JobsArgs { state: Some(asked), .. })) if asked == state),
+                    matches!(cli.verb, Verb::Jobs(JobsArgs { state: Some(asked), .. }) if asked == state),
                     "{typed}"
                 );
             }
         }
         let mut completion = Vec::new();
         clap_complete::generate(clap_complete::Shell::Bash, &mut Cli::command(), "growctl", &mut completion);
-        assert!(String::from_utf8(completion).unwrap().contains(&JobState::ALL.map(JobState::as_str).join(" ")));
+        let completion = String::from_utf8(completion).unwrap();
+        assert!(completion.contains(&JobState::ALL.map(JobState::as_str).join(" ")) && !completion.contains("pages"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use growd::model::{JobId, JobKind, ShareId};
+use growd::model::{JobId, JobKind, Reason, ShareId};
 use growd::wire::client::{self, Credentials};
 use growd::wire::proto::{self, job_service_client::JobServiceClient, node_service_client::NodeServiceClient};
 use growd::wire::proto::{CancelJobRequest, GetJobRequest, GetShareRequest, WatchJobRequest};
@@ -32,7 +32,7 @@ pub struct Calls {
 
 impl Calls {
     pub async fn connect(endpoint: &str, as_whom: Option<&Credentials>, limit: Duration) -> Result<Self, Failure> {
-        match tokio::time::timeout(limit, client::connect_as(endpoint, as_whom)).await {
+        match tokio::time::timeout(limit, client::connect(endpoint, as_whom)).await {
             Ok(channel) => Ok(Self { channel: channel?, limit }),
             Err(_) => Err(Failure::timed_out(limit)),
         }
@@ -147,8 +147,13 @@ impl Calls {
         let answer = tokio::time::timeout(self.limit, attempts).await.unwrap_or(Err(CallError::TimedOut(self.limit)));
         match answer {
             Ok(job) => Ok(job.into_inner()),
-            Err(refused @ CallError::Refused(_)) if !(lost && refused.is_no_answer()) => Err(refused.into()),
-            Err(unanswered) => Err(Failure::unanswered_change(unanswered, &id)),
+            Err(error) => {
+                let refused = matches!(error, CallError::Refused(_)) && !(lost && error.is_no_answer());
+                let failure = Failure::from(error);
+                // What growd could not write may be on disk all the same.
+                let unwritten = failure.reason == Reason::StoreUnavailable.as_str();
+                Err(if refused && !unwritten { failure } else { failure.unanswered_change(&id) })
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Chain;
 use growd::model::Reason;
+use growd::output;
 use growd::wire::client::ConnectError;
 use growd::wire::proto;
 use tonic::{Code, Status};
@@ -141,18 +142,17 @@ impl Failure {
     }
 
     /// A change of a size without an answer: growd may have the job, and asking with the same id finds out.
-    pub fn unanswered_change(error: CallError, request_id: &str) -> Self {
-        let mut failure = Self::from(error);
-        failure.message += "; growd may have accepted the request";
-        failure.next = format!("repeat it with --request-id {request_id}: that never makes a second job");
-        failure.metadata.insert("request_id".to_owned(), request_id.to_owned());
-        failure
+    pub fn unanswered_change(mut self, request_id: &str) -> Self {
+        self.message += "; growd may have accepted the request";
+        self.next = format!("repeat it with --request-id {request_id}: that never makes a second job; {}", self.next);
+        self.metadata.insert("request_id".to_owned(), request_id.to_owned());
+        self
     }
 
     /// growd has nothing to do with it.
-    pub fn unwritten(what: &str, error: &io::Error) -> Self {
+    pub fn unwritten(error: &io::Error) -> Self {
         let next = "check its path, the free space and the permissions there; a job that was accepted goes on";
-        Self::new(Exit::Unexpected, "GROWCTL", format!("cannot write {what}: {error}"), next.to_owned())
+        Self::new(Exit::Unexpected, "GROWCTL", format!("{}: {error}", output::UNWRITTEN), next.to_owned())
     }
 
     /// For people: the error, the sizes of the case, the next step.

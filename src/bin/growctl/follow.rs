@@ -26,15 +26,14 @@ pub async fn to_the_end(calls: &Calls, job_id: &str, output: Output) -> Result<J
 /// Endless on purpose: a job that was accepted always ends, so there is always something to wait for.
 async fn watch_until_ended(calls: &Calls, job_id: &str, progress: &mut Progress) -> Result<Job, Failure> {
     loop {
-        match watch_once(calls, job_id, progress).await {
+        let problem = match watch_once(calls, job_id, progress).await {
             Ok(Some(job)) => return Ok(job),
             Err(error) if !error.is_passing() => return Err(error.into()),
-            // A store that cannot be read answers like one that is being opened: which of the two it is, the words tell.
-            Err(CallError::Refused(status)) => {
-                progress.show(&format!("growd answers: {}; the job goes on, asking again", status.message()));
-            }
-            Ok(None) | Err(_) => progress.show("connection to growd lost; the job goes on, connecting again"),
-        }
+            // A growd that starts, a store that cannot be read, a certificate that has expired: the words tell which it is.
+            Err(error) => Failure::from(error).message,
+            Ok(None) => "the connection to growd was lost".to_owned(),
+        };
+        progress.show(&format!("{problem}; the job goes on, asking again"));
         tokio::time::sleep(RETRY_PAUSE).await;
     }
 }

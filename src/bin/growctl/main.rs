@@ -14,19 +14,22 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use clap::CommandFactory;
+use clap::Parser;
 use growd::model::JobKind;
 use growd::wire::json::to_json_pretty;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState, ListJobsRequest};
 use growd::{output, pages};
 
-use args::{Cli, Command, JobsArgs, Output, ResizeArgs, Verb};
+use args::{Cli, JobsArgs, Output, ResizeArgs, Verb};
 use calls::Calls;
 use failure::{Exit, Failure};
 use render::{detail, list};
 
 fn main() -> ExitCode {
-    let cli: Cli = pages::parse().unwrap_or_else(|error| error.exit());
+    if let Some(code) = pages::asked_for::<Cli>() {
+        return code;
+    }
+    let cli = Cli::parse();
     let output = cli.output;
     match run(cli) {
         Ok(code) => code,
@@ -40,17 +43,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    let verb = match cli.command {
-        Command::Verb(verb) => verb,
-        Command::Pages { directory } => {
-            let written = pages::write(&Cli::command(), &directory);
-            return written.map(|()| ExitCode::SUCCESS).map_err(|error| Failure::unwritten("the pages", &error));
-        }
-    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         let calls = Calls::connect(&cli.endpoint, cli.tls.credentials().as_ref(), cli.timeout).await?;
-        perform(&calls, verb, cli.output).await
+        perform(&calls, cli.verb, cli.output).await
     })
 }
 
@@ -174,5 +170,5 @@ fn note(text: &str) -> Result<(), Failure> {
 }
 
 fn write_to(to: impl Write, text: &str) -> Result<(), Failure> {
-    output::write(to, text).map_err(|error| Failure::unwritten("the output", &error))
+    output::write(to, text).map_err(|error| Failure::unwritten(&error))
 }

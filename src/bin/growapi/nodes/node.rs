@@ -192,7 +192,7 @@ impl Node {
     {
         // Connects again by itself from then on.
         let channel =
-            self.channel.get_or_try_init(|| client::connect_as(&self.endpoint, self.credentials.as_ref())).await?;
+            self.channel.get_or_try_init(|| client::connect(&self.endpoint, self.credentials.as_ref())).await?;
         Ok(ask(channel.clone(), request).await?.into_inner())
     }
 

@@ -156,8 +156,13 @@ const MOST_OUTPUT: usize = 60;
 /// The last commands that growd gave to tools of the host; `None` when there were none.
 pub fn commands(commands: &[HostCommand], now: SystemTime) -> Option<String> {
     let columns = [("STARTED", false), ("TOOK", true), ("OUTCOME", false), ("COMMAND", false), ("OUTPUT", false)];
-    let older = commands.len().saturating_sub(MOST_COMMANDS);
-    let shown = commands.iter().enumerate().filter(|(at, command)| *at >= older || command.finished_at.is_none());
+    // The same questions are asked again and again: of those that ended alike the last tells enough.
+    let is_told = |(at, command): &(usize, &HostCommand)| {
+        command.finished_at.is_none() || commands[at + 1..].iter().all(|later| said(later) != said(command))
+    };
+    let told: Vec<&HostCommand> = commands.iter().enumerate().filter(is_told).map(|(_, command)| command).collect();
+    let older = told.len().saturating_sub(MOST_COMMANDS);
+    let shown = told.into_iter().enumerate().filter(|(at, command)| *at >= older || command.finished_at.is_none());
     let row = |(_, command): (usize, &HostCommand)| {
         let (began, ended) = (command.started_at.as_ref(), command.finished_at.as_ref());
         [
@@ -169,6 +174,11 @@ pub fn commands(commands: &[HostCommand], now: SystemTime) -> Option<String> {
         ]
     };
     table(columns, shown.map(row).collect())
+}
+
+/// What tells one command from another.
+fn said(command: &HostCommand) -> [&str; 3] {
+    [&command.command, &command.outcome, &command.output]
 }
 
 /// Leaves out the middle: a command starts with what is done and ends with the volume.
@@ -331,15 +341,21 @@ mod tests {
             started_at: at(0, 0),
             ..HostCommand::default()
         };
-        let all = [&[stuck][..], &vec![ended; MOST_COMMANDS + 5]].concat();
+        // Of those that are alike there is one line.
+        let ended = |n: usize| HostCommand {
+            outcome: if n == 16 { "done".to_owned() } else { n.to_string() },
+            ..ended.clone()
+        };
+        let all = [vec![stuck], (0..MOST_COMMANDS + 5).map(ended).collect(), vec![ended(16); 20]].concat();
         let text = commands(&all, UNIX_EPOCH + Duration::from_secs(75)).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 1 + 1 + MOST_COMMANDS);
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words(lines[0]), ["STARTED", "TOOK", "OUTCOME", "COMMAND", "OUTPUT"]);
         assert!(lines[1].contains("1m  at work  lvextend --yes --size 4194304b vg0/share"), "{text}");
-        assert!(lines[2].contains("40ms  done     lvs --nolocking -o lv_…"), "{text}");
-        assert!(lines[2].ends_with("lv_size, vg0/share  last"), "{text}");
+        let last = lines.last().unwrap();
+        assert!(last.contains("40ms  done     lvs --nolocking -o lv_…"), "{text}");
+        assert!(last.ends_with("lv_size, vg0/share  last"), "{text}");
         assert_eq!(commands(&[], UNIX_EPOCH), None);
     }
 }
