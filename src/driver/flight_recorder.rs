@@ -54,14 +54,17 @@ impl FlightRecorder {
         number
     }
 
+    /// What is asked again and again, with the same answer, takes the place of one command: all else is kept for longer.
     pub fn ended(&self, number: u64, outcome: &str, output: &str) {
         let mut commands = self.commands.lock();
-        let entry = commands.last.iter_mut().find(|entry| entry.number == number);
-        if let Some(entry) = entry {
-            entry.record.took = Some(entry.begun.elapsed());
-            outcome.clone_into(&mut entry.record.outcome);
-            tail(output).clone_into(&mut entry.record.output);
-        }
+        let Some(entry) = commands.last.iter_mut().find(|entry| entry.number == number) else { return };
+        entry.record.took = Some(entry.begun.elapsed());
+        outcome.clone_into(&mut entry.record.outcome);
+        tail(output).clone_into(&mut entry.record.output);
+        let CommandRecord { command, outcome, output, .. } = entry.record.clone();
+        commands.last.retain(|Entry { number: other, record, .. }| {
+            *other == number || (&record.command, &record.outcome, &record.output) != (&command, &outcome, &output)
+        });
     }
 
     /// The oldest first.
@@ -98,5 +101,19 @@ mod tests {
         assert!(commands[1..].iter().all(|command| command.took.is_some() && command.output.len() <= MOST_OUTPUT));
         recorder.ended(stuck, "done", "at last");
         assert_eq!(recorder.commands()[0].output, "at last");
+    }
+
+    #[test]
+    fn what_is_asked_again_and_again_takes_one_place() {
+        let recorder = FlightRecorder::default();
+        let run = |command, output| recorder.ended(recorder.began(command), "done", output);
+        run("lvextend", "");
+        recorder.began("vgs");
+        for output in ["missing", "there"] {
+            (0..KEPT).for_each(|_| run("vgs", output));
+        }
+        let commands = recorder.commands();
+        let told: Vec<_> = commands.iter().map(|record| (record.command.as_str(), record.output.as_str())).collect();
+        assert_eq!(told, [("lvextend", ""), ("vgs", ""), ("vgs", "missing"), ("vgs", "there")]);
     }
 }
