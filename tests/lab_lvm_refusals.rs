@@ -183,6 +183,14 @@ async fn a_group_that_is_missing_or_has_another_name() {
     assert_eq!(clients.pool("vg").await.findings[0].kind, "NOT_MOUNTED");
     shell("vgrename -q moved vg");
     accepted(&clients, 1, &volume, 500 * MIB).await;
+    // As on its way to another node.
+    shell("vgchange -q -an vg && vgexport -q vg");
+    let status = clients.extend(&share(1), 600 * MIB).await.unwrap_err();
+    assert_refused(&status, "NOT_MOUNTED");
+    assert!(status.message().contains("vgimport"), "{status:?}");
+    assert_eq!(clients.pool("vg").await.findings[0].kind, "NOT_MOUNTED");
+    shell("vgimport -q vg && vgchange -q -ay vg");
+    accepted(&clients, 1, &volume, 600 * MIB).await;
 }
 
 #[tokio::test]

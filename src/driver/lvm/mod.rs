@@ -95,10 +95,15 @@ impl Lvm {
     /// # Errors
     /// [`Refusal::NotMounted`] when the group is not there.
     fn read_group(&self) -> Result<Group, Refusal> {
-        let command = format!("vgs {REPORT} -o {} {}", volume::GROUP_FIELDS, self.group.name());
+        let name = self.group.name();
+        let command = format!("vgs {REPORT} -o {} {name}", volume::GROUP_FIELDS);
         let (rows, words) = self.group.ask(&self.pool, &command)?;
         self.group.learn_disks(&rows);
         match rows.first() {
+            // Its volumes are in no report then.
+            Some(row) if !row.text("vg_exported")?.is_empty() => {
+                Err(self.not_mounted(format!("volume group {name} is exported; vgimport {name}")))
+            }
             Some(row) => Group::read(row),
             None => Err(self.not_mounted(format!("volume group {}: {words}", self.group.name()))),
         }

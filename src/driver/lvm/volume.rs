@@ -48,7 +48,7 @@ pub struct Group {
 }
 
 /// The fields of `vgs` that [`Group::read`] reads, and those of its physical volumes, each of which has a row.
-pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial,pv_name,pv_mda_used_count";
+pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial,vg_exported,pv_name,pv_mda_used_count";
 
 impl Group {
     /// # Errors
