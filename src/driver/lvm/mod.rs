@@ -289,11 +289,11 @@ impl Lvm {
         }
         let Share { volume, observed, .. } = self.find_by_lvs(share, &Patience::default())?;
         observed.extendable()?;
-        if words.contains("nsufficient") {
-            let missing = wanted.saturating_sub(before);
-            let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
-            let (pool, free) = (self.pool.clone(), volume.group.free);
-            return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
+        let (missing, free) = (wanted.saturating_sub(before), volume.group.free);
+        let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
+        // Else one of its disks is full that a stripe or a copy should be on, which LVM's words tell.
+        if words.contains("nsufficient") && free < asked {
+            return Err(Refusal::PoolFull { pool: self.pool.clone(), free, reserved: Bytes::ZERO, asked }.into());
         }
         let problem = format!("lvextend to {wanted} left {} at {after}: {words}", observed.location.display());
         Err(Refusal::Internal { problem }.into())
