@@ -198,6 +198,22 @@ async fn a_group_that_gets_a_disk_while_a_volume_is_extended() {
     shell("vgreduce -q vg /dev/loop7 && pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
 }
 
+/// Too many to be asked for the metadata one after the other.
+#[tokio::test]
+async fn lvextend_is_shown_the_disks_of_its_group_alone_also_if_they_are_many() {
+    let group = Group::on("vg", &["ubda"]);
+    let volume = group.create(1, "-L 100m");
+    let of_each = |commands: &str| shell(&format!("for n in 0 1 2 3 4 5 6 7; do disk=/run/disk$n; {commands}; done"));
+    of_each("truncate -s 20M $disk; losetup /dev/loop$n $disk; vgextend -q -y vg /dev/loop$n");
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    assert_eq!(clients.pool("vg").await.free_bytes, group.free());
+    let job = ended(&clients, &share(1), 120 * MIB).await;
+    assert_eq!((job.state(), volume.size()), (JobState::Succeeded, 120 * MIB), "{job:?}");
+    assert!(last_lvextend(&clients).await.command.contains("|^/dev/loop7$|"));
+    of_each("vgreduce -q vg /dev/loop$n; pvremove -q /dev/loop$n; losetup -d /dev/loop$n; rm $disk");
+}
+
 /// Since the extend was accepted.
 #[tokio::test]
 async fn space_that_lvextend_does_not_find_is_told_as_it_is() {
