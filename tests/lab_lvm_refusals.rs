@@ -113,6 +113,17 @@ async fn reports_do_not_depend_on_lvm_conf() {
         drop(daemon);
         shell("lvremove -q -y vg/thin");
     }
+    // No command in a shell changes this.
+    for more in ["", logs] {
+        fs::write(folder.join("lvm.conf"), format!("{usual}{more}report {{ output_format = \"json\" }}\n")).unwrap();
+        let daemon = Daemon::start_with(group.dir(), &group.pool(""), &variables).await;
+        let status = daemon.clients().await.extend(&share(1), 80 * MIB).await.unwrap_err();
+        assert_refused(&status, "INTERNAL");
+        assert!(
+            status.message().ends_with("lvm.conf has report/output_format=json, which growd cannot read"),
+            "{status:?}"
+        );
+    }
 }
 
 /// As where udev has missed it.

@@ -143,6 +143,11 @@ impl VolumeGroup {
                 let problem = format!("{command}: lvm printed more than a report can have");
                 Err(Refusal::Internal { problem })
             }
+            // A shell keeps the form that it was started with, whatever its commands are told.
+            Ok(output) if output.text.contains("\"report\": [") => {
+                let problem = "lvm.conf has report/output_format=json, which growd cannot read".to_owned();
+                Err(Refusal::Internal { problem })
+            }
             Ok(output) => Ok(output.text),
             Err(ShellError::TimedOut(waited)) => Err(Refusal::Stuck { pool: pool.clone(), waited }),
             Err(error) => Err(Refusal::Internal { problem: format!("{command}: {error}") }),
