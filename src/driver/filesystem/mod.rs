@@ -23,7 +23,7 @@ pub use self::device::{Device, half_grown};
 use self::ext4::{Ext4, Obstacle, SUPERBLOCK};
 use self::geometry::Geometry;
 use super::shell::Quoted;
-use super::{DriverError, Problem, system};
+use super::{DriverError, Problem, nothing_blocks, system};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
 use crate::sys::btrfs::{self, devices};
@@ -134,9 +134,7 @@ impl Mounted {
         if now.size_on(volume) <= now.size() {
             return Ok(now.size());
         }
-        if let Some(refusal) = self.obstacle_to(&now, &self.node).and_then(|problem| problem.refusal) {
-            return Err(refusal.into());
-        }
+        nothing_blocks(self.obstacle_to(&now, &self.node))?;
         let root = self.root.as_fd();
         let grown = match &now {
             Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),

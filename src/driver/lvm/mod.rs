@@ -28,7 +28,7 @@ use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{
     Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, answer_each,
-    system,
+    nothing_blocks, system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool};
 
@@ -105,7 +105,7 @@ impl Lvm {
                 Err(self.not_mounted(format!("volume group {name} is exported; vgimport {name}")))
             }
             Some(row) => Group::read(row),
-            None => Err(self.not_mounted(format!("volume group {}: {words}", self.group.name()))),
+            None => Err(self.not_mounted(format!("volume group {name}: {words}"))),
         }
     }
 
@@ -236,8 +236,7 @@ impl Lvm {
             None => self.read_volume(&name)?,
         };
         let Some(volume) = volume else { return Ok(()) };
-        let refusal = self.unrecorded(share, &volume, device)?.and_then(|problem| problem.refusal);
-        refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
+        Ok(nothing_blocks(self.unrecorded(share, &volume, device)?)?)
     }
 
     fn grow_filesystem(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
@@ -275,6 +274,7 @@ impl Lvm {
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
         }
+        nothing_blocks(device.obstacle(&self.location_of(&name)))?;
         let command = format!("lvextend --yes --size {}b {}/{name}", wanted.get(), self.group.name());
         let mut words = self.group.change(&self.pool, &command)?;
         let mut after = self.look_at(share)?.size;
