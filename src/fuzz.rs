@@ -127,8 +127,9 @@ pub fn mountinfo(data: &[u8]) {
         let device = format!("{}:{}", major(mount.device), minor(mount.device));
         let mut line = format!("{} {} {device} ", mount.id, mount.parent).into_bytes();
         let fields = [mount.root.as_os_str(), mount.mount_point.as_os_str(), OsStr::new("rw"), OsStr::new("-")];
-        let options = OsStr::new(if mount.all_read_only { "ro" } else { "rw" });
-        for field in fields.into_iter().chain([mount.filesystem.as_os_str(), mount.source.as_os_str(), options]) {
+        let (access, copy) = (if mount.all_read_only { "ro" } else { "rw" }, if mount.by_copy { ",sb=" } else { "" });
+        let (kind, options) = (mount.filesystem.as_os_str(), OsString::from([access, copy].concat()));
+        for field in fields.into_iter().chain([kind, mount.source.as_os_str(), &options]) {
             line.extend(escaped(field).as_bytes());
             line.push(b' ');
         }

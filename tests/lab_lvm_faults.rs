@@ -94,11 +94,7 @@ async fn a_hanging_lvextend_holds_up_nobody_else() {
 
 /// What lvm is made to do, and what the job then ends with; empty for success.
 const LIES: [(&str, &str, &str); 9] = [
-    (
-        "says that there is no space",
-        "echo '  Insufficient free space: 20 extents needed, 0 available' >&2",
-        "POOL_FULL",
-    ),
+    ("says that there is no space", "echo '  Insufficient free space: 20 extents needed, 0 available' >&2", "INTERNAL"),
     ("fails", "echo '  Device or resource busy' >&2", "INTERNAL"),
     ("succeeds without growing", "echo '  Logical volume successfully resized.'", "INTERNAL"),
     ("says nothing", ":", "INTERNAL"),
@@ -199,6 +195,45 @@ async fn a_group_that_gets_a_disk_while_a_volume_is_extended() {
         assert_eq!(fake.asked(), asked, "{:?}", last_lvextend(&clients).await);
     }
     assert!(last_lvextend(&clients).await.command.contains("/dev/loop7"));
+    shell("vgreduce -q vg /dev/loop7 && pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
+}
+
+/// Too many to be asked for the metadata one after the other.
+#[tokio::test]
+async fn lvextend_is_shown_the_disks_of_its_group_alone_also_if_they_are_many() {
+    let group = Group::on("vg", &["ubda"]);
+    let volume = group.create(1, "-L 100m");
+    let of_each = |commands: &str| shell(&format!("for n in 0 1 2 3 4 5 6 7; do disk=/run/disk$n; {commands}; done"));
+    of_each("truncate -s 20M $disk; losetup /dev/loop$n $disk; vgextend -q -y vg /dev/loop$n");
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    assert_eq!(clients.pool("vg").await.free_bytes, group.free());
+    let job = ended(&clients, &share(1), 120 * MIB).await;
+    assert_eq!((job.state(), volume.size()), (JobState::Succeeded, 120 * MIB), "{job:?}");
+    assert!(last_lvextend(&clients).await.command.contains("|^/dev/loop7$|"));
+    of_each("vgreduce -q vg /dev/loop$n; pvremove -q /dev/loop$n; losetup -d /dev/loop$n; rm $disk");
+}
+
+/// Since the extend was accepted.
+#[tokio::test]
+async fn space_that_lvextend_does_not_find_is_told_as_it_is() {
+    let group = Group::on("vg", &["ubda"]);
+    shell("truncate -s 200M /run/disk && losetup /dev/loop7 /run/disk && vgextend -q vg /dev/loop7");
+    let (striped, linear) = (group.create(1, "-L 80m -i 2"), group.create(2, "-L 80m"));
+    let fake = FakeLvm::new();
+    let daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
+    let clients = daemon.clients().await;
+    // The group has room, and one of its disks none for another stripe.
+    let error = ended(&clients, &share(1), 800 * MIB).await.error.unwrap();
+    assert_eq!((error.reason.as_str(), striped.size()), ("INTERNAL", 80 * MIB), "{error:?}");
+    assert!(error.message.contains("Insufficient suitable allocatable extents"), "{error:?}");
+    fake.lvextend("lvcreate -q -y -n other -l 100%FREE vg </dev/null >/dev/null 2>&1; real");
+    let error = ended(&clients, &share(2), 120 * MIB).await.error.unwrap();
+    assert_eq!((error.reason.as_str(), linear.size()), ("POOL_FULL", 80 * MIB), "{error:?}");
+    assert!(error.message.contains("cannot give 40MiB: 0B can still"), "{error:?}");
+    shell(&format!("lvremove -q -y vg/other {}", striped.full_name()));
+    fake.lvextend("real");
+    assert_eq!(ended(&clients, &share(2), 120 * MIB).await.state(), JobState::Succeeded);
     shell("vgreduce -q vg /dev/loop7 && pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
 }
 

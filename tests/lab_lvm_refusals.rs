@@ -113,6 +113,17 @@ async fn reports_do_not_depend_on_lvm_conf() {
         drop(daemon);
         shell("lvremove -q -y vg/thin");
     }
+    // No command in a shell changes this.
+    for more in ["", logs] {
+        fs::write(folder.join("lvm.conf"), format!("{usual}{more}report {{ output_format = \"json\" }}\n")).unwrap();
+        let daemon = Daemon::start_with(group.dir(), &group.pool(""), &variables).await;
+        let status = daemon.clients().await.extend(&share(1), 80 * MIB).await.unwrap_err();
+        assert_refused(&status, "INTERNAL");
+        assert!(
+            status.message().ends_with("lvm.conf has report/output_format=json, which growd cannot read"),
+            "{status:?}"
+        );
+    }
 }
 
 /// As where udev has missed it.
@@ -183,6 +194,14 @@ async fn a_group_that_is_missing_or_has_another_name() {
     assert_eq!(clients.pool("vg").await.findings[0].kind, "NOT_MOUNTED");
     shell("vgrename -q moved vg");
     accepted(&clients, 1, &volume, 500 * MIB).await;
+    // As on its way to another node.
+    shell("vgchange -q -an vg && vgexport -q vg");
+    let status = clients.extend(&share(1), 600 * MIB).await.unwrap_err();
+    assert_refused(&status, "NOT_MOUNTED");
+    assert!(status.message().contains("vgimport"), "{status:?}");
+    assert_eq!(clients.pool("vg").await.findings[0].kind, "NOT_MOUNTED");
+    shell("vgimport -q vg && vgchange -q -ay vg");
+    accepted(&clients, 1, &volume, 600 * MIB).await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, share};
+use growd::driver::lvm::{Lvm, VolumeGroup, find_lvm};
 use growd::driver::{self, Driver, Step};
 use growd::model::{Bytes, Reason, ShareId};
 use growd::wire::proto::Finding;
@@ -178,12 +179,20 @@ async fn btrfs_with_a_balance_that_is_paused() {
     drop(daemon);
     // A step begins nothing either. What was grown before the balance stays a success.
     let template = format!("{}/{{share_id}}.img", ground.path().display()).parse().unwrap();
-    let driver = driver::image::Image::new("images".parse().unwrap(), template, vec![], false, false, Arc::default());
-    let (id, to): (ShareId, _) = (share(1).parse().unwrap(), Bytes::mib(1200));
-    for step in [Step::GrowVolume { to }, Step::GrowFilesystem { to }] {
-        assert_eq!(driver.apply(id, step).unwrap_err().into_refusal().reason(), Reason::NotMounted);
+    let images = driver::image::Image::new("images".parse().unwrap(), template, vec![], false, false, Arc::default());
+    let vg = VolumeGroup::new("vg".to_owned(), find_lvm(), Arc::default());
+    let vg =
+        Lvm::new("vg".parse().unwrap(), Arc::new(vg), "share-{share_id}".parse().unwrap(), Vec::new(), None, false);
+    let drivers: [&dyn Driver; 2] = [&images, &vg];
+    for (n, driver) in (1..).zip(drivers) {
+        let (id, to): (ShareId, _) = (share(n).parse().unwrap(), Bytes::mib(1200));
+        let refused = driver.apply(id, Step::GrowVolume { to }).unwrap_err().into_refusal();
+        assert_eq!(refused.reason(), Reason::NotMounted);
+        assert_eq!((driver.measure(id).unwrap().usable(), driver.verify(id).unwrap()), (Bytes::gib(1), Bytes::gib(1)));
     }
-    assert_eq!((driver.measure(id).unwrap().usable(), driver.verify(id).unwrap()), (Bytes::gib(1), Bytes::gib(1)));
+    let (id, to) = (share(1).parse().unwrap(), Bytes::mib(1200));
+    let refused = images.apply(id, Step::GrowFilesystem { to }).unwrap_err().into_refusal();
+    assert_eq!(refused.reason(), Reason::NotMounted);
     assert_eq!((image.size(), volume.size()), (1024 * MIB, 1024 * MIB));
     for place in [image.mount_point(), volume.path()] {
         lab::run("btrfs", &["balance", "cancel", place.to_str().unwrap()]);

@@ -179,6 +179,7 @@ mod tests {
             filesystem: "xfs".into(),
             source: source.into(),
             all_read_only: false,
+            by_copy: false,
         }
     }
 

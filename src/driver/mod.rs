@@ -234,6 +234,12 @@ impl Problem {
     }
 }
 
+/// # Errors
+/// What an extend is refused with for a problem that stops it.
+fn nothing_blocks(problem: Option<Problem>) -> Result<(), Refusal> {
+    problem.and_then(|problem| problem.refusal).map_or(Ok(()), Err)
+}
+
 /// Identity of a space that shares grow into: a file system, a volume group, a thin pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpaceId(pub String);

@@ -37,6 +37,8 @@ pub struct Mount {
     pub source: PathBuf,
     /// Whether nothing can be written through any mount of its file system. Else this mount may be read-only all the same.
     pub all_read_only: bool,
+    /// Whether ext4 goes by a copy of its superblock, as the option `sb=` has it.
+    pub by_copy: bool,
 }
 
 /// The mount of the file system that holds an open file: of its root directory, if that is mounted anywhere.
@@ -133,9 +135,11 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let filesystem = unescape(fields.next()?);
     let source = unescape(fields.next()?);
     // The first of them says `ro` or `rw`, before the options of its kind.
-    let all_read_only = fields.next().is_some_and(|options| options.split(|byte| *byte == b',').next() == Some(b"ro"));
+    let mut options = fields.next().unwrap_or_default().split(|byte| *byte == b',');
+    let all_read_only = options.next() == Some(b"ro");
+    let by_copy = options.any(|option| option.starts_with(b"sb="));
     let (root, mount_point, source) = (root.into(), mount_point.into(), source.into());
-    Some(Mount { id, parent, device, root, mount_point, filesystem, source, all_read_only })
+    Some(Mount { id, parent, device, root, mount_point, filesystem, source, all_read_only, by_copy })
 }
 
 /// Undoes the kernel's escapes: a space is `\040`, a tab `\011`, a line feed `\012`, a backslash `\134`.
@@ -181,11 +185,16 @@ nonsense
                 filesystem: "xfs".into(),
                 source: "/dev/ubda".into(),
                 all_read_only: false,
+                by_copy: false,
             }
         );
-        for (options, all_read_only) in [("ro - xfs a rw,prjquota", false), ("ro - xfs a ro,prjquota", true)] {
+        for (options, told) in [
+            ("ro - xfs a rw,prjquota", (false, false)),
+            ("ro - xfs a ro,prjquota", (true, false)),
+            ("rw - ext4 a rw,sb=131072,errors=continue", (false, true)),
+        ] {
             let line = format!("40 22 8:1 / /srv {options}");
-            assert_eq!(parse(line.as_bytes()).next().map(|mount| mount.all_read_only), Some(all_read_only));
+            assert_eq!(parse(line.as_bytes()).next().map(|mount| (mount.all_read_only, mount.by_copy)), Some(told));
         }
     }
 
@@ -248,7 +257,7 @@ nonsense
             let mount = |(id, parent, depth): (u32, u32, usize)| {
                 let mount_point = PathBuf::from(format!("/{}", "a/".repeat(depth)));
                 let (root, filesystem, source) = ("/".into(), "xfs".into(), "/dev/a".into());
-                Mount { id, parent, device: 1, root, mount_point, filesystem, source, all_read_only: false }
+                Mount { id, parent, device: 1, root, mount_point, filesystem, source, all_read_only: false, by_copy: false }
             };
             let mounts: Vec<_> = numbers.into_iter().map(mount).collect();
             let found = above(&mounts, Path::new("/a/a/b"));

@@ -51,6 +51,9 @@ pub struct Obstacle {
     pub check: Option<&'static str>,
 }
 
+/// Only the mount tells of it.
+pub const BY_COPY: Obstacle = Obstacle { what: "a mount by its backup superblock", check: Some("e2fsck -f") };
+
 /// A limit that a growth would cross.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Crossed {

@@ -20,10 +20,10 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::syncfs;
 
 pub use self::device::{Device, half_grown};
-use self::ext4::{Ext4, Obstacle, SUPERBLOCK};
+use self::ext4::{BY_COPY, Ext4, Obstacle, SUPERBLOCK};
 use self::geometry::Geometry;
 use super::shell::Quoted;
-use super::{DriverError, Problem, system};
+use super::{DriverError, Problem, nothing_blocks, system};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
 use crate::sys::block_device::{self, BlockDevice, FirstBlock};
 use crate::sys::btrfs::{self, devices};
@@ -69,8 +69,14 @@ fn observe(
         DriverError::unusable(Refusal::ShareNotMounted { share, pool: pool.clone(), problem }, remedy)
     };
     match mounts::find(device, location).map_err(system("find the mount of", node))? {
-        mounts::Found::Writable { root, mount_point } => {
-            let geometry = read_geometry(&opened, root.as_fd(), node)?;
+        mounts::Found::Writable { root, mount } => {
+            let mut geometry = read_geometry(&opened, root.as_fd(), node)?;
+            if let Geometry::Ext4(ext4) = &mut geometry
+                && mount.by_copy
+            {
+                ext4.obstacle.get_or_insert(BY_COPY);
+            }
+            let mount_point = mount.mount_point;
             let space = fstatvfs(&root).map_err(system("measure", &mount_point))?;
             let used = space.blocks().saturating_sub(space.blocks_free());
             let used = Bytes::new(used.saturating_mul(space.fragment_size()));
@@ -134,9 +140,7 @@ impl Mounted {
         if now.size_on(volume) <= now.size() {
             return Ok(now.size());
         }
-        if let Some(refusal) = self.obstacle_to(&now, &self.node).and_then(|problem| problem.refusal) {
-            return Err(refusal.into());
-        }
+        nothing_blocks(self.obstacle(&self.node))?;
         let root = self.root.as_fd();
         let grown = match &now {
             Geometry::Xfs(xfs) => growfs::xfs_grow(root, volume.get() / u64::from(xfs.block_size), xfs.inode_percent),
@@ -151,7 +155,7 @@ impl Mounted {
             }
             Err(Errno::EPERM) if !matches!(now, Geometry::Xfs(_)) => {
                 let why = match now {
-                    Geometry::Ext4(_) => "which has recorded errors or is mounted by a backup superblock (see dmesg)",
+                    Geometry::Ext4(_) => "which has recorded errors (see dmesg)",
                     _ => "which btrfs does not write to (see dmesg)",
                 };
                 let what = format!("growing {} on {}, {why},", self.geometry.name(), self.node.display());
@@ -206,19 +210,15 @@ impl Mounted {
     /// What keeps it from growing at all now, with what heals that: growd lacks a capability, the kernel does not grow such an
     /// ext4, or btrfs is at another work. `location` is what a check of the file system is run on.
     pub fn obstacle(&self, location: &Path) -> Option<Problem> {
-        self.obstacle_to(&self.geometry, location)
-    }
-
-    fn obstacle_to(&self, geometry: &Geometry, location: &Path) -> Option<Problem> {
         let (node, place) = (self.node.display(), Quoted(&self.mount_point));
-        let capability = geometry.capability();
+        let capability = self.geometry.capability();
         if !capabilities::is_effective(capability) {
-            let what = format!("growing {} on {node} without {capability}", geometry.name());
+            let what = format!("growing {} on {node} without {capability}", self.geometry.name());
             let remedy =
                 format!("allow growd {capability}: by CapabilityBoundingSet= of its unit, or in its container");
             return Some(Problem::blocking(Refusal::Unsupported { what }, remedy));
         }
-        match geometry {
+        match &self.geometry {
             Geometry::Ext4(Ext4 { obstacle, .. }) => obstacle.map(|Obstacle { what, check }| {
                 let (advice, remedy) = match check {
                     Some(check) => (

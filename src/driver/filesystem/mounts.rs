@@ -20,7 +20,7 @@ use crate::sys::open_beneath::{DIRECTORY, open_without_links};
 pub(super) enum Found {
     Writable {
         root: OwnedFd,
-        mount_point: PathBuf,
+        mount: Mount,
     },
     /// It is mounted, but it cannot be grown through any of its mounts; the problem goes on from "that".
     Unusable {
@@ -73,7 +73,7 @@ pub(super) fn find(device: dev_t, location: &Path) -> Result<Found, Errno> {
         }
         let place = mount.mount_point.display().to_string();
         let (problem, remedy) = match open_root(mount, &wanted) {
-            Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount_point: mount.mount_point.clone() }),
+            Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount: mount.clone() }),
             Ok(Root::ReadOnly) if mount.all_read_only => {
                 (format!("is mounted read-only at {place}"), mend(mount, location))
             }

@@ -17,7 +17,7 @@ use crate::driver::flight_recorder::FlightRecorder;
 use crate::model::{PoolName, Refusal};
 use crate::sys::lvm_shell::{Dying, Output, Shell, ShellError};
 
-/// Each costs a question.
+/// Physical volumes that are asked for the metadata. Each costs a question.
 const MOST_DISKS: usize = 8;
 
 /// Much longer than a report of a large group takes.
@@ -88,7 +88,7 @@ impl VolumeGroup {
         };
         let disks: Option<Vec<String>> = rows.iter().map(disk).collect();
         *self.disks.lock() = match disks {
-            Some(disks) if (1..=MOST_DISKS).contains(&disks.len()) => Disks::Known(disks),
+            Some(disks) if !disks.is_empty() => Disks::Known(disks),
             _ => Disks::Useless,
         };
     }
@@ -109,6 +109,9 @@ impl VolumeGroup {
     /// As [`Self::ask`].
     pub fn metadata(&self, pool: &PoolName) -> Result<Option<(String, usize)>, Refusal> {
         let Disks::Known(disks) = self.disks.lock().clone() else { return Ok(None) };
+        if disks.len() > MOST_DISKS {
+            return Ok(None);
+        }
         let mut agreed: Option<String> = None;
         for disk in &disks {
             // It takes no lock, but without the option the reports that the same shell gives afterwards would.
@@ -138,6 +141,11 @@ impl VolumeGroup {
         match self.run(&mut line, pool, command, Some(QUESTION_LIMIT))? {
             Ok(Output { truncated: true, .. }) => {
                 let problem = format!("{command}: lvm printed more than a report can have");
+                Err(Refusal::Internal { problem })
+            }
+            // A shell keeps the form that it was started with, whatever its commands are told.
+            Ok(output) if output.text.contains("\"report\": [") => {
+                let problem = "lvm.conf has report/output_format=json, which growd cannot read".to_owned();
                 Err(Refusal::Internal { problem })
             }
             Ok(output) => Ok(output.text),

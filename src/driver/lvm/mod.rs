@@ -28,7 +28,7 @@ use super::filesystem::{self, Device};
 use super::path_template::NameTemplate;
 use super::{
     Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, answer_each,
-    system,
+    nothing_blocks, system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId, ThinPool};
 
@@ -95,24 +95,29 @@ impl Lvm {
     /// # Errors
     /// [`Refusal::NotMounted`] when the group is not there.
     fn read_group(&self) -> Result<Group, Refusal> {
-        let command = format!("vgs {REPORT} -o {} {}", volume::GROUP_FIELDS, self.group.name());
+        let name = self.group.name();
+        let command = format!("vgs {REPORT} -o {} {name}", volume::GROUP_FIELDS);
         let (rows, words) = self.group.ask(&self.pool, &command)?;
         self.group.learn_disks(&rows);
         match rows.first() {
-            Some(row) => Group::read(row).map_err(|problem| Refusal::Internal { problem }),
-            None => Err(self.not_mounted(format!("volume group {}: {words}", self.group.name()))),
+            // Its volumes are in no report then.
+            Some(row) if !row.text("vg_exported")?.is_empty() => {
+                Err(self.not_mounted(format!("volume group {name} is exported; vgimport {name}")))
+            }
+            Some(row) => Group::read(row),
+            None => Err(self.not_mounted(format!("volume group {name}: {words}"))),
         }
     }
 
-    /// What `lvs` reports of some volumes, or of all of the group when none is named.
+    /// Fields that `lvs` reports of some volumes, or of all of the group when none is named.
     ///
     /// # Errors
     /// [`Refusal::NotMounted`] when the group is not there.
-    fn read_volumes(&self, names: &[&str]) -> Result<Vec<Row>, Refusal> {
+    fn lvs(&self, fields: &str, names: &[&str]) -> Result<Vec<Row>, Refusal> {
         let group = self.group.name();
         let places: Vec<String> = names.iter().map(|name| format!("{group}/{name}")).collect();
         let places = if places.is_empty() { group.to_owned() } else { places.join(" ") };
-        let (rows, _) = self.group.ask(&self.pool, &format!("lvs {REPORT} -o {} {places}", volume::FIELDS))?;
+        let (rows, _) = self.group.ask(&self.pool, &format!("lvs {REPORT} -o {fields} {places}"))?;
         if rows.is_empty() {
             // It is not said in a form for programs whether the group or the volume is missing.
             self.read_group()?;
@@ -149,18 +154,16 @@ impl Lvm {
         let name = self.name_of(share);
         let mut names = vec![name.as_str()];
         names.extend(self.thin.as_ref().map(|thin| thin.name.as_str()));
-        self.look_up(share, &self.read_volumes(&names)?, patience)
+        self.look_up(share, &self.lvs(volume::FIELDS, &names)?, patience)
     }
 
     /// A share among the rows of a report, which has the thin pool too if the pool has one.
     fn look_up(&self, share: ShareId, rows: &[Row], patience: &Patience) -> Result<Share, DriverError> {
-        let name = self.name_of(share);
-        let read = |name: &str| Volume::read(rows, name).map_err(|problem| Refusal::Internal { problem });
         let thin_pool = match &self.thin {
-            Some(thin) => read(&thin.name)?,
+            Some(thin) => Volume::read(rows, &thin.name)?,
             None => None,
         };
-        let volume = read(&name)?.ok_or(Refusal::ShareNotFound { share })?;
+        let volume = Volume::read(rows, &self.name_of(share))?.ok_or(Refusal::ShareNotFound { share })?;
         self.describe(share, volume, thin_pool, patience)
     }
 
@@ -218,8 +221,7 @@ impl Lvm {
     }
 
     fn read_volume(&self, name: &str) -> Result<Option<Volume>, Refusal> {
-        let rows = self.read_volumes(&[name])?;
-        Volume::read(&rows, name).map_err(|problem| Refusal::Internal { problem })
+        Volume::read(&self.lvs(volume::FIELDS, &[name])?, name)
     }
 
     /// Before the end of a device is put to use: after a crash it may be larger than it was when the extend was accepted, and
@@ -234,8 +236,7 @@ impl Lvm {
             None => self.read_volume(&name)?,
         };
         let Some(volume) = volume else { return Ok(()) };
-        let refusal = self.unrecorded(share, &volume, device)?.and_then(|problem| problem.refusal);
-        refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
+        Ok(nothing_blocks(self.unrecorded(share, &volume, device)?)?)
     }
 
     fn grow_filesystem(&self, share: ShareId, to: Bytes) -> Result<Outcome, DriverError> {
@@ -273,6 +274,7 @@ impl Lvm {
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
         }
+        nothing_blocks(device.obstacle(&self.location_of(&name)))?;
         let command = format!("lvextend --yes --size {}b {}/{name}", wanted.get(), self.group.name());
         let mut words = self.group.change(&self.pool, &command)?;
         let mut after = self.look_at(share)?.size;
@@ -287,11 +289,11 @@ impl Lvm {
         }
         let Share { volume, observed, .. } = self.find_by_lvs(share, &Patience::default())?;
         observed.extendable()?;
-        if words.contains("nsufficient") {
-            let missing = wanted.saturating_sub(before);
-            let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
-            let (pool, free) = (self.pool.clone(), volume.group.free);
-            return Err(Refusal::PoolFull { pool, free, reserved: Bytes::ZERO, asked }.into());
+        let (missing, free) = (wanted.saturating_sub(before), volume.group.free);
+        let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
+        // Else one of its disks is full that a stripe or a copy should be on, which LVM's words tell.
+        if words.contains("nsufficient") && free < asked {
+            return Err(Refusal::PoolFull { pool: self.pool.clone(), free, reserved: Bytes::ZERO, asked }.into());
         }
         let problem = format!("lvextend to {wanted} left {} at {after}: {words}", observed.location.display());
         Err(Refusal::Internal { problem }.into())
@@ -299,7 +301,17 @@ impl Lvm {
 
     fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
         let patience = Patience::default();
-        let Share { volume, device, observed } = self.find(share, &patience)?;
+        let (Share { volume, device, observed }, space) = match &self.thin {
+            Some(thin) => {
+                let rows = self.lvs(volume::FIELDS, &[])?;
+                (self.look_up(share, &rows, &patience)?, self.space_of_thin_pool(thin, &rows, &patience)?)
+            }
+            None => {
+                let found = self.find(share, &patience)?;
+                let space = self.space_of(found.volume.group);
+                (found, space)
+            }
+        };
         let growth = match (device, volume.rounding) {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
@@ -309,28 +321,17 @@ impl Lvm {
             }
             _ => Ok(Bytes::ZERO),
         };
-        let space = match &self.thin {
-            Some(thin) => self.space_of_thin_pool(thin, &patience)?,
-            None => self.space_of(volume.group),
-        };
         Ok(Assessment { observed, growth, space })
     }
 
-    fn space_of_thin_pool(&self, thin: &ThinPool, patience: &Patience) -> Result<Space, DriverError> {
-        let selection = format!("lv_name=\"{0}\" || pool_lv=\"{0}\"", thin.name);
-        let command = format!("lvs {REPORT} -S '{selection}' -o {} {}", volume::FIELDS, self.group.name());
-        let (rows, _) = self.group.ask(&self.pool, &command)?;
-        if rows.is_empty() {
-            self.read_group()?;
-        }
-        let internal = |problem| Refusal::Internal { problem };
-        let thin_pool = Volume::read(&rows, &thin.name).map_err(internal)?;
+    /// By a report of all volumes of the group.
+    fn space_of_thin_pool(&self, thin: &ThinPool, rows: &[Row], patience: &Patience) -> Result<Space, DriverError> {
         let missing = || self.not_mounted(format!("there is no thin pool {} in {}", thin.name, self.group.name()));
-        let thin_pool = thin_pool.ok_or_else(missing)?;
+        let thin_pool = Volume::read(rows, &thin.name)?.ok_or_else(missing)?;
         let mut promised = Bytes::ZERO;
-        for row in &rows {
-            if row.text("pool_lv").map_err(internal)? == thin.name {
-                promised = promised.saturating_add(row.bytes("lv_size").map_err(internal)?);
+        for row in rows {
+            if row.text("pool_lv")? == thin.name {
+                promised = promised.saturating_add(row.bytes("lv_size")?);
             }
         }
         let is_suspended = patience.is_outlasted_by(&volume::thin_pool_node(self.group.name(), &thin.name));
@@ -370,10 +371,7 @@ impl Driver for Lvm {
     }
 
     fn shares(&self) -> Result<Shares, DriverError> {
-        let (rows, _) = self.group.ask(&self.pool, &format!("lvs {REPORT} -o lv_name {}", self.group.name()))?;
-        if rows.is_empty() {
-            self.read_group()?;
-        }
+        let rows = self.lvs("lv_name", &[])?;
         let names: Vec<&str> = rows.iter().filter_map(|row| row.text("lv_name").ok()).collect();
         let found = names.iter().filter_map(|name| self.template.share_of(name));
         let explicit = self.explicit.iter().filter(|(_, name)| names.contains(&name.as_str())).map(|(share, _)| *share);
@@ -399,7 +397,7 @@ impl Driver for Lvm {
         if let [share] = shares {
             return vec![self.observe(*share)];
         }
-        let rows = self.read_volumes(&[]).map_err(DriverError::from);
+        let rows = self.lvs(volume::FIELDS, &[]).map_err(DriverError::from);
         let patience = Patience::default();
         answer_each(rows, shares, |rows, share| Ok(self.look_up(*share, rows, &patience)?.observed))
     }
@@ -414,7 +412,7 @@ impl Driver for Lvm {
 
     fn space(&self) -> Result<Space, DriverError> {
         match &self.thin {
-            Some(thin) => self.space_of_thin_pool(thin, &Patience::default()),
+            Some(thin) => self.space_of_thin_pool(thin, &self.lvs(volume::FIELDS, &[])?, &Patience::default()),
             None => Ok(self.space_of(self.read_group()?)),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::model::Bytes;
+use crate::model::{Bytes, Refusal};
 
 /// One line of a report: fields by their names, as `lv_size`.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -48,24 +48,26 @@ fn row(line: &str) -> Option<Row> {
 
 impl Row {
     /// # Errors
-    /// A message when the field is missing.
-    pub fn text(&self, field: &str) -> Result<&str, String> {
-        self.0.get(field).map(String::as_str).ok_or_else(|| format!("the report of lvm has no field {field}"))
+    /// INTERNAL when the field is missing.
+    pub fn text(&self, field: &str) -> Result<&str, Refusal> {
+        let problem = || format!("the report of lvm has no field {field}");
+        self.0.get(field).map(String::as_str).ok_or_else(|| Refusal::Internal { problem: problem() })
     }
 
     /// # Errors
-    /// A message when the field is missing or no number.
-    pub fn number<N: std::str::FromStr>(&self, field: &str) -> Result<N, String> {
+    /// INTERNAL when the field is missing or no number.
+    pub fn number<N: std::str::FromStr>(&self, field: &str) -> Result<N, Refusal> {
         self.text(field)?.parse().map_err(|_| self.nonsense(field))
     }
 
-    fn nonsense(&self, field: &str) -> String {
-        format!("the report of lvm has {:?} as {field}", self.text(field).unwrap_or_default())
+    fn nonsense(&self, field: &str) -> Refusal {
+        let problem = format!("the report of lvm has {:?} as {field}", self.text(field).unwrap_or_default());
+        Refusal::Internal { problem }
     }
 
     /// # Errors
     /// As [`Row::number`].
-    pub fn bytes(&self, field: &str) -> Result<Bytes, String> {
+    pub fn bytes(&self, field: &str) -> Result<Bytes, Refusal> {
         self.number(field).map(Bytes::new)
     }
 
@@ -73,7 +75,7 @@ impl Row {
     ///
     /// # Errors
     /// As [`Row::number`]. NaN, which is below any limit, would pass for a thin pool with room.
-    pub fn percent(&self, field: &str) -> Result<Option<f64>, String> {
+    pub fn percent(&self, field: &str) -> Result<Option<f64>, Refusal> {
         if self.text(field)?.is_empty() {
             return Ok(None);
         }
@@ -101,12 +103,12 @@ mod tests {
         for text in ["nan", "inf", "-0.1", "100.01", "x"] {
             let row = super::row(&format!("LVM2_DATA_PERCENT='{text}'")).unwrap();
             assert_eq!(
-                row.percent("data_percent").unwrap_err(),
+                row.percent("data_percent").unwrap_err().to_string(),
                 format!("the report of lvm has {text:?} as data_percent")
             );
         }
-        assert_eq!(row.text("vg_name").unwrap_err(), "the report of lvm has no field vg_name");
-        assert_eq!(row.bytes("lv_name").unwrap_err(), "the report of lvm has \"a-b\" as lv_name");
+        assert_eq!(row.text("vg_name").unwrap_err().to_string(), "the report of lvm has no field vg_name");
+        assert_eq!(row.bytes("lv_name").unwrap_err().to_string(), "the report of lvm has \"a-b\" as lv_name");
         assert_eq!(
             messages(printed),
             "WARNING: Device /dev/x not initialized.; Failed to find logical volume \"vg0/LVM2_X='y'\"; \

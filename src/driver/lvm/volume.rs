@@ -8,7 +8,7 @@ use nix::sys::stat::stat;
 
 use super::report::Row;
 use super::rounding::Rounding;
-use crate::model::{Bytes, ThinUse};
+use crate::model::{Bytes, Refusal, ThinUse};
 use crate::sys::block_device::{self, Mapper};
 
 /// The fields of `lvs` that [`Volume::read`] reads.
@@ -48,12 +48,12 @@ pub struct Group {
 }
 
 /// The fields of `vgs` that [`Group::read`] reads, and those of its physical volumes, each of which has a row.
-pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial,pv_name,pv_mda_used_count";
+pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial,vg_exported,pv_name,pv_mda_used_count";
 
 impl Group {
     /// # Errors
-    /// A message when a field is missing or not what it should be.
-    pub fn read(row: &Row) -> Result<Self, String> {
+    /// INTERNAL when a field is missing or not what it should be.
+    pub fn read(row: &Row) -> Result<Self, Refusal> {
         Ok(Self {
             size: row.bytes("vg_size")?,
             free: row.bytes("vg_free")?,
@@ -68,7 +68,7 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Group::read`].
-    pub fn read(rows: &[Row], name: &str) -> Result<Option<Self>, String> {
+    pub fn read(rows: &[Row], name: &str) -> Result<Option<Self>, Refusal> {
         let mut last = None;
         for row in rows {
             if row.text("lv_name")? == name {
