@@ -6,6 +6,7 @@
 mod findings;
 mod group;
 pub(crate) mod metadata;
+mod ordinary;
 pub(crate) mod report;
 mod rounding;
 mod suspension;
@@ -19,7 +20,7 @@ use nix::sys::stat::stat;
 use parking_lot::Mutex;
 
 pub use self::group::{VolumeGroup, find_lvm};
-use self::metadata::Metadata;
+use self::ordinary::Volumes;
 use self::report::Row;
 use self::suspension::Patience;
 pub use self::volume::doubled;
@@ -121,35 +122,22 @@ impl Lvm {
     }
 
     fn find(&self, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
-        match self.ordinary(&self.name_of(share))? {
-            Some(volume) => self.describe(share, volume, None, patience),
-            None => self.find_by_lvs(share, patience),
+        self.find_among(&self.look_for(&[share])?, share, patience)
+    }
+
+    fn find_among(&self, volumes: &Volumes, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
+        match volumes.ordinary.get(&share) {
+            Some(volume) => self.describe(share, volume.clone(), None, patience),
+            None => self.look_up(share, &volumes.rows, patience),
         }
     }
 
-    /// A volume that needs no `lvs`: active, and ordinary by the metadata of its group as they are now.
-    fn ordinary(&self, name: &str) -> Result<Option<Volume>, Refusal> {
-        if self.thin.is_some() {
-            return Ok(None);
-        }
-        let Ok(mapper) = volume::mapper(&volume::node(self.group.name(), name)) else { return Ok(None) };
-        if self.group.knows_no_disks() {
-            self.read_group()?;
-        }
-        let Some((text, disks)) = self.group.metadata(&self.pool)? else { return Ok(None) };
-        let Some(metadata) = Metadata::read(&text, self.group.name()) else { return Ok(None) };
-        if metadata.disks() != Some(disks) {
-            self.group.forget_disks();
-            return Ok(None);
-        }
-        Ok(metadata.ordinary(name).filter(|(_, uuid)| *uuid == mapper.uuid).map(|(volume, _)| volume))
-    }
-
-    fn find_by_lvs(&self, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
+    /// What `lvs` reports of a share's volume, and of the thin pool if the pool has one.
+    fn read_share(&self, share: ShareId) -> Result<Vec<Row>, Refusal> {
         let name = self.name_of(share);
         let mut names = vec![name.as_str()];
         names.extend(self.thin.as_ref().map(|thin| thin.name.as_str()));
-        self.look_up(share, &self.read_volumes(&names)?, patience)
+        self.read_volumes(&names)
     }
 
     /// A share among the rows of a report, which has the thin pool too if the pool has one.
@@ -229,7 +217,7 @@ impl Lvm {
             return Ok(());
         }
         let name = self.name_of(share);
-        let volume = match self.ordinary(&name)? {
+        let volume = match self.ordinary(share)? {
             Some(volume) => Some(volume),
             None => self.read_volume(&name)?,
         };
@@ -285,7 +273,7 @@ impl Lvm {
             *self.given.lock() = Some((share, after));
             return Ok(Outcome::Changed { from: before, to: after });
         }
-        let Share { volume, observed, .. } = self.find_by_lvs(share, &Patience::default())?;
+        let Share { volume, observed, .. } = self.look_up(share, &self.read_share(share)?, &Patience::default())?;
         observed.extendable()?;
         if words.contains("nsufficient") {
             let missing = wanted.saturating_sub(before);
@@ -297,9 +285,14 @@ impl Lvm {
         Err(Refusal::Internal { problem }.into())
     }
 
-    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let patience = Patience::default();
-        let Share { volume, device, observed } = self.find(share, &patience)?;
+    fn assess(
+        &self,
+        volumes: &Volumes,
+        thin_space: Option<Space>,
+        (share, target): (ShareId, Bytes),
+        patience: &Patience,
+    ) -> Result<Assessment, DriverError> {
+        let Share { volume, device, observed } = self.find_among(volumes, share, patience)?;
         let growth = match (device, volume.rounding) {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
@@ -309,10 +302,7 @@ impl Lvm {
             }
             _ => Ok(Bytes::ZERO),
         };
-        let space = match &self.thin {
-            Some(thin) => self.space_of_thin_pool(thin, &patience)?,
-            None => self.space_of(volume.group),
-        };
+        let space = thin_space.unwrap_or_else(|| self.space_of(volume.group));
         Ok(Assessment { observed, growth, space })
     }
 
@@ -370,13 +360,9 @@ impl Driver for Lvm {
     }
 
     fn shares(&self) -> Result<Shares, DriverError> {
-        let (rows, _) = self.group.ask(&self.pool, &format!("lvs {REPORT} -o lv_name {}", self.group.name()))?;
-        if rows.is_empty() {
-            self.read_group()?;
-        }
-        let names: Vec<&str> = rows.iter().filter_map(|row| row.text("lv_name").ok()).collect();
+        let names = self.read_names()?;
         let found = names.iter().filter_map(|name| self.template.share_of(name));
-        let explicit = self.explicit.iter().filter(|(_, name)| names.contains(&name.as_str())).map(|(share, _)| *share);
+        let explicit = self.explicit.iter().filter(|(_, name)| names.contains(name)).map(|(share, _)| *share);
         let mut shares: Vec<ShareId> = found.chain(explicit).collect();
         shares.sort_unstable();
         // One with a volume of its own may have another by the convention.
@@ -393,19 +379,22 @@ impl Driver for Lvm {
         Ok(self.find(share, &Patience::default())?.observed)
     }
 
-    /// Of one share its own look knows more than LVM has to be asked for. Of several LVM is asked once: it reads the metadata of
-    /// the whole group for each question.
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
-        if let [share] = shares {
-            return vec![self.observe(*share)];
-        }
-        let rows = self.read_volumes(&[]).map_err(DriverError::from);
         let patience = Patience::default();
-        answer_each(rows, shares, |rows, share| Ok(self.look_up(*share, rows, &patience)?.observed))
+        answer_each(self.look_for(shares), shares, |volumes, share| {
+            Ok(self.find_among(volumes, *share, &patience)?.observed)
+        })
     }
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
-        asked.iter().map(|(share, target)| self.assess(*share, *target)).collect()
+        let shares: Vec<ShareId> = asked.iter().map(|(share, _)| *share).collect();
+        let patience = Patience::default();
+        let thin_space = |thin| self.space_of_thin_pool(thin, &patience);
+        let common =
+            self.look_for(&shares).and_then(|volumes| Ok((volumes, self.thin.as_ref().map(thin_space).transpose()?)));
+        answer_each(common, asked, |(volumes, thin_space), asked| {
+            self.assess(volumes, thin_space.clone(), *asked, &patience)
+        })
     }
 
     fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
@@ -415,7 +404,7 @@ impl Driver for Lvm {
     fn space(&self) -> Result<Space, DriverError> {
         match &self.thin {
             Some(thin) => self.space_of_thin_pool(thin, &Patience::default()),
-            None => Ok(self.space_of(self.read_group()?)),
+            None => Ok(self.space_of(self.group_now()?)),
         }
     }
 
