@@ -11,9 +11,10 @@ mod daemon;
 mod volumes;
 
 use std::fs;
+use std::time::SystemTime;
 
 use daemon::{Daemon, MIB, assert_refused, eventually, metadata, share};
-use growd::wire::proto::JobState;
+use growd::wire::proto::{HostCommand, JobState};
 use tonic_health::pb::health_check_response::ServingStatus;
 use volumes::{EXTENT, FakeLvm, Group, accepted, refused, shell};
 
@@ -228,12 +229,8 @@ async fn ordinary_volumes_are_looked_up_in_the_metadata() {
     shell("truncate -s 200M /run/disk && losetup /dev/loop7 /run/disk");
     let daemon = Daemon::start(group.dir(), &group.pool("")).await;
     let clients = daemon.clients().await;
-    let (volume, _raid) = (group.create(1, "-L 40m"), group.create(2, "-L 40m --type raid1 -m 1 --nosync"));
-    for _ in 0..2 {
-        clients.share(&share(1)).await;
-    }
-    let commands = clients.diagnose().await.commands;
-    assert!(commands.iter().any(|command| command.command.starts_with("pvck")), "GetShare: {commands:?}");
+    let volumes = [1, 2].map(|n| group.create(n, "-L 40m"));
+    shell("lvcreate -q -y -n raid -L 40m --type raid1 -m 1 --nosync vg");
     for (n, change) in (1..).zip([
         "true",
         "lvcreate -q -y -n other -L 100m vg",
@@ -242,18 +239,27 @@ async fn ordinary_volumes_are_looked_up_in_the_metadata() {
         "lvrename -q vg other another",
     ]) {
         shell(change);
-        // The first one may learn that there are other physical volumes.
+        // The first round may learn that there are other physical volumes.
         for again in [false, true] {
+            let begun = SystemTime::now();
             let status = clients.extend(&share(1), 100 * GIB).await.unwrap_err();
             assert_refused(&status, "POOL_FULL");
             assert_eq!(metadata(&status, "free_bytes"), group.free().to_string(), "{change}");
+            let listed = clients.list_shares(10).await;
+            let sizes: Vec<_> = listed.iter().map(|share| share.size_bytes).collect();
+            assert_eq!(sizes, volumes.each_ref().map(|volume| Some(volume.size())), "{change}");
+            let pool = clients.pool("vg").await;
+            assert_eq!((pool.free_bytes, pool.shares), (group.free(), 2), "{change}");
+            // All that growd was asked for since, Diagnose included.
             let commands = clients.diagnose().await.commands;
-            // Diagnose itself asks for the group, and for all volumes at once.
-            let of_one = |command: &str| command.starts_with("pvck") || command.contains(" vg/share-");
-            let last = commands.iter().rev().find(|command| of_one(&command.command)).unwrap();
-            assert!(!again || last.command.starts_with("pvck"), "{change}: {last:?}");
+            let is_report = |command: &&HostCommand| {
+                let started = SystemTime::try_from(command.started_at.unwrap()).unwrap();
+                started >= begun && !command.command.starts_with("pvck")
+            };
+            let report = commands.iter().find(is_report);
+            assert!(!again || report.is_none(), "{change}: {report:?}");
         }
-        accepted(&clients, 1, &volume, (40 + 4 * n) * MIB).await;
+        accepted(&clients, 1, &volumes[0], (40 + 4 * n) * MIB).await;
     }
     let commands = clients.diagnose().await.commands;
     assert!(commands.iter().all(|command| command.output.len() < 1 << 10), "{commands:?}");

@@ -27,27 +27,47 @@ pub fn without_metadata(printed: &str) -> &str {
 }
 
 /// One volume group.
-pub struct Metadata<'a>(Section<'a>);
+pub struct Metadata<'a> {
+    section: Section<'a>,
+    /// `None` for one that lacks anything, or that not this node alone decides on.
+    pub group: Option<Group>,
+}
 
 impl<'a> Metadata<'a> {
     pub fn read(text: &'a str, group: &str) -> Option<Self> {
         let root = Section::read(&mut Words(text), 0)?;
         let known = root.one("contents")? == "Text Format Volume Group" && root.one("version")? == "1";
         let (_, section) = root.sections.into_iter().find(|(name, _)| *name == group)?;
-        known.then_some(Self(section))
+        known.then(|| Self { group: ordinary_group(&section), section })
     }
 
     /// How many physical volumes it has.
     pub fn disks(&self) -> Option<usize> {
-        Some(self.0.section("physical_volumes")?.sections.len())
+        Some(self.section.section("physical_volumes")?.sections.len())
+    }
+
+    fn volumes(&self) -> Option<&[(&'a str, Section<'a>)]> {
+        Some(&self.section.section("logical_volumes")?.sections)
+    }
+
+    /// The volumes that are not part of others, as far as `lvs` would say the same.
+    pub fn names(&self) -> Option<Vec<&'a str>> {
+        self.group?;
+        let mut names = Vec::new();
+        for (name, volume) in self.volumes()? {
+            if volume.list("status")?.contains(&"VISIBLE") {
+                names.push(*name);
+            }
+        }
+        Some(names)
     }
 
     /// A thick volume that is in use by no other, in a group that lacks nothing, and what device-mapper knows it by.
     /// Only the kernel knows whether it is active: it is said to be.
     pub fn ordinary(&self, name: &str) -> Option<(Volume, String)> {
-        let group = self.group()?;
+        let group = self.group?;
         let bytes = |extents: u64| Some(Bytes::new(extents.checked_mul(group.extent.get())?));
-        let volumes = &self.0.section("logical_volumes")?.sections;
+        let volumes = self.volumes()?;
         let mut others = volumes.iter().filter(|(other, _)| *other != name).flat_map(|(_, other)| &other.sections);
         let (_, volume) = volumes.iter().find(|(own, _)| *own == name)?;
         let is_plain = volume.list("status")? == ["READ", "WRITE", "VISIBLE"] && volume.list("flags")?.is_empty();
@@ -65,7 +85,7 @@ impl<'a> Metadata<'a> {
             stripes = segment.number("stripe_count")?;
         }
         let segment_type = if stripes == 1 { "linear" } else { "striped" };
-        let mapper_uuid = format!("LVM-{}", [self.0.one("id")?, volume.one("id")?].concat().replace('-', ""));
+        let mapper_uuid = format!("LVM-{}", [self.section.one("id")?, volume.one("id")?].concat().replace('-', ""));
         let ordinary = Volume {
             name: name.to_owned(),
             size: bytes(size)?,
@@ -82,37 +102,36 @@ impl<'a> Metadata<'a> {
         };
         Some((ordinary, mapper_uuid))
     }
+}
 
-    /// `None` for one that lacks anything, or that not this node alone decides on.
-    fn group(&self) -> Option<Group> {
-        let usual = |status: &&str| ["RESIZEABLE", "READ", "WRITE"].contains(status);
-        let is_shared = self.0.list("system_id").is_some() || self.0.list("lock_type").is_some();
-        if is_shared || !self.0.list("status")?.iter().all(usual) || !self.0.list("flags")?.is_empty() {
+fn ordinary_group(section: &Section<'_>) -> Option<Group> {
+    let usual = |status: &&str| ["RESIZEABLE", "READ", "WRITE"].contains(status);
+    let is_shared = section.list("system_id").is_some() || section.list("lock_type").is_some();
+    if is_shared || !section.list("status")?.iter().all(usual) || !section.list("flags")?.is_empty() {
+        return None;
+    }
+    let disks = section.section("physical_volumes")?;
+    let mut extents: u64 = 0;
+    for (_, disk) in &disks.sections {
+        // One that is missing has a flag, and one that takes no more volumes has no status.
+        if disk.list("status")? != ["ALLOCATABLE"] || !disk.list("flags")?.is_empty() {
             return None;
         }
-        let disks = self.0.section("physical_volumes")?;
-        let mut extents: u64 = 0;
-        for (_, disk) in &disks.sections {
-            // One that is missing has a flag, and one that takes no more volumes has no status.
-            if disk.list("status")? != ["ALLOCATABLE"] || !disk.list("flags")?.is_empty() {
-                return None;
-            }
-            extents = extents.checked_add(disk.number("pe_count")?)?;
-        }
-        let mut taken: u64 = 0;
-        for (_, volume) in &self.0.section("logical_volumes")?.sections {
-            if volume.sections.len() as u64 != volume.number("segment_count")? {
-                return None;
-            }
-            for (_, segment) in &volume.sections {
-                taken = taken.checked_add(extents_of(segment, disks)?)?;
-            }
-        }
-        let extent = self.0.number("extent_size")?.checked_mul(SECTOR)?;
-        let bytes = |extents: u64| Some(Bytes::new(extents.checked_mul(extent)?));
-        let free = bytes(extents.checked_sub(taken)?)?;
-        Some(Group { size: bytes(extents)?, free, extent: Bytes::new(extent), is_partial: false })
+        extents = extents.checked_add(disk.number("pe_count")?)?;
     }
+    let mut taken: u64 = 0;
+    for (_, volume) in &section.section("logical_volumes")?.sections {
+        if volume.sections.len() as u64 != volume.number("segment_count")? {
+            return None;
+        }
+        for (_, segment) in &volume.sections {
+            taken = taken.checked_add(extents_of(segment, disks)?)?;
+        }
+    }
+    let extent = section.number("extent_size")?.checked_mul(SECTOR)?;
+    let bytes = |extents: u64| Some(Bytes::new(extents.checked_mul(extent)?));
+    let free = bytes(extents.checked_sub(taken)?)?;
+    Some(Group { size: bytes(extents)?, free, extent: Bytes::new(extent), is_partial: false })
 }
 
 /// How much a segment takes of the physical volumes. Those that lie on other volumes take nothing themselves.
@@ -336,7 +355,10 @@ creation_time = 1732489500	# Tue Nov 24 23:05:00 2026
         assert_eq!(volume.rounding.unwrap().unit, extents(2));
         assert_eq!((volume.group.size, volume.group.free), (extents(1023), extents(1023 - 106)));
         assert_eq!(mapper_uuid, "LVM-qnnDg2qKvi3qGJ2E8Y0bZt4wsEx8z9oYjZqHX23o5P9tDh3lMvsHYvhXTLhb7h5u");
-        assert_eq!(Metadata::read(TEXT, "vg").unwrap().disks(), Some(1));
+        let metadata = Metadata::read(TEXT, "vg").unwrap();
+        assert_eq!((metadata.disks(), metadata.names()), (Some(1), Some(vec!["a-b", "thin"])));
+        let hidden = TEXT.replacen(", \"VISIBLE\"]", "]", 1);
+        assert_eq!(Metadata::read(&hidden, "vg").unwrap().names(), Some(vec!["thin"]));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod findings;
 mod group;
 pub(crate) mod metadata;
+mod ordinary;
 pub(crate) mod report;
 mod rounding;
 mod suspension;
@@ -19,7 +20,7 @@ use nix::sys::stat::stat;
 use parking_lot::Mutex;
 
 pub use self::group::{VolumeGroup, find_lvm};
-use self::metadata::Metadata;
+use self::ordinary::Volumes;
 use self::report::Row;
 use self::suspension::Patience;
 pub use self::volume::doubled;
@@ -126,35 +127,22 @@ impl Lvm {
     }
 
     fn find(&self, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
-        match self.ordinary(&self.name_of(share))? {
-            Some(volume) => self.describe(share, volume, None, patience),
-            None => self.find_by_lvs(share, patience),
+        self.find_among(&self.look_for(&[share])?, share, patience)
+    }
+
+    fn find_among(&self, volumes: &Volumes, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
+        match volumes.ordinary.get(&share) {
+            Some(volume) => self.describe(share, volume.clone(), None, patience),
+            None => self.look_up(share, &volumes.rows, patience),
         }
     }
 
-    /// A volume that needs no `lvs`: active, and ordinary by the metadata of its group as they are now.
-    fn ordinary(&self, name: &str) -> Result<Option<Volume>, Refusal> {
-        if self.thin.is_some() {
-            return Ok(None);
-        }
-        let Ok(mapper) = volume::mapper(&volume::node(self.group.name(), name)) else { return Ok(None) };
-        if self.group.knows_no_disks() {
-            self.read_group()?;
-        }
-        let Some((text, disks)) = self.group.metadata(&self.pool)? else { return Ok(None) };
-        let Some(metadata) = Metadata::read(&text, self.group.name()) else { return Ok(None) };
-        if metadata.disks() != Some(disks) {
-            self.group.forget_disks();
-            return Ok(None);
-        }
-        Ok(metadata.ordinary(name).filter(|(_, uuid)| *uuid == mapper.uuid).map(|(volume, _)| volume))
-    }
-
-    fn find_by_lvs(&self, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
+    /// What `lvs` reports of a share's volume, and of the thin pool if the pool has one.
+    fn read_share(&self, share: ShareId) -> Result<Vec<Row>, Refusal> {
         let name = self.name_of(share);
         let mut names = vec![name.as_str()];
         names.extend(self.thin.as_ref().map(|thin| thin.name.as_str()));
-        self.look_up(share, &self.lvs(volume::FIELDS, &names)?, patience)
+        self.lvs(volume::FIELDS, &names)
     }
 
     /// A share among the rows of a report, which has the thin pool too if the pool has one.
@@ -231,7 +219,7 @@ impl Lvm {
             return Ok(());
         }
         let name = self.name_of(share);
-        let volume = match self.ordinary(&name)? {
+        let volume = match self.ordinary(share)? {
             Some(volume) => Some(volume),
             None => self.read_volume(&name)?,
         };
@@ -287,7 +275,7 @@ impl Lvm {
             *self.given.lock() = Some((share, after));
             return Ok(Outcome::Changed { from: before, to: after });
         }
-        let Share { volume, observed, .. } = self.find_by_lvs(share, &Patience::default())?;
+        let Share { volume, observed, .. } = self.look_up(share, &self.read_share(share)?, &Patience::default())?;
         observed.extendable()?;
         let (missing, free) = (wanted.saturating_sub(before), volume.group.free);
         let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
@@ -299,19 +287,26 @@ impl Lvm {
         Err(Refusal::Internal { problem }.into())
     }
 
-    fn assess(&self, share: ShareId, target: Bytes) -> Result<Assessment, DriverError> {
-        let patience = Patience::default();
-        let (Share { volume, device, observed }, space) = match &self.thin {
-            Some(thin) => {
-                let rows = self.lvs(volume::FIELDS, &[])?;
-                (self.look_up(share, &rows, &patience)?, self.space_of_thin_pool(thin, &rows, &patience)?)
-            }
-            None => {
-                let found = self.find(share, &patience)?;
-                let space = self.space_of(found.volume.group);
-                (found, space)
-            }
-        };
+    /// The volumes of some shares, and the space of the thin pool if the pool has one.
+    fn look_with_space(
+        &self,
+        shares: &[ShareId],
+        patience: &Patience,
+    ) -> Result<(Volumes, Option<Space>), DriverError> {
+        let Some(thin) = &self.thin else { return Ok((self.look_for(shares)?, None)) };
+        let rows = self.lvs(volume::FIELDS, &[])?;
+        let space = self.space_of_thin_pool(thin, &rows, patience)?;
+        Ok((Volumes { rows, ..Volumes::default() }, Some(space)))
+    }
+
+    fn assess(
+        &self,
+        volumes: &Volumes,
+        thin_space: Option<Space>,
+        (share, target): (ShareId, Bytes),
+        patience: &Patience,
+    ) -> Result<Assessment, DriverError> {
+        let Share { volume, device, observed } = self.find_among(volumes, share, patience)?;
         let growth = match (device, volume.rounding) {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
@@ -321,6 +316,7 @@ impl Lvm {
             }
             _ => Ok(Bytes::ZERO),
         };
+        let space = thin_space.unwrap_or_else(|| self.space_of(volume.group));
         Ok(Assessment { observed, growth, space })
     }
 
@@ -371,10 +367,9 @@ impl Driver for Lvm {
     }
 
     fn shares(&self) -> Result<Shares, DriverError> {
-        let rows = self.lvs("lv_name", &[])?;
-        let names: Vec<&str> = rows.iter().filter_map(|row| row.text("lv_name").ok()).collect();
+        let names = self.read_names()?;
         let found = names.iter().filter_map(|name| self.template.share_of(name));
-        let explicit = self.explicit.iter().filter(|(_, name)| names.contains(&name.as_str())).map(|(share, _)| *share);
+        let explicit = self.explicit.iter().filter(|(_, name)| names.contains(name)).map(|(share, _)| *share);
         let mut shares: Vec<ShareId> = found.chain(explicit).collect();
         shares.sort_unstable();
         // One with a volume of its own may have another by the convention.
@@ -391,19 +386,20 @@ impl Driver for Lvm {
         Ok(self.find(share, &Patience::default())?.observed)
     }
 
-    /// Of one share its own look knows more than LVM has to be asked for. Of several LVM is asked once: it reads the metadata of
-    /// the whole group for each question.
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
-        if let [share] = shares {
-            return vec![self.observe(*share)];
-        }
-        let rows = self.lvs(volume::FIELDS, &[]).map_err(DriverError::from);
         let patience = Patience::default();
-        answer_each(rows, shares, |rows, share| Ok(self.look_up(*share, rows, &patience)?.observed))
+        answer_each(self.look_for(shares), shares, |volumes, share| {
+            Ok(self.find_among(volumes, *share, &patience)?.observed)
+        })
     }
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
-        asked.iter().map(|(share, target)| self.assess(*share, *target)).collect()
+        let shares: Vec<ShareId> = asked.iter().map(|(share, _)| *share).collect();
+        let patience = Patience::default();
+        let common = self.look_with_space(&shares, &patience);
+        answer_each(common, asked, |(volumes, thin_space), asked| {
+            self.assess(volumes, thin_space.clone(), *asked, &patience)
+        })
     }
 
     fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
@@ -413,7 +409,7 @@ impl Driver for Lvm {
     fn space(&self) -> Result<Space, DriverError> {
         match &self.thin {
             Some(thin) => self.space_of_thin_pool(thin, &self.lvs(volume::FIELDS, &[])?, &Patience::default()),
-            None => Ok(self.space_of(self.read_group()?)),
+            None => Ok(self.space_of(self.group_now()?)),
         }
     }
 
