@@ -337,7 +337,7 @@ impl Drop for Manila {
 }
 
 /// What the last commands took that growd gave to lvm for its extends, by their names: one that reads, and one that
-/// writes. An `lvs` among them would be of Diagnose itself, which tells of them.
+/// writes. The last one or two `pvck` are of Diagnose itself, which tells of them.
 fn commands_of(runtime: &Runtime, growd: &Growd) -> String {
     let answer = runtime.block_on(async {
         NodeServiceClient::new(growd.connect().await).diagnose(DiagnoseRequest {}).await.unwrap().into_inner()
