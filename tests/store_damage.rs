@@ -63,7 +63,7 @@ impl Original {
         let mut vouched = BTreeMap::new();
         for start in 0..3 {
             vouched = versions.iter().map(|(id, all)| (*id, all.len())).collect();
-            let (store, _) = Store::open(&home.state(), KEEP_ALL).unwrap();
+            let (store, _) = store::open(&home.state(), KEEP_ALL).unwrap();
             let changed = versions.values().map(|all| next(all.last().unwrap()));
             let jobs: Vec<Job> = changed.chain((0..4).map(|_| job(JobState::Queued))).collect();
             for job in jobs {
@@ -104,7 +104,7 @@ impl Original {
             };
             (!right).then(|| format!("job {id}, with {vouched} versions of {versions:?}, is {found:?}"))
         });
-        let more = || (store.len() > self.versions.len()).then(|| format!("{} jobs", store.len()));
+        let more = || (store.kept() > self.versions.len()).then(|| format!("{} jobs", store.kept()));
         known.or_else(more)
     }
 }
@@ -206,9 +206,10 @@ fn judge(state: &Path, original: &Original, must_be_noticed: bool, runtime: &Run
         Ok(verdict) => verdict.first_problem,
         Err(error) => Some(error.to_string()),
     };
-    match Store::open(state, KEEP_ALL) {
+    let _inside = runtime.enter();
+    match store::open(state, KEEP_ALL) {
         Ok((store, unfinished)) => {
-            let expected = store.len() - unfinished.len();
+            let expected = store.kept() - unfinished.len();
             let difference = original.difference(&store);
             let ended = original.versions.keys().filter_map(|id| store.get(*id).ok().flatten());
             let ended = ended.filter(|job| job.state.is_ended()).count();

@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use growd::model::{Job, JobState};
-use growd::store::Store;
 use seed::{Random, rounds};
 use store::*;
 
@@ -298,8 +297,8 @@ async fn a_store_that_was_set_aside_is_kept_whole_and_an_empty_one_starts() {
     assert_eq!(again.status.code(), Some(1), "{again:?}");
     assert!(err(&again).contains("there is no job store in"), "{again:?}");
 
-    let (store, unfinished) = Store::open(&home.state(), KEEP_ALL).unwrap();
-    assert_eq!((store.len(), unfinished.len()), (0, 0));
+    let (store, unfinished) = open(&home.state(), KEEP_ALL).unwrap();
+    assert_eq!((store.kept(), unfinished.len()), (0, 0));
     let new = job(JobState::Succeeded);
     store.commit(vec![new.clone()]).await.unwrap();
     assert_eq!(store.get(new.id).unwrap(), Some(new));

@@ -404,7 +404,7 @@ pub mod fixture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Retention;
+    use crate::store::{Claimed, Retention};
 
     fn is_unknown<T>(answer: Result<T, Refusal>) -> bool {
         matches!(answer, Err(Refusal::JobNotFound { .. }))
@@ -421,8 +421,10 @@ mod tests {
     #[tokio::test]
     async fn a_job_is_seen_from_when_its_share_is_taken_and_its_changes_can_be_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path(), Retention { age: Duration::MAX, jobs: usize::MAX }).unwrap();
-        let engine = Engine::new(store, Pools::new(Vec::new()), Arc::new(Meters::new().unwrap()));
+        let (retention, meters) =
+            (Retention { age: Duration::MAX, jobs: usize::MAX }, Arc::new(Meters::new().unwrap()));
+        let (store, _) = Claimed::of(dir.path()).unwrap().open(retention, Arc::clone(&meters)).unwrap();
+        let engine = Engine::new(store, Pools::new(Vec::new()), meters);
         let job = fixture::job();
         engine.store.commit(vec![job.clone()]).await.unwrap();
         // On disk, and listed there, before whoever asked for it goes on.

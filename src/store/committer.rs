@@ -163,9 +163,7 @@ impl Committer {
         self.note_progress();
         match written {
             Ok(()) => {
-                if let Some(meters) = self.shared.meters.get() {
-                    meters.committed(waiting.iter().map(|(jobs, _)| jobs.len()).sum(), begun.elapsed());
-                }
+                self.shared.meters.committed(waiting.iter().map(|(jobs, _)| jobs.len()).sum(), begun.elapsed());
                 // Published only now: a job that was seen before the flush could be gone after a power cut.
                 let mut index = self.shared.index.write();
                 waiting.iter().flat_map(|(jobs, _)| jobs).for_each(|job| index.publish(job));

@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use growd::meters::Meters;
 use growd::model::{Bytes, DriverKind, Job, JobId, JobKind, JobState, RequestId, ShareId};
-use growd::store::{Retention, Store};
+use growd::store::{Claimed, OpenError, Retention, Store};
 use uuid::Uuid;
 
 /// Longer than anything here takes on a busy machine.
@@ -66,6 +68,11 @@ pub fn write_newer(db: &sled::Db, of: JobId) {
     db.flush().unwrap();
 }
 
+/// Opens a store as growd does.
+pub fn open(state: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
+    Claimed::of(state)?.open(retention, Arc::new(Meters::new().unwrap()))
+}
+
 /// Waits until something holds.
 pub async fn until(what: &str, holds: impl Fn() -> bool) {
     let begin = Instant::now();
@@ -119,7 +126,7 @@ impl Home {
 
     /// The same with more jobs in a group.
     pub async fn store_in_groups(&self, size: usize, jobs: &[Job]) {
-        let (store, _) = Store::open(&self.state(), KEEP_ALL).unwrap();
+        let (store, _) = open(&self.state(), KEEP_ALL).unwrap();
         for group in jobs.chunks(size) {
             store.commit(group.to_vec()).await.unwrap();
         }
