@@ -32,7 +32,7 @@ fn assert_refused(home: &Home, expected: &str) {
         let message = err(&refused);
         assert_eq!(refused.status.code(), Some(1), "{message}");
         assert!(message.contains(expected), "expected {expected:?}: {message}");
-        for help in ["growd store verify", "growd store export", "growd store set-aside", "has deleted nothing"] {
+        for help in ["growd store export", "growd store set-aside", "has deleted nothing"] {
             assert!(message.contains(help), "{help:?} is missing: {message}");
         }
         assert_unchanged(home, &before, "run");
@@ -251,11 +251,11 @@ fn snapshot(state: &Path) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn a_store_of_a_newer_growd_is_refused_as_such() {
+async fn a_store_of_another_version_is_refused_as_such() {
     let home = Home::new();
     let jobs = settled(&home).await;
-    with_database(&home, |db| write_newer(db, jobs[0].id));
-    assert_refused(&home, "was written by a newer growd");
+    with_database(&home, |db| write_other_format(db, jobs[0].id));
+    assert_refused(&home, "was written by another version of growd");
 }
 
 #[tokio::test]

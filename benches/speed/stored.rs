@@ -85,7 +85,7 @@ pub fn job(ended: bool) -> Job {
         state: if ended { JobState::Succeeded } else { JobState::Queued },
         size_before: Bytes::gib(1),
         requested_size: Bytes::gib(2),
-        promised: (!ended).then_some(Bytes::gib(1)),
+        promised: if ended { Bytes::ZERO } else { Bytes::gib(1) },
         expected_size: None,
         size_after: ended.then_some(Bytes::gib(2)),
         steps: if ended { steps } else { Vec::new() },

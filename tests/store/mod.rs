@@ -35,7 +35,7 @@ pub fn job_of(accepted: SystemTime, state: JobState) -> Job {
         state,
         size_before: Bytes::gib(1),
         requested_size: Bytes::gib(2),
-        promised: None,
+        promised: Bytes::gib(1),
         expected_size: None,
         size_after: None,
         steps: Vec::new(),
@@ -56,8 +56,8 @@ pub fn job(state: JobState) -> Job {
     job_of(SystemTime::now(), state)
 }
 
-/// Writes a record into a database behind growd's back, as a newer growd might.
-pub fn write_newer(db: &sled::Db, of: JobId) {
+/// Writes a record into a database behind growd's back, as another version of growd might.
+pub fn write_other_format(db: &sled::Db, of: JobId) {
     let key = [b"j", of.as_uuid().as_bytes().as_slice()].concat();
     let mut value = vec![9, 0, 0, 0, 0, 0, 0, 0, 9];
     let mut hasher = crc32fast::Hasher::new();
