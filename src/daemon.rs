@@ -66,7 +66,7 @@ pub async fn run(config: Config, path: PathBuf, log: Arc<Log>) -> Result<()> {
     let (engine, maker) = recover(&config, claimed, &mut listening).await?;
     let (asked, (readable, any_readable)) = (Arc::new(Notify::new()), watch::channel(None));
     let health = tokio::spawn(health::watch_readable(Arc::clone(&engine), Arc::clone(&asked), readable));
-    info!(socket = %config.listen.display(), jobs = engine.store.len(), "growd is ready");
+    info!(socket = %config.listen.display(), jobs = engine.store.kept(), "growd is ready");
     // Not before the jobs of before are queued again.
     systemd::ready();
     let heartbeat = tokio::spawn(heartbeat::beat(Arc::clone(&engine)));
@@ -153,10 +153,9 @@ async fn listen(config: &Config, rules: Rules) -> Result<Listening> {
 async fn recover(config: &Config, claimed: Claimed, listening: &mut Listening) -> Result<(Arc<Engine>, PoolMaker)> {
     systemd::status("opening the job store");
     let retention = Retention { age: config.retention_age, jobs: config.retention_jobs };
-    let (store, unfinished) = tokio::task::spawn_blocking(move || claimed.open(retention)).await??;
+    let (meters, of_store) = (Arc::clone(&listening.meters), Arc::clone(&listening.meters));
+    let (store, unfinished) = tokio::task::spawn_blocking(move || claimed.open(retention, of_store)).await??;
     let recorder = Arc::new(FlightRecorder::default());
-    let meters = Arc::clone(&listening.meters);
-    store.measure(Arc::clone(&meters));
     let mut maker = PoolMaker::new(Arc::clone(&recorder));
     let engine = Engine::new(store, Pools::new(maker.make(&config.pools)), Arc::clone(&meters));
     engine.recover(unfinished).await.context("cannot note the restart in the job store")?;

@@ -121,7 +121,9 @@ async fn bad_blocks_under_the_store_refuse_extends_and_nothing_is_lost_when_they
     create_shares(&shares, 2, MIB);
     let disk = MappedDisk::over("ubdd");
     let state = Filesystem::ext4(&disk.path(), "");
-    let mut growd = Daemon::start(state.path(), &pool(&shares, "")).await;
+    // Of such an age growd notes every 10 s for how long jobs have been kept.
+    let config = format!("{}[retention]\nage = \"5m\"\n", pool(&shares, ""));
+    let mut growd = Daemon::start(state.path(), &config).await;
     let clients = growd.clients().await;
     let mut load = Load::new();
     load.extend(&clients).await;
@@ -132,6 +134,11 @@ async fn bad_blocks_under_the_store_refuse_extends_and_nothing_is_lost_when_they
     lab::run("sync", &[]);
     disk.fail_blocks_of(&db);
     load.until_refused(&clients).await;
+    queries_are_answered(&clients, &load, ServingStatus::NotServing).await;
+    disk.mend();
+    queries_are_answered(&clients, &load, ServingStatus::Serving).await;
+    // Nor must anybody ask for anything: what growd writes of its own accord does not reach the disk.
+    disk.fail_blocks_of(&db);
     queries_are_answered(&clients, &load, ServingStatus::NotServing).await;
     disk.mend();
     queries_are_answered(&clients, &load, ServingStatus::Serving).await;

@@ -35,7 +35,6 @@ use std::time::{Duration, Instant};
 
 use daemon::{Clients, MIB, create_shares, pool, request, share};
 use growd::model::JobId;
-use growd::store::Store;
 use growd::wire::job_message;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState};
 use log_writes::{Entry, Log, Marker, RecordedDisk, ReplayedDisk};
@@ -205,7 +204,7 @@ fn look(device: &Path, kind: Kind, told: &[Job]) -> Result<(), String> {
 }
 
 fn find(state: &Path, told: &[Job]) -> Result<(), String> {
-    let (store, _) = Store::open(state, KEEP_ALL).map_err(|error| format!("the store is refused: {error}"))?;
+    let (store, _) = store::open(state, KEEP_ALL).map_err(|error| format!("the store is refused: {error}"))?;
     let lost = told.iter().find_map(|then| {
         let id: JobId = then.job_id.parse().unwrap();
         let problem = match store.get(id) {

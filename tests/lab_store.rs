@@ -18,10 +18,10 @@ use std::process::{Command, Stdio};
 
 use daemon::Clients;
 use growd::model::{Job, JobState as State};
-use growd::store::{Store, StoreError};
+use growd::store::StoreError;
 use growd::wire::proto::JobState;
 use seed::rounds;
-use store::{KEEP_ALL, PATIENCE, Running, job, until};
+use store::{KEEP_ALL, PATIENCE, Running, job, open, until};
 use support::{Filesystem, lab};
 
 const MIB: u64 = 1 << 20;
@@ -143,7 +143,7 @@ fn take_all_space(dir: &Path) -> Vec<PathBuf> {
 
 async fn survives_a_full_disk(fs: Filesystem) {
     let state = fs.path().join("state");
-    let (store, _) = Store::open(&state, KEEP_ALL).unwrap();
+    let (store, _) = open(&state, KEEP_ALL).unwrap();
     let mut acknowledged: Vec<Job> = (0..20).map(|_| job(State::Queued)).collect();
     store.commit(acknowledged.clone()).await.unwrap();
     let mut refused: Vec<Job> = Vec::new();
@@ -168,7 +168,7 @@ async fn survives_a_full_disk(fs: Filesystem) {
         let again = job(State::Queued);
         store.commit(vec![again.clone()]).await.unwrap_err();
         refused.push(again);
-        assert_eq!(store.len(), acknowledged.len());
+        assert_eq!(store.kept(), acknowledged.len());
         for job in &acknowledged {
             assert_eq!(store.get(job.id).unwrap().as_ref(), Some(job), "a read failed while the disk was full");
         }
@@ -184,7 +184,7 @@ async fn survives_a_full_disk(fs: Filesystem) {
     // Nothing was committed since the last recovery: its commit numbers must not look as if they were on disk.
     store.close().await;
     drop(store);
-    let (store, unfinished) = Store::open(&state, KEEP_ALL).unwrap();
+    let (store, unfinished) = open(&state, KEEP_ALL).unwrap();
     acknowledged.sort_unstable_by_key(|job| job.id);
     assert!(unfinished == acknowledged, "{} jobs came back of {}", unfinished.len(), acknowledged.len());
     assert!(refused.iter().all(|job| store.get(job.id).unwrap().is_none()));
@@ -195,13 +195,13 @@ async fn starts_once_there_is_room(fs: Filesystem) {
     let state = fs.path().join("state");
     let mut jobs: Vec<Job> = (0..20).map(|_| job(State::Queued)).collect();
     jobs.sort_unstable_by_key(|job| job.id);
-    let (store, _) = Store::open(&state, KEEP_ALL).unwrap();
+    let (store, _) = open(&state, KEEP_ALL).unwrap();
     store.commit(jobs.clone()).await.unwrap();
     store.close().await;
     drop(store);
     let fillers = take_all_space(fs.path());
     for _ in 0..3 {
-        let Err(refused) = Store::open(&state, KEEP_ALL) else { panic!("there is room: this shows nothing") };
+        let Err(refused) = open(&state, KEEP_ALL) else { panic!("there is room: this shows nothing") };
         // From the second on it is the copy of what the first has begun to change that there is no room for.
         let told = format!("{:#}", anyhow::Error::from(refused));
         println!("{told}");
@@ -209,7 +209,7 @@ async fn starts_once_there_is_room(fs: Filesystem) {
         assert!(!told.contains("damaged") && !told.contains("set-aside"), "{told}");
     }
     fillers.iter().for_each(|filler| std::fs::remove_file(filler).unwrap());
-    let (store, unfinished) = Store::open(&state, KEEP_ALL).unwrap();
+    let (store, unfinished) = open(&state, KEEP_ALL).unwrap();
     assert!(unfinished == jobs, "{} jobs came back of {}", unfinished.len(), jobs.len());
     store.close().await;
 }

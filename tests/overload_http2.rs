@@ -67,7 +67,7 @@ impl Node {
     async fn with_jobs(count: usize) -> Self {
         let home = Home::new();
         let jobs: Vec<_> = (0..count).map(|_| store::job(JobState::Succeeded)).collect();
-        let (stored, _) = growd::store::Store::open(&home.state(), store::KEEP_ALL).unwrap();
+        let (stored, _) = store::open(&home.state(), store::KEEP_ALL).unwrap();
         stored.commit(jobs.clone()).await.unwrap();
         stored.close().await;
         drop(stored);

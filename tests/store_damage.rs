@@ -1,4 +1,5 @@
-//! Stores with flipped bits, with parts that were zeroed, cut off or exchanged, older copies and records of a newer growd: a store opens with every record right, or is refused with the commands that help.
+//! Stores with flipped bits, with parts that were zeroed, cut off or exchanged, older copies and records of another
+//! version: a store opens with every record right, or is refused with the commands that help.
 //!
 //! GROWD_ROUNDS says how many stores are damaged; GROWD_SEED damages the same places of the same files again.
 
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use growd::model::{Job, JobId, JobState};
 use growd::store::{Store, offline};
 use seed::{Random, rounds};
-use store::{Home, KEEP_ALL, job, write_newer};
+use store::{Home, KEEP_ALL, job, write_other_format};
 use tokio::runtime::Runtime;
 
 const THREADS: u64 = 4;
@@ -63,7 +64,7 @@ impl Original {
         let mut vouched = BTreeMap::new();
         for start in 0..3 {
             vouched = versions.iter().map(|(id, all)| (*id, all.len())).collect();
-            let (store, _) = Store::open(&home.state(), KEEP_ALL).unwrap();
+            let (store, _) = store::open(&home.state(), KEEP_ALL).unwrap();
             let changed = versions.values().map(|all| next(all.last().unwrap()));
             let jobs: Vec<Job> = changed.chain((0..4).map(|_| job(JobState::Queued))).collect();
             for job in jobs {
@@ -104,7 +105,7 @@ impl Original {
             };
             (!right).then(|| format!("job {id}, with {vouched} versions of {versions:?}, is {found:?}"))
         });
-        let more = || (store.len() > self.versions.len()).then(|| format!("{} jobs", store.len()));
+        let more = || (store.kept() > self.versions.len()).then(|| format!("{} jobs", store.kept()));
         known.or_else(more)
     }
 }
@@ -170,8 +171,8 @@ fn harm(state: &Path, original: &Original, random: &mut Random) -> (String, bool
             return (format!("{name} removed"), false);
         }
         96..98 => {
-            write_newer(&sled::open(state.join("jobs")).unwrap(), *original.versions.keys().next().unwrap());
-            return ("a record of a newer growd".to_owned(), true);
+            write_other_format(&sled::open(state.join("jobs")).unwrap(), *original.versions.keys().next().unwrap());
+            return ("a record of another version".to_owned(), true);
         }
         _ => {
             fs::remove_dir_all(state.join("jobs")).unwrap();
@@ -206,9 +207,10 @@ fn judge(state: &Path, original: &Original, must_be_noticed: bool, runtime: &Run
         Ok(verdict) => verdict.first_problem,
         Err(error) => Some(error.to_string()),
     };
-    match Store::open(state, KEEP_ALL) {
+    let _inside = runtime.enter();
+    match store::open(state, KEEP_ALL) {
         Ok((store, unfinished)) => {
-            let expected = store.len() - unfinished.len();
+            let expected = store.kept() - unfinished.len();
             let difference = original.difference(&store);
             let ended = original.versions.keys().filter_map(|id| store.get(*id).ok().flatten());
             let ended = ended.filter(|job| job.state.is_ended()).count();
@@ -229,7 +231,7 @@ fn judge(state: &Path, original: &Original, must_be_noticed: bool, runtime: &Run
             if complaint.is_none() {
                 return Err(format!("verify finds nothing, and it is refused: {message}"));
             }
-            if message.contains("growd store verify") {
+            if message.contains("growd store set-aside") {
                 Ok(false)
             } else {
                 Err(format!("it is refused, and no command is named: {error:?}"))

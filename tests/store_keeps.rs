@@ -22,12 +22,12 @@ const TICK: Duration = Duration::from_secs(10);
 /// removed must not come back.
 async fn kept(home: &Home, retention: Retention, expected: usize) -> Vec<JobId> {
     let list = |store: &Store| store.newest_first(&Selection::default(), None, usize::MAX);
-    let (store, _) = Store::open(&home.state(), retention).unwrap();
-    until("retention has removed what is not kept", || store.len() <= expected).await;
+    let (store, _) = open(&home.state(), retention).unwrap();
+    until("retention has removed what is not kept", || store.kept() <= expected).await;
     let kept = list(&store);
     store.close().await;
     drop(store);
-    let (store, _) = Store::open(&home.state(), KEEP_ALL).unwrap();
+    let (store, _) = open(&home.state(), KEEP_ALL).unwrap();
     assert_eq!(list(&store), kept, "what was removed came back, or what was kept is gone");
     store.close().await;
     kept
@@ -47,16 +47,16 @@ async fn old_jobs_go_active_jobs_stay_and_request_ids_are_free_again() {
     home.store(&[&old[..], &active].concat()).await;
 
     let retention = Retention { age: TICK * 3 / 2, jobs: 1000 };
-    let (store, unfinished) = Store::open(&home.state(), retention).unwrap();
+    let (store, unfinished) = open(&home.state(), retention).unwrap();
     assert_eq!(unfinished.len(), 2);
-    until("what is old is gone", || store.len() == 2).await;
+    until("what is old is gone", || store.kept() == 2).await;
     let young = [job(JobState::Failed), job(JobState::Cancelled)];
     store.commit(young.to_vec()).await.unwrap();
     store.close().await;
     drop(store);
     assert_eq!(kept(&home, retention, 4).await, newest_first([active, young.clone()].concat()));
 
-    let (store, _) = Store::open(&home.state(), KEEP_ALL).unwrap();
+    let (store, _) = open(&home.state(), KEEP_ALL).unwrap();
     assert_eq!(store.of_request(old[0].request_id.unwrap()), None);
     assert_eq!(store.get(old[0].id).unwrap(), None);
     assert_eq!(store.of_request(young[0].request_id.unwrap()), Some(young[0].id));
@@ -75,7 +75,7 @@ async fn no_job_goes_by_what_a_clock_says() {
     let jobs = times.map(|time| job_of(time, JobState::Succeeded));
     home.store(&jobs).await;
     for _ in 0..2 {
-        let (store, _) = Store::open(&home.state(), Retention { age: DAY, jobs: 1000 }).unwrap();
+        let (store, _) = open(&home.state(), Retention { age: DAY, jobs: 1000 }).unwrap();
         store.commit(vec![job_of(now + 500 * DAY, JobState::Cancelled)]).await.unwrap();
         tokio::time::sleep(TICK + TICK / 2).await;
         for job in &jobs {
@@ -94,7 +94,7 @@ async fn a_job_of_a_clock_that_was_ahead_takes_no_later_ones_with_it() {
     let retention = Retention { age: TICK * 5 / 2, jobs: 1000 };
     assert_eq!(kept(&home, retention, 0).await, []);
 
-    let (store, _) = Store::open(&home.state(), retention).unwrap();
+    let (store, _) = open(&home.state(), retention).unwrap();
     let engine = Engine::new(store, Pools::new(Vec::new()), Arc::new(Meters::new().unwrap()));
     let later = Job { id: engine.new_id(), ..job(JobState::Succeeded) };
     assert!(later.id > ahead.id, "{} is not above {}", later.id, ahead.id);
@@ -111,9 +111,9 @@ async fn the_time_before_a_restart_counts() {
     let retention = Retention { age: TICK * 3 / 2, jobs: 1000 };
     // Each run is shorter than the age.
     for runs in 1.. {
-        let (store, _) = Store::open(&home.state(), retention).unwrap();
+        let (store, _) = open(&home.state(), retention).unwrap();
         tokio::time::sleep(TICK + TICK / 2).await;
-        let gone = store.is_empty();
+        let gone = store.kept() == 0;
         store.close().await;
         if gone {
             assert!(runs > 1, "the job went before its age");
@@ -131,7 +131,7 @@ async fn above_the_number_the_oldest_ended_jobs_go_while_others_are_committed() 
     let ended: Vec<Job> =
         (0..150_u64).map(|n| job_of(now - DAY / 2 + Duration::from_millis(n), JobState::Succeeded)).collect();
     let retention = Retention { age: 90 * DAY, jobs: 20 };
-    let (store, _) = Store::open(&home.state(), retention).unwrap();
+    let (store, _) = open(&home.state(), retention).unwrap();
     store.commit(active.clone()).await.unwrap();
     for job in &ended {
         store.commit(vec![job.clone()]).await.unwrap();

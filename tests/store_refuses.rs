@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use growd::model::{Job, JobState};
-use growd::store::Store;
 use seed::{Random, rounds};
 use store::*;
 
@@ -33,7 +32,7 @@ fn assert_refused(home: &Home, expected: &str) {
         let message = err(&refused);
         assert_eq!(refused.status.code(), Some(1), "{message}");
         assert!(message.contains(expected), "expected {expected:?}: {message}");
-        for help in ["growd store verify", "growd store export", "growd store set-aside", "has deleted nothing"] {
+        for help in ["growd store export", "growd store set-aside", "has deleted nothing"] {
             assert!(message.contains(help), "{help:?} is missing: {message}");
         }
         assert_unchanged(home, &before, "run");
@@ -252,11 +251,11 @@ fn snapshot(state: &Path) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn a_store_of_a_newer_growd_is_refused_as_such() {
+async fn a_store_of_another_version_is_refused_as_such() {
     let home = Home::new();
     let jobs = settled(&home).await;
-    with_database(&home, |db| write_newer(db, jobs[0].id));
-    assert_refused(&home, "was written by a newer growd");
+    with_database(&home, |db| write_other_format(db, jobs[0].id));
+    assert_refused(&home, "was written by another version of growd");
 }
 
 #[tokio::test]
@@ -298,8 +297,8 @@ async fn a_store_that_was_set_aside_is_kept_whole_and_an_empty_one_starts() {
     assert_eq!(again.status.code(), Some(1), "{again:?}");
     assert!(err(&again).contains("there is no job store in"), "{again:?}");
 
-    let (store, unfinished) = Store::open(&home.state(), KEEP_ALL).unwrap();
-    assert_eq!((store.len(), unfinished.len()), (0, 0));
+    let (store, unfinished) = open(&home.state(), KEEP_ALL).unwrap();
+    assert_eq!((store.kept(), unfinished.len()), (0, 0));
     let new = job(JobState::Succeeded);
     store.commit(vec![new.clone()]).await.unwrap();
     assert_eq!(store.get(new.id).unwrap(), Some(new));

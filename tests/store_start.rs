@@ -139,15 +139,3 @@ fn a_wrong_command_line_and_the_help_have_their_exit_codes() {
     assert_eq!(nothing.status.code(), Some(2));
     assert!(err(&nothing).contains("[subcommands: run, check-config, store, help]"), "{}", err(&nothing));
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_does_not_open_ends_a_growd_that_serves_already() {
-    let home = Home::new();
-    home.store(&[job(JobState::Succeeded)]).await;
-    std::fs::write(home.state().join("jobs.mark"), "rubbish").unwrap();
-    let before = home.files();
-    let refused = home.growd(&["run"]);
-    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    assert!(err(&refused).contains("is damaged") && err(&refused).contains("growd store set-aside"), "{refused:?}");
-    assert_eq!(home.files(), before);
-}

@@ -55,7 +55,7 @@ pub fn disk(results: &mut Results) {
 
 /// Accepts and ends jobs, by the library as growd does; old ones go meanwhile.
 async fn pass_through(state: &Path) {
-    let (store, _) = Store::open(state, stored::keeping(KEPT)).unwrap();
+    let store = stored::open(state, KEPT);
     for _ in 0..JOBS / TOGETHER {
         let jobs: Vec<Job> = (0..TOGETHER).map(|_| stored::job(true)).collect();
         let accepted =
@@ -69,7 +69,7 @@ async fn pass_through(state: &Path) {
 
 /// Has a store keep fewer jobs than it has.
 async fn retire(state: &Path) {
-    let (store, _) = Store::open(state, stored::keeping(KEPT)).unwrap();
+    let store = stored::open(state, KEPT);
     kept(&store).await;
     store.close().await;
 }
@@ -77,8 +77,8 @@ async fn retire(state: &Path) {
 /// Waits until no more is kept than shall be.
 async fn kept(store: &Store) {
     let begin = Instant::now();
-    while store.len() > KEPT {
-        assert!(begin.elapsed() < PATIENCE, "{} jobs are still there", store.len());
+    while store.kept() > KEPT {
+        assert!(begin.elapsed() < PATIENCE, "{} jobs are still there", store.kept());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,10 +1,12 @@
 //! Stores with many jobs, and what a daemon takes of processor and memory.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use growd::meters::Meters;
 use growd::model::{Bytes, DriverKind, Job, JobId, JobKind, JobState, ShareId, StepRecord};
-use growd::store::{Retention, Store};
+use growd::store::{Claimed, Retention, Store};
 use uuid::Uuid;
 
 use crate::growd::quota_pool;
@@ -35,16 +37,17 @@ pub async fn fill(state_dir: &Path, ended: usize, unfinished: usize) -> Vec<Job>
 
 /// Commits jobs to a store that keeps so many, and closes it.
 pub async fn add(state_dir: &Path, kept: usize, jobs: &[Job]) {
-    let (store, _) = Store::open(state_dir, keeping(kept)).unwrap();
+    let store = open(state_dir, kept);
     for some in jobs.chunks(1000) {
         store.commit(some.to_vec()).await.unwrap();
     }
     store.close().await;
 }
 
-/// So many ended jobs are kept, for the age that is the default.
-pub fn keeping(jobs: usize) -> Retention {
-    Retention { age: Duration::from_secs(90 * 24 * 3600), jobs: jobs.max(1) }
+/// Opens a store that keeps so many ended jobs, for the age that is the default.
+pub fn open(state_dir: &Path, kept: usize) -> Store {
+    let retention = Retention { age: Duration::from_secs(90 * 24 * 3600), jobs: kept.max(1) };
+    Claimed::of(state_dir).unwrap().open(retention, Arc::new(Meters::new().unwrap())).unwrap().0
 }
 
 /// Opens a database as growd does.
@@ -82,7 +85,7 @@ pub fn job(ended: bool) -> Job {
         state: if ended { JobState::Succeeded } else { JobState::Queued },
         size_before: Bytes::gib(1),
         requested_size: Bytes::gib(2),
-        promised: (!ended).then_some(Bytes::gib(1)),
+        promised: if ended { Bytes::ZERO } else { Bytes::gib(1) },
         expected_size: None,
         size_after: ended.then_some(Bytes::gib(2)),
         steps: if ended { steps } else { Vec::new() },

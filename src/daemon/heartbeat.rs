@@ -38,7 +38,7 @@ fn status(engine: &Engine) -> String {
         format!("draining: {running} jobs running, {queued} stay queued for the next start")
     } else {
         let pools: Vec<String> = engine.pools.all().iter().map(|pool| pool.name.to_string()).collect();
-        format!("{running} jobs running, {queued} queued, {} kept; pools: {}", engine.store.len(), pools.join(", "))
+        format!("{running} jobs running, {queued} queued, {} kept; pools: {}", engine.store.kept(), pools.join(", "))
     };
     if let Some(failure) = &*engine.store.failure().borrow() {
         // One line, as the protocol has it.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::model::{JobId, RequestId, ShareId};
 
 /// How long a request waits for the outcome of others: those may wait for a disk that hangs.
-pub const OTHERS_MOST: Duration = Duration::from_secs(10);
+const OTHERS_MOST: Duration = Duration::from_secs(10);
 
 /// The job that an acceptance has ended with. A sender that is gone without one has given its claim back.
 type Outcome = Option<JobId>;

@@ -122,7 +122,7 @@ impl Engine {
     pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, seat: Seat) -> Result<Job, Refusal> {
         let stored = self.store.commit(vec![job.clone()]).await;
         if let Err(error) = stored {
-            self.ledger.withdraw(&job.pool, promised(&job));
+            self.ledger.withdraw(&job.pool, job.promised);
             return Err(store_refusal(&error));
         }
         self.enliven(job.clone(), seat, || claim.accepted(job.id));
@@ -144,7 +144,7 @@ impl Engine {
         }
         for job in &jobs {
             // As it was promised: where a part has been given by now, that counts twice until the job ends.
-            self.ledger.add(&job.pool, promised(job));
+            self.ledger.add(&job.pool, job.promised);
             let seat = self.pools.get(&job.pool).map_or_else(Seat::default, |pool| pool.seats.take());
             self.enliven(job.clone(), seat, || {
                 if !self.claims.activate(job.share, job.id) {
@@ -316,7 +316,7 @@ impl Engine {
         let mut all = self.live.lock();
         let live = all.remove(&job.id)?;
         // Before anyone can see the end: who sees it may ask for the next change of the share at once.
-        self.ledger.release(&job.pool, promised(&live.job.borrow()));
+        self.ledger.release(&job.pool, live.job.borrow().promised);
         if self.claims.active(job.share) == Some(job.id) {
             self.claims.release(job.share);
         }
@@ -333,12 +333,6 @@ impl Engine {
         // The sender lives as long as the engine, so the wait ends with the last job only.
         let _ = running.wait_for(|running| *running == 0).await;
     }
-}
-
-/// What a job was promised of its pool's space.
-fn promised(job: &Job) -> Bytes {
-    let difference = || Bytes::new(job.requested_size.get().abs_diff(job.size_before.get()));
-    job.promised.unwrap_or_else(difference)
 }
 
 fn store_refusal(error: &StoreError) -> Refusal {
@@ -383,7 +377,7 @@ pub mod fixture {
             state: JobState::Queued,
             size_before: Bytes::gib(1),
             requested_size: Bytes::gib(2),
-            promised: Some(Bytes::gib(1)),
+            promised: Bytes::gib(1),
             expected_size: None,
             size_after: None,
             steps: Vec::new(),
@@ -404,7 +398,7 @@ pub mod fixture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Retention;
+    use crate::store::{Claimed, Retention};
 
     fn is_unknown<T>(answer: Result<T, Refusal>) -> bool {
         matches!(answer, Err(Refusal::JobNotFound { .. }))
@@ -421,8 +415,10 @@ mod tests {
     #[tokio::test]
     async fn a_job_is_seen_from_when_its_share_is_taken_and_its_changes_can_be_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path(), Retention { age: Duration::MAX, jobs: usize::MAX }).unwrap();
-        let engine = Engine::new(store, Pools::new(Vec::new()), Arc::new(Meters::new().unwrap()));
+        let (retention, meters) =
+            (Retention { age: Duration::MAX, jobs: usize::MAX }, Arc::new(Meters::new().unwrap()));
+        let (store, _) = Claimed::of(dir.path()).unwrap().open(retention, Arc::clone(&meters)).unwrap();
+        let engine = Engine::new(store, Pools::new(Vec::new()), meters);
         let job = fixture::job();
         engine.store.commit(vec![job.clone()]).await.unwrap();
         // On disk, and listed there, before whoever asked for it goes on.

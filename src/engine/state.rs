@@ -73,7 +73,7 @@ pub fn apply(job: &Job, event: Event, now: SystemTime) -> Option<Job> {
     };
     if after.state.is_ended() {
         end_step(&mut after, String::new(), now);
-        after.promised = None;
+        after.promised = Bytes::ZERO;
         after.finished_at = Some(now);
     }
     Some(after)

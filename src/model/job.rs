@@ -108,8 +108,8 @@ pub struct Job {
     pub size_before: Bytes,
     pub requested_size: Bytes,
     /// What the job may still take of the pool's space: the growth of an extend, or what a shrink may have to take back.
-    /// `None` once it has ended, and of jobs that a growd accepted which did not note it.
-    pub promised: Option<Bytes>,
+    /// Zero once it has ended.
+    pub promised: Bytes,
     /// What the caller expected the size to be; kept to tell a repeated request from another one.
     pub expected_size: Option<Bytes>,
     pub size_after: Option<Bytes>,

@@ -35,7 +35,7 @@ impl SizeRequest {
             state: JobState::Queued,
             size_before,
             requested_size: self.new_size,
-            promised: Some(promised),
+            promised,
             expected_size: self.expected_size,
             size_after: None,
             steps: Vec::new(),

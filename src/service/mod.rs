@@ -234,7 +234,7 @@ impl Service {
             queued,
             running,
             max_active_jobs: self.max_active_jobs,
-            kept_jobs: self.engine.store.len(),
+            kept_jobs: self.engine.store.kept(),
             store_bytes: self.engine.store.size_on_disk(),
         }
     }

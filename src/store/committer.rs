@@ -68,8 +68,6 @@ struct Committer {
     /// The commit number that was last given to the thread that writes the mark.
     marked: u64,
     marked_at: Instant,
-    /// The commit number at which the size on disk was last asked for.
-    measured: u64,
     kept_time: KeptTime,
     /// Up to when the time is counted.
     counted_at: Instant,
@@ -102,7 +100,6 @@ pub fn start(
         durable: commit,
         marked: commit,
         marked_at: Instant::now(),
-        measured: commit,
         kept_time,
         counted_at: Instant::now(),
         swept_at: None,
@@ -166,9 +163,7 @@ impl Committer {
         self.note_progress();
         match written {
             Ok(()) => {
-                if let Some(meters) = self.shared.meters.get() {
-                    meters.committed(waiting.iter().map(|(jobs, _)| jobs.len()).sum(), begun.elapsed());
-                }
+                self.shared.meters.committed(waiting.iter().map(|(jobs, _)| jobs.len()).sum(), begun.elapsed());
                 // Published only now: a job that was seen before the flush could be gone after a power cut.
                 let mut index = self.shared.index.write();
                 waiting.iter().flat_map(|(jobs, _)| jobs).for_each(|job| index.publish(job));
@@ -183,10 +178,7 @@ impl Committer {
                 let new = waiting.iter().flat_map(|(jobs, _)| jobs).map(|job| job.id);
                 self.unanswered.extend(new.filter(|id| !index.contains(*id)));
                 drop(index);
-                if self.shared.failure.borrow().is_none() {
-                    error!(problem, "the job store cannot be written; extends are refused until it can");
-                    self.shared.failure.send_replace(Some(Failure::Broken(problem.clone())));
-                }
+                self.fail(&problem);
                 for (_, answer) in waiting.drain(..) {
                     let _ = answer.send(Err(StoreError::Write { problem: problem.clone() }));
                 }
@@ -197,6 +189,14 @@ impl Committer {
             if self.surplus() > SWEEP_SLACK {
                 let _more = self.sweep();
             }
+        }
+    }
+
+    /// Notes that the database takes no writes until it is opened again.
+    fn fail(&self, problem: &str) {
+        if self.shared.failure.borrow().is_none() {
+            error!(problem, "the job store cannot be written; extends are refused until it can");
+            self.shared.failure.send_replace(Some(Failure::Broken(problem.to_owned())));
         }
     }
 
@@ -230,16 +230,12 @@ impl Committer {
             return;
         }
         self.mark();
-        // Here, since whoever asks for it shall not wait for the disk; only after changes, since an idle growd sleeps.
-        if self.measured != self.commit
-            && let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok())
-        {
+        // Here, since whoever asks for it shall not wait for the disk.
+        if let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok()) {
             self.shared.size.store(size, Ordering::Relaxed);
-            self.measured = self.commit;
         }
         let every = SWEEP_EVERY.min(self.retention.age / SWEEPS);
         if self.swept_at.is_none_or(|at| at.elapsed() > every) {
-            self.count();
             // Where fewer jobs than before are to be kept, this is many batches.
             while self.sweep() && is_idle() {}
         }
@@ -249,56 +245,48 @@ impl Committer {
         self.shared.index.read().ended().saturating_sub(self.retention.jobs)
     }
 
+    /// Removes a batch of ended jobs that are no longer kept, and tells whether more may be left.
+    fn sweep(&mut self) -> bool {
+        self.note_progress();
+        // The job with the highest commit number may be among those that go: the number must stay on disk, or the store
+        // would look as if it had been set back.
+        if let Err(problem) = self.count() {
+            self.fail(&problem);
+            return false;
+        }
+        let old = self.kept_time.kept_for(self.retention.age);
+        let expired = self.shared.index.read().expired(old, self.retention.jobs, SWEEP_BATCH);
+        match self.remove(&expired) {
+            Ok(()) if expired.is_empty() => {}
+            // More may be left: the next tick or group goes on.
+            Ok(()) => {
+                info!(jobs = expired.len(), "removed jobs that are no longer kept");
+                return true;
+            }
+            Err(problem) => warn!(problem, "cannot remove jobs that are no longer kept"),
+        }
+        self.swept_at = Some(Instant::now());
+        false
+    }
+
     /// Counts the time that has passed, and writes it.
-    fn count(&mut self) {
+    fn count(&mut self) -> Result<(), String> {
         let now = Instant::now();
         let newest = self.shared.index.read().newest();
         self.kept_time.advance(now - self.counted_at, newest, self.retention.age);
         self.counted_at = now;
-        let shared = Arc::clone(&self.shared);
-        let written = shared.db.read().as_ref().map_or(Ok(()), |db| self.write_kept_time(db));
-        if let Err(problem) = written {
-            warn!(problem, "cannot note for how long jobs have been kept");
-        }
-    }
-
-    /// Removes a batch of ended jobs that are no longer kept, and tells whether more may be left.
-    fn sweep(&mut self) -> bool {
-        self.note_progress();
-        let old = self.kept_time.kept_for(self.retention.age);
-        let expired = self.shared.index.read().expired(old, self.retention.jobs, SWEEP_BATCH);
-        if expired.is_empty() {
-            self.swept_at = Some(Instant::now());
-            return false;
-        }
-        match self.remove(&expired) {
-            // More may be left: the next tick or group goes on.
-            Ok(()) => info!(jobs = expired.len(), "removed jobs that are no longer kept"),
-            Err(problem) => {
-                warn!(problem, "cannot remove jobs that are no longer kept");
-                self.swept_at = Some(Instant::now());
-                return false;
-            }
-        }
-        true
-    }
-
-    fn write_kept_time(&mut self, db: &sled::Db) -> Result<(), String> {
         self.commit += 1;
-        let mark = record::encode_mark(self.commit, &self.kept_time);
-        put(db, record::MARK_KEY, mark)?;
+        let db = self.shared.db.read();
+        let db = db.as_ref().ok_or("it is being opened again")?;
+        put(db, record::MARK_KEY, record::encode_mark(self.commit, &self.kept_time))?;
         db.flush().map_err(|error| error.to_string())?;
         self.durable = self.commit;
         Ok(())
     }
 
-    fn remove(&mut self, jobs: &[JobId]) -> Result<(), String> {
-        let shared = Arc::clone(&self.shared);
-        let db = shared.db.read();
+    fn remove(&self, jobs: &[JobId]) -> Result<(), String> {
+        let db = self.shared.db.read();
         let db = db.as_ref().ok_or("it is being opened again")?;
-        // The job with the highest commit number may be among them: the number must stay on disk, or the store would
-        // look as if it had been set back. It is flushed before anything is removed.
-        self.write_kept_time(db)?;
         for id in jobs {
             if let Some((job, _)) = read(db, *id)? {
                 self.shared.index.write().forget(&job);

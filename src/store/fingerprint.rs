@@ -1,5 +1,6 @@
 //! Whether the database is byte for byte what growd has left in order: then nothing has happened to it since that a copy
-//! would have to be kept for. Damage that was on the disk before is found as any other, by a start that has no copy.
+//! would have to be kept for. Damage that was on the disk before is found as any other, by a start that has no copy. What a
+//! growd of another format has left will be refused, so there must be a copy.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,6 +9,7 @@ use std::path::Path;
 use crc32fast::Hasher;
 
 use super::files::Files;
+use super::record::FORMAT;
 
 /// Notes what the database is now, durably. Nobody may write to it any more.
 ///
@@ -37,7 +39,7 @@ pub fn forget(files: &Files) -> io::Result<()> {
 fn text(jobs: &Path) -> io::Result<String> {
     let mut sum = Hasher::new();
     add(jobs, &mut sum)?;
-    Ok(format!("crc32 {:08x}\n", sum.finalize()))
+    Ok(format!("format {FORMAT}, crc32 {:08x}\n", sum.finalize()))
 }
 
 /// Adds the names, the sizes and what is in the files of a directory tree, in the order of their names.
@@ -92,6 +94,9 @@ mod tests {
             assert!(!is_as_noted(&files));
         }
         note(&files).unwrap();
+        let noted = fs::read_to_string(files.left()).unwrap();
+        fs::write(files.left(), noted.replace(&format!("format {FORMAT},"), "format 4,")).unwrap();
+        assert!(!is_as_noted(&files), "a growd of another format has left it");
         forget(&files).unwrap();
         forget(&files).unwrap();
         assert!(!is_as_noted(&files));

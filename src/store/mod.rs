@@ -18,8 +18,8 @@ mod safety_copy;
 mod scan;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -79,7 +79,7 @@ struct Shared {
     failure: watch::Sender<Option<Failure>>,
     /// Since when the committer is at the work that it is at.
     at_work_since: Mutex<Option<Instant>>,
-    meters: OnceLock<Arc<Meters>>,
+    meters: Arc<Meters>,
 }
 
 /// The open store. All methods but [`Store::commit`] and [`Store::close`] answer from memory or by one read.
@@ -118,30 +118,17 @@ impl Claimed {
         Ok(Self { files, lock })
     }
 
-    /// As [`Store::open`].
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn open(self, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
-        open::open(self.files, self.lock, retention)
-    }
-}
-
-impl Store {
-    /// Opens the store in a directory, or creates it there, and gives the jobs that have not ended, oldest first.
+    /// Opens the store, or creates it, and gives the jobs that have not ended, oldest first. To be called within a runtime.
     ///
     /// # Errors
     /// When anything about the store is not as it was left. Nothing is deleted or replaced then; the message says which
     /// command shows, saves and sets aside what is there.
-    pub fn open(dir: &Path, retention: Retention) -> Result<(Self, Vec<Job>), OpenError> {
-        Claimed::of(dir)?.open(retention)
+    pub fn open(self, retention: Retention, meters: Arc<Meters>) -> Result<(Store, Vec<Job>), OpenError> {
+        open::open(open::BLOAT_FLOOR, self.files, self.lock, retention, meters)
     }
+}
 
-    /// Counts commits from now on; once.
-    pub fn measure(&self, meters: Arc<Meters>) {
-        let _ = self.shared.meters.set(meters);
-    }
-
+impl Store {
     /// Makes jobs durable, all or, where growd is stopped in between, a part of them. Returns when they are on disk
     /// and published.
     ///
@@ -183,12 +170,8 @@ impl Store {
     }
 
     /// Number of jobs kept.
-    pub fn len(&self) -> usize {
+    pub fn kept(&self) -> usize {
         self.shared.index.read().len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Bytes that the database took on disk some seconds ago.

@@ -3,8 +3,8 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -22,6 +22,7 @@ use super::open_error::OpenError;
 use super::safety_copy::SafetyCopy;
 use super::scan::Scan;
 use super::{Failure, Retention, Shared, Store, record};
+use crate::meters::Meters;
 use crate::model::Job;
 use crate::sys::sync_file_range;
 use crate::sys::timer_slack::Lenient;
@@ -29,20 +30,17 @@ use crate::sys::timer_slack::Lenient;
 /// sled never gives space back, and restarts leak it: above this ratio of disk to live bytes the store is copied.
 const BLOAT_RATIO: u64 = 6;
 /// Below this a bloated store is nobody's trouble.
-const BLOAT_FLOOR: u64 = 64 << 20;
+pub const BLOAT_FLOOR: u64 = 64 << 20;
 const TICK: Duration = Duration::from_secs(10);
 /// sled has seven threads that look for work once a second, though they are woken when there is any.
 const SLED_MAY_SLEEP_ON: Duration = Duration::from_secs(60);
 
-pub fn open(files: Files, lock: Lock, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
-    open_above(BLOAT_FLOOR, files, lock, retention)
-}
-
-fn open_above(
+pub fn open(
     bloat_floor: u64,
     files: Files,
     lock: Lock,
     retention: Retention,
+    meters: Arc<Meters>,
 ) -> Result<(Store, Vec<Job>), OpenError> {
     // Its threads are started by the first flush, at the latest; without this they only wake more often.
     let _lenient = Lenient::by(SLED_MAY_SLEEP_ON);
@@ -64,7 +62,7 @@ fn open_above(
         size: AtomicU64::new(on_disk),
         failure: watch::channel(None).0,
         at_work_since: Mutex::default(),
-        meters: OnceLock::new(),
+        meters,
     });
     let noted = kept_time.notes.last().map(|note| note.newest);
     let (inbox, committer) = committer::start(Arc::clone(&shared), files, retention, kept_time)?;
@@ -116,9 +114,7 @@ fn note_start(files: &Files, db: &sled::Db, commit: u64, kept_time: &KeptTime) -
 
 /// Has the committer see to its upkeep, and says so when its disk keeps it from doing anything.
 fn start_ticking(inbox: mpsc::WeakSender<Work>, shared: Arc<Shared>) {
-    // A store that is opened outside a runtime, for a look at it, needs no upkeep.
-    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-    runtime.spawn(async move {
+    tokio::spawn(async move {
         loop {
             tokio::time::sleep(TICK).await;
             let Some(inbox) = inbox.upgrade() else { return };
@@ -221,12 +217,10 @@ mod tests {
         (dir, files, kept.to_vec())
     }
 
-    fn opened_above(bloat_floor: u64, files: &Files) -> (Store, u64) {
+    fn opened_above(bloat_floor: u64, files: &Files) -> (Store, Vec<Job>) {
         let retention = Retention { age: Duration::MAX, jobs: usize::MAX };
-        let (store, unfinished) = open_above(bloat_floor, files.clone(), files.lock().unwrap(), retention).unwrap();
-        assert_eq!(unfinished, []);
-        let size = store.size_on_disk();
-        (store, size)
+        let (lock, meters) = (files.lock().unwrap(), Arc::new(Meters::new().unwrap()));
+        open(bloat_floor, files.clone(), lock, retention, meters).unwrap()
     }
 
     #[test]
@@ -242,12 +236,14 @@ mod tests {
     #[tokio::test]
     async fn a_bloated_store_shrinks_when_it_is_opened_and_keeps_every_record() {
         let (_dir, files, kept) = bloated();
-        let (store, before) = opened_above(u64::MAX, &files);
+        let (store, _) = opened_above(u64::MAX, &files);
+        let before = store.size_on_disk();
         store.close().await;
         drop(store);
-        let (store, after) = opened_above(0, &files);
+        let (store, unfinished) = opened_above(0, &files);
+        let after = store.size_on_disk();
         assert!(after < before / 2, "{before} bytes became {after}");
-        assert_eq!(store.len(), KEPT);
+        assert_eq!((store.kept(), unfinished), (KEPT, Vec::new()));
         for job in &kept {
             assert_eq!(store.get(job.id).unwrap().as_ref(), Some(job));
         }
@@ -256,8 +252,8 @@ mod tests {
         store.commit(vec![new.clone()]).await.unwrap();
         store.close().await;
         drop(store);
-        let (store, unfinished) = Store::open(files.dir(), Retention { age: Duration::MAX, jobs: usize::MAX }).unwrap();
-        assert_eq!((store.len(), unfinished), (KEPT + 1, vec![new]));
+        let (store, unfinished) = opened_above(u64::MAX, &files);
+        assert_eq!((store.kept(), unfinished), (KEPT + 1, vec![new]));
         // What it has kept to be safe goes beside all else, and is gone at its end.
         store.close().await;
         let names: Vec<_> = fs::read_dir(files.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

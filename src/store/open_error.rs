@@ -7,9 +7,10 @@ use nix::errno::Errno;
 
 use super::database::told;
 
-const NEXT: &str = "growd does not start with it, and has deleted nothing. `growd store verify` shows what is readable, \
-    `growd store export` saves it as JSON lines, `growd store set-aside` moves the store away so that growd starts with an \
-    empty one: sizes are always read from the kernel, only the history and the unfinished jobs go";
+const REFUSED: &str = "growd does not start with it, and has deleted nothing";
+const NEXT: &str = "`growd store verify` shows what is readable, `growd store export` saves it as JSON lines";
+const SET_ASIDE: &str = "`growd store set-aside` moves the store away so that growd starts with an empty one: sizes are \
+    always read from the kernel, only the history and the unfinished jobs go";
 
 /// Why the store was not opened, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -18,13 +19,16 @@ pub enum OpenError {
     InUse { dir: PathBuf, pid: String },
     #[error("{operation} {}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("the job store in {} is damaged: {problem}. {NEXT}", dir.display())]
+    #[error("the job store in {} is damaged: {problem}. {REFUSED}. {NEXT}, {SET_ASIDE}", dir.display())]
     Damaged { dir: PathBuf, problem: String },
-    #[error("the job store in {} was written by a newer growd: {problem}. {NEXT}", dir.display())]
-    Newer { dir: PathBuf, problem: String },
+    #[error(
+        "the job store in {} was written by another version of growd: {problem}. {REFUSED}. Only that version reads it: \
+         go on with it, or save the jobs with its `growd store export` first. {SET_ASIDE}", dir.display()
+    )]
+    OtherVersion { dir: PathBuf, problem: String },
     #[error(
         "the job store in {} went back in time: it ends with commit {found}, and commit {expected} had been written. \
-         {NEXT}", dir.display()
+         {REFUSED}. {NEXT}, {SET_ASIDE}", dir.display()
     )]
     Older { dir: PathBuf, found: u64, expected: u64 },
     #[error("the job store in {} cannot be written: {problem}", dir.display())]
@@ -88,6 +92,7 @@ mod tests {
         let told = of(sled::Error::Io(Errno::ENOSPC.into())).to_string();
         assert!(told.contains("start growd again") && !told.contains("set-aside"));
         let told = of(sled::Error::Corruption { at: None, bt: () }).to_string();
-        assert!(told.contains("is damaged: the file db is damaged. growd does not start with it"), "{told}");
+        let parts = ["is damaged: the file db is damaged. growd does not start with it", "`growd store verify` shows"];
+        assert!(parts.iter().all(|part| told.contains(part)), "{told}");
     }
 }

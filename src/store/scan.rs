@@ -72,7 +72,7 @@ pub struct Scan {
     pub kept_time: Option<KeptTime>,
     /// Bytes of keys and values.
     pub live_bytes: u64,
-    /// The first thing that is wrong, and whether it is only too new for this version.
+    /// The first thing that is wrong, and whether it is only of another version of growd.
     pub first_problem: Option<(String, bool)>,
     pub problems: usize,
 }
@@ -171,11 +171,11 @@ impl Scan {
         check: &mut impl FnMut(&[u8], &[u8]) -> Result<(Entry, u64), RecordError>,
     ) {
         self.live_bytes += (key.len() + value.len()) as u64;
-        let newer = |error: &RecordError| matches!(error, RecordError::Newer(_));
+        let of_other = |error: &RecordError| matches!(error, RecordError::OtherFormat(_));
         if key == record::MARK_KEY {
             match record::decode_mark(value) {
                 Ok((commit, kept_time)) => (self.commit, self.kept_time) = (self.commit.max(commit), Some(kept_time)),
-                Err(error) => self.note(format!("the commit record is bad: {error}"), newer(&error)),
+                Err(error) => self.note(format!("the commit record is bad: {error}"), of_other(&error)),
             }
             return;
         }
@@ -191,7 +191,7 @@ impl Scan {
             }
             Err(error) => {
                 let name = record::job_of_key(key).map_or_else(|_| format!("{key:02x?}"), |id| format!("of job {id}"));
-                self.note(format!("the record {name} is bad: {error}"), newer(&error));
+                self.note(format!("the record {name} is bad: {error}"), of_other(&error));
             }
         }
     }
@@ -200,8 +200,10 @@ impl Scan {
     /// When anything is wrong, or the store ends before a commit number that is known to have been on disk.
     pub fn check(self, dir: &Path, mark: Option<u64>) -> Result<Self, OpenError> {
         let dir = dir.to_owned();
-        if let Some((problem, newer)) = self.first_problem {
-            return Err(if newer { OpenError::Newer { dir, problem } } else { OpenError::Damaged { dir, problem } });
+        match self.first_problem {
+            Some((problem, true)) => return Err(OpenError::OtherVersion { dir, problem }),
+            Some((problem, false)) => return Err(OpenError::Damaged { dir, problem }),
+            None => {}
         }
         match mark {
             Some(expected) if self.commit < expected => Err(OpenError::Older { dir, found: self.commit, expected }),
@@ -209,9 +211,9 @@ impl Scan {
         }
     }
 
-    fn note(&mut self, problem: String, newer: bool) {
+    fn note(&mut self, problem: String, of_other: bool) {
         self.problems += 1;
-        self.first_problem.get_or_insert((problem, newer));
+        self.first_problem.get_or_insert((problem, of_other));
     }
 }
 

@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use growd::meters::Meters;
 use growd::model::{Bytes, DriverKind, Job, JobId, JobKind, JobState, RequestId, ShareId};
-use growd::store::{Retention, Store};
+use growd::store::{Claimed, OpenError, Retention, Store};
 use uuid::Uuid;
 
 /// Longer than anything here takes on a busy machine.
@@ -33,7 +35,7 @@ pub fn job_of(accepted: SystemTime, state: JobState) -> Job {
         state,
         size_before: Bytes::gib(1),
         requested_size: Bytes::gib(2),
-        promised: None,
+        promised: Bytes::gib(1),
         expected_size: None,
         size_after: None,
         steps: Vec::new(),
@@ -54,8 +56,8 @@ pub fn job(state: JobState) -> Job {
     job_of(SystemTime::now(), state)
 }
 
-/// Writes a record into a database behind growd's back, as a newer growd might.
-pub fn write_newer(db: &sled::Db, of: JobId) {
+/// Writes a record into a database behind growd's back, as another version of growd might.
+pub fn write_other_format(db: &sled::Db, of: JobId) {
     let key = [b"j", of.as_uuid().as_bytes().as_slice()].concat();
     let mut value = vec![9, 0, 0, 0, 0, 0, 0, 0, 9];
     let mut hasher = crc32fast::Hasher::new();
@@ -64,6 +66,11 @@ pub fn write_newer(db: &sled::Db, of: JobId) {
     value.extend_from_slice(&hasher.finalize().to_be_bytes());
     db.insert(key, value).unwrap();
     db.flush().unwrap();
+}
+
+/// Opens a store as growd does.
+pub fn open(state: &Path, retention: Retention) -> Result<(Store, Vec<Job>), OpenError> {
+    Claimed::of(state)?.open(retention, Arc::new(Meters::new().unwrap()))
 }
 
 /// Waits until something holds.
@@ -119,7 +126,7 @@ impl Home {
 
     /// The same with more jobs in a group.
     pub async fn store_in_groups(&self, size: usize, jobs: &[Job]) {
-        let (store, _) = Store::open(&self.state(), KEEP_ALL).unwrap();
+        let (store, _) = open(&self.state(), KEEP_ALL).unwrap();
         for group in jobs.chunks(size) {
             store.commit(group.to_vec()).await.unwrap();
         }

@@ -1,6 +1,6 @@
 //! A job as it lies on disk: a format byte, the commit number, a protobuf payload, and a CRC-32 over key and all that.
 //!
-//! The structs here are the disk's own: the model may change without them. A record of an unknown format is refused,
+//! The structs here are the disk's own: the model may change without them. A record of another format is refused,
 //! never guessed at: three of four single-bit flips would decode as some valid payload, so the checksum decides.
 
 #[cfg(test)]
@@ -17,15 +17,8 @@ use crate::model::{
     Bytes, DriverKind, Job, JobError, JobId, JobKind, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
 
-/// Format of the records of extends. Those of shrinks have one of their own: a growd that knows no shrinks would take an
-/// unfinished one for an extend that is done, and refuses the store instead.
-const EXTEND: u8 = 3;
-const SHRINK: u8 = 4;
-/// The same as they were at first: all their times count from 1970.
-const FIRST_EXTEND: u8 = 1;
-const FIRST_SHRINK: u8 = 2;
-/// Format of the record under [`MARK_KEY`].
-const MARK: u8 = 1;
+/// Format of all records. Lower ones are of growds before the first release.
+pub const FORMAT: u8 = 5;
 const HEADER: usize = 1 + 8;
 const CHECKSUM: usize = 4;
 
@@ -79,8 +72,11 @@ struct JobRecord {
     /// As in the header of the request; empty for none.
     #[prost(string, tag = "20")]
     trace: String,
-    #[prost(uint64, optional, tag = "21")]
-    promised: Option<u64>,
+    #[prost(uint64, tag = "21")]
+    promised: u64,
+    /// Whether it is a shrink, and no extend.
+    #[prost(bool, tag = "22")]
+    shrinks: bool,
 }
 
 /// Of a [`JobRecord`] what the index has; the other fields are skipped.
@@ -116,7 +112,6 @@ struct ErrorOnDisk {
     retryable: bool,
 }
 
-/// What the first version did not write: its records read as no time at all, by which every job is new.
 #[derive(Clone, PartialEq, Message)]
 struct KeptTimeOnDisk {
     /// Nanoseconds, as those of the notes.
@@ -137,8 +132,8 @@ struct NoteOnDisk {
 /// Why a record cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    #[error("it is of format {0}, and this growd knows only formats up to {SHRINK}: it was written by a newer growd")]
-    Newer(u8),
+    #[error("it is of format {0}, and this growd reads only format {FORMAT}")]
+    OtherFormat(u8),
     #[error("its checksum does not match")]
     Checksum,
     #[error("its key {0:02x?} is not a job's")]
@@ -196,16 +191,10 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         started_at: job.started_at.map(since),
         finished_at: job.finished_at.map(since),
         trace: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
-        promised: job.promised.map(Bytes::get),
+        promised: job.promised.get(),
+        shrinks: job.kind == JobKind::Shrink,
     };
-    seal(format(job.kind), &key(job.id), commit, &record.encode_to_vec())
-}
-
-pub const fn format(kind: JobKind) -> u8 {
-    match kind {
-        JobKind::Extend => EXTEND,
-        JobKind::Shrink => SHRINK,
-    }
+    seal(&key(job.id), commit, &record.encode_to_vec())
 }
 
 /// The job and the commit number of a record.
@@ -214,11 +203,9 @@ pub const fn format(kind: JobKind) -> u8 {
 /// When the record is not exactly what [`encode`] wrote under this key.
 pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (format, commit, payload) = unseal(key, value)?;
-    let kind = if [SHRINK, FIRST_SHRINK].contains(&format) { JobKind::Shrink } else { JobKind::Extend };
+    let (commit, payload) = unseal(key, value)?;
     let record = JobRecord::decode(payload).map_err(|_| RecordError::Field("payload"))?;
-    let base = if [FIRST_EXTEND, FIRST_SHRINK].contains(&format) { 0 } else { record.created_at };
-    let after = |nanos: u64| time(base.wrapping_add(nanos));
+    let after = |nanos: u64| time(record.created_at.wrapping_add(nanos));
     let step_from_disk = |step: StepOnDisk| StepRecord {
         name: step.name,
         started_at: after(step.started_at),
@@ -227,7 +214,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     };
     let job = Job {
         id,
-        kind,
+        kind: if record.shrinks { JobKind::Shrink } else { JobKind::Extend },
         share: share(&record.share)?,
         pool: record.pool.parse::<PoolName>().map_err(|_| RecordError::Field("pool"))?,
         driver: DriverKind::ALL
@@ -237,7 +224,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         state: state(&record.state)?,
         size_before: Bytes::new(record.size_before),
         requested_size: Bytes::new(record.requested_size),
-        promised: record.promised.map(Bytes::new),
+        promised: Bytes::new(record.promised),
         expected_size: record.expected_size.map(Bytes::new),
         size_after: record.size_after.map(Bytes::new),
         steps: record.steps.into_iter().map(step_from_disk).collect(),
@@ -268,7 +255,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
 /// When the record is not what [`encode`] wrote under this key.
 pub fn entry(key: &[u8], value: &[u8]) -> Result<(Entry, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (_, commit, payload) = unseal(key, value)?;
+    let (commit, payload) = unseal(key, value)?;
     let record = EntryOnDisk::decode(payload).map_err(|_| RecordError::Field("payload"))?;
     let request_id = record.request_id.as_deref().map(request_id).transpose()?;
     Ok((Entry { id, state: state(&record.state)?, share: share(&record.share)?, request_id }, commit))
@@ -291,13 +278,13 @@ pub fn encode_mark(commit: u64, kept_time: &KeptTime) -> Vec<u8> {
     let note = |note: &Note| NoteOnDisk { at: whole_nanos(note.at), newest: note.newest.as_uuid().as_bytes().to_vec() };
     let kept_time =
         KeptTimeOnDisk { open: whole_nanos(kept_time.open), notes: kept_time.notes.iter().map(note).collect() };
-    seal(MARK, MARK_KEY, commit, &kept_time.encode_to_vec())
+    seal(MARK_KEY, commit, &kept_time.encode_to_vec())
 }
 
 /// # Errors
 /// When the record is not what [`encode_mark`] wrote.
 pub fn decode_mark(value: &[u8]) -> Result<(u64, KeptTime), RecordError> {
-    let (_, commit, payload) = unseal(MARK_KEY, value)?;
+    let (commit, payload) = unseal(MARK_KEY, value)?;
     let invalid = RecordError::Field("kept_time");
     let kept_time = KeptTimeOnDisk::decode(payload).map_err(|_| invalid.clone())?;
     let mut notes = Vec::new();
@@ -309,9 +296,9 @@ pub fn decode_mark(value: &[u8]) -> Result<(u64, KeptTime), RecordError> {
 }
 
 /// A payload with all that goes around it.
-pub fn seal(format: u8, key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
+pub fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CHECKSUM);
-    value.push(format);
+    value.push(FORMAT);
     value.extend_from_slice(&commit.to_be_bytes());
     value.extend_from_slice(payload);
     let checksum = checksum(key, &value);
@@ -319,18 +306,18 @@ pub fn seal(format: u8, key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     value
 }
 
-/// The format, the commit number and the payload.
-fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u8, u64, &'a [u8]), RecordError> {
+/// The commit number and the payload.
+fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u64, &'a [u8]), RecordError> {
     let (body, found) = value.split_last_chunk::<CHECKSUM>().ok_or(RecordError::Checksum)?;
     if checksum(key, body) != *found {
         return Err(RecordError::Checksum);
     }
     let (format, rest) = body.split_first().ok_or(RecordError::Checksum)?;
-    if !(FIRST_EXTEND..=SHRINK).contains(format) {
-        return Err(RecordError::Newer(*format));
+    if *format != FORMAT {
+        return Err(RecordError::OtherFormat(*format));
     }
     let (commit, payload) = rest.split_first_chunk::<8>().ok_or(RecordError::Field("commit number"))?;
-    Ok((*format, u64::from_be_bytes(*commit), payload))
+    Ok((u64::from_be_bytes(*commit), payload))
 }
 
 fn checksum(key: &[u8], body: &[u8]) -> [u8; CHECKSUM] {
