@@ -141,12 +141,14 @@ pub fn mountinfo(data: &[u8]) {
 /// guesses a checksum.
 pub fn record(data: &[u8]) {
     let _ = record::decode_mark(data);
-    read_mark(&record::seal(record::MARK_KEY, 7, data));
+    read_mark(&record::seal(record::MARK, record::MARK_KEY, 7, data));
     let Some((key, value)) = data.split_at_checked(17) else { return };
     read_record(key, value);
     let Some((id, payload)) = data.split_first_chunk::<16>() else { return };
     let key = record::key(JobId::from_uuid(Uuid::from_bytes(*id)));
-    read_record(&key, &record::seal(&key, 7, payload));
+    for kind in JobKind::ALL {
+        read_record(&key, &record::seal(record::format(kind), &key, 7, payload));
+    }
 }
 
 fn read_mark(value: &[u8]) {

@@ -9,7 +9,7 @@ use std::path::Path;
 use crc32fast::Hasher;
 
 use super::files::Files;
-use super::record::FORMAT;
+use super::record::FORMATS;
 
 /// Notes what the database is now, durably. Nobody may write to it any more.
 ///
@@ -39,7 +39,7 @@ pub fn forget(files: &Files) -> io::Result<()> {
 fn text(jobs: &Path) -> io::Result<String> {
     let mut sum = Hasher::new();
     add(jobs, &mut sum)?;
-    Ok(format!("format {FORMAT}, crc32 {:08x}\n", sum.finalize()))
+    Ok(format!("formats {FORMATS}; crc32 {:08x}\n", sum.finalize()))
 }
 
 /// Adds the names, the sizes and what is in the files of a directory tree, in the order of their names.
@@ -95,7 +95,7 @@ mod tests {
         }
         note(&files).unwrap();
         let noted = fs::read_to_string(files.left()).unwrap();
-        fs::write(files.left(), noted.replace(&format!("format {FORMAT},"), "format 4,")).unwrap();
+        fs::write(files.left(), noted.replace(FORMATS, "1, 5")).unwrap();
         assert!(!is_as_noted(&files), "a growd of another format has left it");
         forget(&files).unwrap();
         forget(&files).unwrap();

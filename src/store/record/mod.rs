@@ -17,8 +17,14 @@ use crate::model::{
     Bytes, DriverKind, Job, JobError, JobId, JobKind, JobState, PoolName, ProjectLabel, RequestId, ShareId, StepRecord,
 };
 
-/// Format of all records. Lower ones are of growds before the first release.
-pub const FORMAT: u8 = 5;
+/// Format of the records of extends. Those of shrinks have one of their own: a growd that knows no shrinks would take an
+/// unfinished one for an extend that is done, and refuses the store instead.
+const EXTEND: u8 = 3;
+const SHRINK: u8 = 4;
+/// Format of the record under [`MARK_KEY`].
+pub const MARK: u8 = 1;
+/// What tells a store of this growd from those of others: changes with each of the formats.
+pub const FORMATS: &str = "1, 3, 4";
 const HEADER: usize = 1 + 8;
 const CHECKSUM: usize = 4;
 
@@ -74,9 +80,6 @@ struct JobRecord {
     trace: String,
     #[prost(uint64, tag = "21")]
     promised: u64,
-    /// Whether it is a shrink, and no extend.
-    #[prost(bool, tag = "22")]
-    shrinks: bool,
 }
 
 /// Of a [`JobRecord`] what the index has; the other fields are skipped.
@@ -132,7 +135,7 @@ struct NoteOnDisk {
 /// Why a record cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    #[error("it is of format {0}, and this growd reads only format {FORMAT}")]
+    #[error("it is of format {0}, which this growd does not read")]
     OtherFormat(u8),
     #[error("its checksum does not match")]
     Checksum,
@@ -192,9 +195,15 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
         finished_at: job.finished_at.map(since),
         trace: job.trace.map(|trace| trace.to_string()).unwrap_or_default(),
         promised: job.promised.get(),
-        shrinks: job.kind == JobKind::Shrink,
     };
-    seal(&key(job.id), commit, &record.encode_to_vec())
+    seal(format(job.kind), &key(job.id), commit, &record.encode_to_vec())
+}
+
+pub const fn format(kind: JobKind) -> u8 {
+    match kind {
+        JobKind::Extend => EXTEND,
+        JobKind::Shrink => SHRINK,
+    }
 }
 
 /// The job and the commit number of a record.
@@ -203,7 +212,7 @@ pub fn encode(job: &Job, commit: u64) -> Vec<u8> {
 /// When the record is not exactly what [`encode`] wrote under this key.
 pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (commit, payload) = unseal(key, value)?;
+    let (kind, commit, payload) = unseal_job(key, value)?;
     let record = JobRecord::decode(payload).map_err(|_| RecordError::Field("payload"))?;
     let after = |nanos: u64| time(record.created_at.wrapping_add(nanos));
     let step_from_disk = |step: StepOnDisk| StepRecord {
@@ -214,7 +223,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
     };
     let job = Job {
         id,
-        kind: if record.shrinks { JobKind::Shrink } else { JobKind::Extend },
+        kind,
         share: share(&record.share)?,
         pool: record.pool.parse::<PoolName>().map_err(|_| RecordError::Field("pool"))?,
         driver: DriverKind::ALL
@@ -255,7 +264,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
 /// When the record is not what [`encode`] wrote under this key.
 pub fn entry(key: &[u8], value: &[u8]) -> Result<(Entry, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (commit, payload) = unseal(key, value)?;
+    let (_, commit, payload) = unseal_job(key, value)?;
     let record = EntryOnDisk::decode(payload).map_err(|_| RecordError::Field("payload"))?;
     let request_id = record.request_id.as_deref().map(request_id).transpose()?;
     Ok((Entry { id, state: state(&record.state)?, share: share(&record.share)?, request_id }, commit))
@@ -278,13 +287,16 @@ pub fn encode_mark(commit: u64, kept_time: &KeptTime) -> Vec<u8> {
     let note = |note: &Note| NoteOnDisk { at: whole_nanos(note.at), newest: note.newest.as_uuid().as_bytes().to_vec() };
     let kept_time =
         KeptTimeOnDisk { open: whole_nanos(kept_time.open), notes: kept_time.notes.iter().map(note).collect() };
-    seal(MARK_KEY, commit, &kept_time.encode_to_vec())
+    seal(MARK, MARK_KEY, commit, &kept_time.encode_to_vec())
 }
 
 /// # Errors
 /// When the record is not what [`encode_mark`] wrote.
 pub fn decode_mark(value: &[u8]) -> Result<(u64, KeptTime), RecordError> {
-    let (commit, payload) = unseal(MARK_KEY, value)?;
+    let (format, commit, payload) = unseal(MARK_KEY, value)?;
+    if format != MARK {
+        return Err(RecordError::OtherFormat(format));
+    }
     let invalid = RecordError::Field("kept_time");
     let kept_time = KeptTimeOnDisk::decode(payload).map_err(|_| invalid.clone())?;
     let mut notes = Vec::new();
@@ -296,9 +308,9 @@ pub fn decode_mark(value: &[u8]) -> Result<(u64, KeptTime), RecordError> {
 }
 
 /// A payload with all that goes around it.
-pub fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
+pub fn seal(format: u8, key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len() + CHECKSUM);
-    value.push(FORMAT);
+    value.push(format);
     value.extend_from_slice(&commit.to_be_bytes());
     value.extend_from_slice(payload);
     let checksum = checksum(key, &value);
@@ -306,18 +318,22 @@ pub fn seal(key: &[u8], commit: u64, payload: &[u8]) -> Vec<u8> {
     value
 }
 
-/// The commit number and the payload.
-fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u64, &'a [u8]), RecordError> {
+fn unseal_job<'a>(key: &[u8], value: &'a [u8]) -> Result<(JobKind, u64, &'a [u8]), RecordError> {
+    let (found, commit, payload) = unseal(key, value)?;
+    let kind = JobKind::ALL.into_iter().find(|kind| format(*kind) == found);
+    Ok((kind.ok_or(RecordError::OtherFormat(found))?, commit, payload))
+}
+
+/// The format, the commit number and the payload.
+fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u8, u64, &'a [u8]), RecordError> {
     let (body, found) = value.split_last_chunk::<CHECKSUM>().ok_or(RecordError::Checksum)?;
     if checksum(key, body) != *found {
         return Err(RecordError::Checksum);
     }
     let (format, rest) = body.split_first().ok_or(RecordError::Checksum)?;
-    if *format != FORMAT {
-        return Err(RecordError::OtherFormat(*format));
-    }
-    let (commit, payload) = rest.split_first_chunk::<8>().ok_or(RecordError::Field("commit number"))?;
-    Ok((u64::from_be_bytes(*commit), payload))
+    // A record of another format may be shorter.
+    let (commit, payload) = rest.split_first_chunk::<8>().ok_or(RecordError::OtherFormat(*format))?;
+    Ok((*format, u64::from_be_bytes(*commit), payload))
 }
 
 fn checksum(key: &[u8], body: &[u8]) -> [u8; CHECKSUM] {

@@ -60,11 +60,16 @@ fn every_field_comes_back() {
 #[test]
 fn another_format_is_named_as_such() {
     let key = key(JobId::from_uuid(Uuid::from_u128(1)));
-    for format in [FORMAT - 1, FORMAT + 1] {
-        let mut body = vec![format, 0, 0];
-        let sum = checksum(&key, &body);
-        body.extend_from_slice(&sum);
-        assert_eq!(decode(&key, &body), Err(RecordError::OtherFormat(format)));
+    for format in [0, EXTEND - 1, SHRINK + 1] {
+        let mut short = vec![format, 0, 0];
+        let sum = checksum(&key, &short);
+        short.extend_from_slice(&sum);
+        for value in [short, seal(format, &key, 7, &[])] {
+            assert_eq!(decode(&key, &value), Err(RecordError::OtherFormat(format)));
+            assert_eq!(entry(&key, &value), Err(RecordError::OtherFormat(format)));
+        }
+        let mark = seal(format, MARK_KEY, 7, &[]);
+        assert_eq!(decode_mark(&mark), Err(RecordError::OtherFormat(format)));
     }
 }
 
