@@ -238,7 +238,9 @@ fn what_is_read_only_is_read_but_not_changed() {
         let observed = observed.unwrap();
         assert_eq!((observed.size(), observed.problems[0].kind), (Some(Bytes::mib(1)), Reason::NotMounted));
         assert_eq!(refused(set).reason(), Reason::NotMounted);
-        assert_eq!((verified.unwrap(), space.unwrap().promised), (Bytes::mib(1), Bytes::mib(1)));
+        let space = space.unwrap();
+        assert_eq!((verified.unwrap(), space.promised), (Bytes::mib(1), Bytes::mib(1)));
+        assert_eq!(space.problems, observed.problems, "it is told once");
     }
     run_remedy(&driver, A);
     assert_eq!(reasons(&driver, A), []);

@@ -387,38 +387,6 @@ fn space_is_that_of_the_file_system_and_promises_are_all_limits() {
 }
 
 #[test]
-fn a_share_that_cannot_be_changed_is_still_observed() {
-    on_both(|filesystem| {
-        filesystem.create_share(A, 42, MIB);
-        let driver = driver(filesystem);
-        let is_xfs = filesystem.kind() == Kind::Xfs;
-        let check = || {
-            // ext4's quotas cannot be read through such a mount.
-            assert_eq!(driver.observe(id(A)).unwrap().size(), is_xfs.then_some(Bytes::mib(1)));
-            assert_eq!(reasons(&driver, A), [Reason::NotMounted]);
-            assert!(remedy(&driver, A).starts_with(&format!("mount -o remount,rw {}", path(filesystem.path()))));
-            assert_eq!(refused(set(&driver, A, 2 * MIB)).reason(), Reason::NotMounted);
-            assert!(driver.verify(id(A)).is_err());
-        };
-        let mount = filesystem.read_only_mount();
-        check();
-        drop(mount);
-        filesystem.remount("ro");
-        check();
-        run_remedy(&driver, A);
-        assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(1));
-
-        // A frozen ext4 lets its readers wait: see lab_quotactl.
-        if is_xfs {
-            filesystem.freeze();
-            let (observed, space) = (driver.observe(id(A)), driver.space());
-            filesystem.thaw();
-            assert_eq!((observed.unwrap().problems, space.unwrap().promised), (vec![], Bytes::mib(1)));
-        }
-    });
-}
-
-#[test]
 fn verify_works_with_a_full_share_and_a_full_file_system() {
     on_both(|filesystem| {
         let share = filesystem.create_share(A, 42, 2 * MIB);

@@ -24,7 +24,8 @@ use parking_lot::Mutex;
 pub(super) use self::words::{WHY_READ_ONLY, make_writable, quotas_unread, unsupported};
 use super::directory_version::{Seen, Version};
 use super::path_template::PathTemplate;
-use super::{DriverError, Shares, SpaceId, system};
+use super::shell::Quoted;
+use super::{DriverError, Problem, Shares, SpaceId, system};
 use crate::model::{Bytes, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system;
 use crate::sys::mountinfo::path_of;
@@ -332,6 +333,12 @@ impl Places {
             pool: self.pool.clone(),
             problem: format!("its file system is read-only for growd: {WHY_READ_ONLY}"),
         }
+    }
+
+    /// What is wrong with the pool, or with a share at a place of its own, when nothing can be changed through its mount.
+    pub fn read_only_problem(&self, place: &Path) -> Problem {
+        let mount_point = format!("\"$(findmnt -n -f -o TARGET -T {})\"", Quoted(place));
+        Problem::blocking(self.read_only(), make_writable(mount_point))
     }
 
     /// What is said where the file system of an open file has no room for what was asked.

@@ -8,7 +8,6 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use crate::driver::Problem;
-use crate::driver::places::make_writable;
 use crate::driver::shell::Quoted;
 use crate::model::{Bytes, Reason, Refusal};
 use crate::sys::file_system::Kind;
@@ -21,8 +20,8 @@ pub(super) struct Case<'a> {
     pub location: &'a Path,
     pub fd: BorrowedFd<'a>,
     pub kind: Kind,
-    /// What an extend is refused with, if nothing can be changed through its mount.
-    pub read_only: Option<Refusal>,
+    /// Whether it can be changed through its mount.
+    pub writable: bool,
     pub state: QuotaState,
     pub attributes: Attributes,
     /// Another share with the same project.
@@ -87,10 +86,8 @@ impl Case<'_> {
         let id = self.attributes.project_id;
         let mut problems = Vec::new();
 
-        if let Some(refusal) = self.read_only.clone() {
-            problems.push(Problem::blocking(refusal, make_writable(&mount.point)));
-        } else {
-            // Only looked at where it can be changed: ext4 has its quotas off as long as it is read-only.
+        // ext4 has its quotas off as long as it is read-only.
+        if self.writable {
             problems.extend(not_enforced(&location, self.fd, self.kind, self.state));
         }
         if id == 0 || !self.attributes.inherits {

@@ -23,7 +23,8 @@ use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, PoolDirectory, quotas_unread};
 use super::promises::Promises;
 use super::{
-    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, answer_each, system,
+    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, Step, answer_each,
+    system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
@@ -60,7 +61,8 @@ struct Base {
     /// `None` where it has no project quotas.
     kind: Option<Kind>,
     quotas: QuotaState,
-    read_only: bool,
+    /// What is wrong when nothing can be changed through the pool's directory.
+    read_only: Option<Problem>,
     /// Of the other pools on it.
     others: Vec<(Arc<Census>, PoolDirectory)>,
 }
@@ -117,6 +119,7 @@ impl ProjectQuota {
         let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd));
         let quotas = quotas.map_err(quotas_unread(&pool.path))?;
         let others = self.censuses.0.beside(&self.places, &pool)?;
+        let read_only = read_only.then(|| self.places.read_only_problem(&pool.path));
         Ok(Base { pool, kind, quotas, read_only, others })
     }
 
@@ -127,8 +130,11 @@ impl ProjectQuota {
         let kind = kind.ok_or_else(|| unsupported(pool))?;
         // One with a place of its own may be reached through another mount.
         let read_only = match self.places.is_explicit(share) {
-            true => file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?.1,
-            false => *read_only,
+            true => {
+                let (_, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?;
+                read_only.then(|| self.places.read_only_problem(&location))
+            }
+            false => read_only.clone(),
         };
         let attributes = match fsxattr::get(fd) {
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
@@ -145,13 +151,13 @@ impl ProjectQuota {
         let quota = match attributes.project_id {
             _ if !state.accounting => None,
             // Whoever may not write may not read a quota of ext4 either.
-            _ if read_only && kind == Kind::Ext4 => None,
+            _ if read_only.is_some() && kind == Kind::Ext4 => None,
             0 => None,
             id => read_quota(fd, kind, id, &location)?,
         };
-        let read_only = read_only.then(|| self.places.read_only());
-        let case = Case { location: &location, fd, kind, read_only, state, attributes, twin, quota };
-        let problems = case.problems();
+        let case =
+            Case { location: &location, fd, kind, writable: read_only.is_none(), state, attributes, twin, quota };
+        let problems = read_only.into_iter().chain(case.problems()).collect();
         let bounded = state.enforcement && attributes.inherits;
         let limit = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
         let used = quota.map(|quota| quota.used);
@@ -210,6 +216,7 @@ impl ProjectQuota {
             Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
                 Err(self.places.full(pool.fd.as_fd(), hard.saturating_sub(old.hard)).into())
             }
+            Err(QuotaError::System(Errno::EROFS)) => Err(self.places.read_only().into()),
             Err(QuotaError::System(Errno::ERANGE)) => {
                 let what = format!("a limit of {hard} on {}", found.observed.filesystem);
                 Err(Refusal::Unsupported { what }.into())
@@ -229,7 +236,7 @@ impl ProjectQuota {
         let put_back = |hard| {
             // After a crash the soft limit may be lowered already; what it was before, nobody knows then.
             self.write_limits(pool, &found, hard, own_soft.unwrap_or(hard))?;
-            journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))
+            self.commit(pool)
         };
         let look = || found.read_again().map(|new| Bounds { limit: new.hard, used: new.used });
         let (location, promises, space) = (&found.observed.location, &self.promises, &pool.space_id());
@@ -239,9 +246,16 @@ impl ProjectQuota {
     }
 
     /// Brings all limits that were set to the disk.
+    fn commit(&self, pool: &PoolDirectory) -> Result<(), DriverError> {
+        journal::force(pool.fd.as_fd()).map_err(|errno| match errno {
+            Errno::EROFS => self.places.read_only().into(),
+            errno => system("flush the journal at", &pool.path)(errno),
+        })
+    }
+
     fn flush(&self) -> Result<Base, DriverError> {
         let pool = self.places.open_pool()?;
-        journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
+        self.commit(&pool)?;
         self.look_around(pool)
     }
 
@@ -290,9 +304,9 @@ impl Driver for ProjectQuota {
             self.places.list_mounted(&pool)?;
         }
         let mut space = self.space_of(&pool)?;
-        // As of a share, only where it can be changed.
-        let kind = kind.filter(|_| !read_only);
-        space.problems.extend(kind.and_then(|kind| findings::not_enforced(&pool.path, pool.fd.as_fd(), kind, quotas)));
+        let off = || kind.and_then(|kind| findings::not_enforced(&pool.path, pool.fd.as_fd(), kind, quotas));
+        // As of a share, only looked at where it can be changed.
+        space.problems.extend(read_only.or_else(off));
         Ok(space)
     }
 
