@@ -168,6 +168,8 @@ fn quota_that_does_not_hold_is_a_problem_and_its_remedy_heals_it() {
         assert_eq!(refused(set(&driver, A, 2 * MIB)).reason(), Reason::QuotaNotEnforced);
         assert_eq!(refused(driver.verify(id(A))).reason(), Reason::QuotaNotEnforced);
         assert_eq!(filesystem.hard_limit(42), MIB);
+        // Tenants go on with their work.
+        let _in_use = File::open(filesystem.path().join(A)).unwrap();
         run_remedy(&driver, A);
         assert_eq!(reasons(&driver, A), []);
     }

@@ -46,17 +46,20 @@ impl Mount {
         }
     }
 
-    /// XFS takes quota options only at a fresh mount; ext4 needs its quota feature, and then a command does.
+    /// What is counted can be limited at any time. Otherwise XFS takes quota options only at a fresh mount, and ext4 needs its
+    /// quota feature.
     fn turn_on(&self, kind: Kind, state: QuotaState) -> String {
         let Self { point, device } = self;
-        let fstab = "and add prjquota to its options in /etc/fstab";
+        let fstab = "and put prjquota among its options in /etc/fstab";
+        let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
         match kind {
-            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
+            Kind::Xfs if state.accounting => format!("xfs_quota -x -c \"enable -p\" {point}, {fstab}"),
             Kind::Ext4 if state.accounting => format!("quotaon -P {point}, {fstab}"),
-            Kind::Ext4 => {
-                let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
-                format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}")
-            }
+            // Nobody unmounts that.
+            Kind::Xfs if point == "/" => "boot with rootflags=prjquota among the kernel's parameters".to_owned(),
+            Kind::Ext4 if point == "/" => format!("boot from another disk, {tune}, {fstab}"),
+            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
+            Kind::Ext4 => format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}"),
         }
     }
 }
@@ -139,6 +142,22 @@ impl Case<'_> {
             Kind::Xfs => format!("xfs_quota -x -c \"limit -p bsoft={soft}k bhard={hard}k {id}\" {point}"),
             // It sets the limits of inodes as well.
             Kind::Ext4 => format!("setquota -P {id} {soft} {hard} 0 0 {point} (0 0: no limits of inodes)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_unmount_the_root_directory() {
+        let root = Mount { point: "/".to_owned(), device: "/dev/sda1".to_owned() };
+        for kind in [Kind::Xfs, Kind::Ext4] {
+            for accounting in [false, true] {
+                let remedy = root.turn_on(kind, QuotaState { accounting, enforcement: false });
+                assert!(!remedy.contains("umount"), "{remedy}");
+            }
         }
     }
 }
