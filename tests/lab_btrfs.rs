@@ -320,7 +320,7 @@ fn shares_may_have_places_of_their_own_on_the_same_file_system() {
     lab::run("umount", &[text(elsewhere.path())]);
     assert_eq!(grown.unwrap().to_string(), "1MiB -> 2MiB");
     assert_eq!(filesystem.limit(&legacy), Some(2 * MIB));
-    assert_eq!((foreign.reason(), missing.reason()), (Reason::Unsupported, Reason::ShareNotFound));
+    assert_eq!((foreign.reason(), missing.reason()), (Reason::NotMounted, Reason::ShareNotFound));
     assert_eq!(other.limit(&strange), Some(MIB));
     assert_eq!(*shares.unwrap(), [id(A), id(B), id(C)]);
 }

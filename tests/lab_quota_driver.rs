@@ -268,7 +268,7 @@ fn shares_may_have_places_of_their_own() {
         assert_eq!(driver.observe(id(C)).unwrap().location, legacy);
         assert_eq!(set(&driver, C, 3 * MIB).unwrap().to_string(), "2MiB -> 3MiB");
         assert_eq!(filesystem.hard_limit(44), 3 * MIB);
-        assert_eq!(refused(driver.observe(id(B))).reason(), Reason::Unsupported);
+        assert_eq!(refused(driver.observe(id(B))).reason(), Reason::NotMounted);
         assert_eq!(*driver.shares().unwrap(), [id(B), id(C)]);
 
         let link = filesystem.path().join("link");

@@ -180,7 +180,8 @@ impl Places {
     ///
     /// # Errors
     /// When nothing is there: [`Refusal::NotMounted`] if it may be because the pool is not mounted, else
-    /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount, a directory instead of a
+    /// [`Refusal::ShareNotFound`]. [`Refusal::ShareNotMounted`] for a place of its own that is not on the pool's file system:
+    /// it may be a mount point. [`Refusal::Unsupported`] for a symbolic link, another mount, a directory instead of a
     /// file and the other way round, or a share that two projects have.
     pub fn open_share(&self, pool: &PoolDirectory, share: ShareId) -> Result<Opened, DriverError> {
         let (path, errno) = match self.find(pool, share, self.ground.way) {
@@ -198,6 +199,12 @@ impl Places {
         let unsupported = |what| Err(unsupported(share, &path, what).into());
         match errno {
             Errno::ELOOP => unsupported("a symbolic link"),
+            Errno::EXDEV if self.is_explicit(share) => {
+                let directory = self.template.directory().display();
+                let problem =
+                    format!("{} and {directory} are not on one file system: are both mounted?", path.display());
+                Err(Refusal::ShareNotMounted { share, pool: self.pool.clone(), problem }.into())
+            }
             Errno::EXDEV => unsupported("another mount or file system"),
             Errno::ENOTDIR => unsupported("something other than a directory"),
             Errno::EISDIR => unsupported("a directory"),
