@@ -221,6 +221,24 @@ fn a_share_without_a_project_of_its_own_is_a_problem() {
 }
 
 #[test]
+fn a_project_that_a_share_has_from_its_pool_is_not_its_own() {
+    on_both(|filesystem| {
+        let inner = filesystem.create_share("inner", 78, 3 * MIB);
+        let share = inner.join(A);
+        fs::create_dir(&share).unwrap();
+        let template = format!("{}/{{share_id}}", inner.display()).parse().unwrap();
+        let driver = ProjectQuota::new("pool".parse().unwrap(), template, vec![], Arc::default(), Arc::default());
+        let Refusal::ProjectIdShared { other, .. } = refused(set(&driver, A, 4 * MIB)) else {
+            panic!("another refusal")
+        };
+        assert_eq!((other, filesystem.hard_limit(78)), (inner, 3 * MIB));
+        filesystem.set_project(&share, 42);
+        filesystem.set_limits(42, 0, MIB);
+        assert_eq!(set(&driver, A, 4 * MIB).unwrap().size(), Bytes::mib(4));
+    });
+}
+
+#[test]
 fn a_share_without_a_limit_cannot_be_extended() {
     on_both(|filesystem| {
         filesystem.create_share(A, 42, 0);

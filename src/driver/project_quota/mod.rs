@@ -6,6 +6,7 @@
 mod census;
 mod findings;
 
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +64,8 @@ struct Base {
     quotas: QuotaState,
     /// What is wrong when nothing can be changed through the pool's directory.
     read_only: Option<Problem>,
+    /// That of the pool's directory, which whatever is made in it may inherit.
+    project: u32,
     /// Of the other pools on it.
     others: Vec<(Arc<Census>, PoolDirectory)>,
 }
@@ -120,11 +123,12 @@ impl ProjectQuota {
         let quotas = quotas.map_err(quotas_unread(&pool.path))?;
         let others = self.censuses.0.beside(&self.places, &pool)?;
         let read_only = read_only.then(|| self.places.read_only_problem(&pool.path));
-        Ok(Base { pool, kind, quotas, read_only, others })
+        let project = fsxattr::get(fd).map_or(0, |attributes| attributes.project_id);
+        Ok(Base { pool, kind, quotas, read_only, project, others })
     }
 
     fn find(&self, base: &Base, share: ShareId) -> Result<Share, DriverError> {
-        let Base { pool, kind, quotas: state, read_only, others } = base;
+        let Base { pool, kind, quotas: state, read_only, project: of_pool, others } = base;
         let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
         let (fd, state) = (directory.as_fd(), *state);
         let kind = kind.ok_or_else(|| unsupported(pool))?;
@@ -141,12 +145,14 @@ impl ProjectQuota {
             result => result.map_err(system("read the project of", &location))?,
         };
         // Before the quota, which is written from what is read now: a look at all shares leaves others time to change it.
+        let censuses = iter::once((&self.census, pool)).chain(others.iter().map(|(census, pool)| (census, pool)));
         let twin = match attributes.project_id {
             0 => None,
-            id => self.census.twin(pool, share, id)?.or_else(|| {
-                // A pool that cannot be listed says so itself.
-                others.iter().find_map(|(census, pool)| census.twin(pool, share, id).ok()?)
-            }),
+            id if id == *of_pool => Some(pool.path.clone()),
+            // One that cannot be looked for may be there.
+            id => {
+                censuses.map(|(census, pool)| census.twin(pool, share, id)).find_map(Result::transpose).transpose()?
+            }
         };
         let quota = match attributes.project_id {
             _ if !state.accounting => None,
