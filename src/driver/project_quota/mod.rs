@@ -24,8 +24,7 @@ use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, PoolDirectory, quotas_unread};
 use super::promises::Promises;
 use super::{
-    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, Step, answer_each,
-    system,
+    Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, Step, answer_each, system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
@@ -86,13 +85,6 @@ impl Share {
 
     fn known_quota(&self) -> Result<quotactl::Quota, Refusal> {
         self.quota.ok_or_else(|| self.just_turned_off())
-    }
-
-    /// Its quota as it is now.
-    fn read_again(&self) -> Result<quotactl::Quota, DriverError> {
-        let old = self.known_quota()?;
-        let new = read_quota(self.directory.as_fd(), self.kind, old.id, &self.observed.location)?;
-        Ok(new.ok_or_else(|| self.just_turned_off())?)
     }
 }
 
@@ -205,10 +197,11 @@ impl ProjectQuota {
         self.write_limits(&base.pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(&base.pool.space_id(), hard.saturating_sub(old.hard), begun);
-        let new = found.read_again()?;
+        let location = &found.observed.location;
+        let new = read_quota(found.directory.as_fd(), found.kind, old.id, location)?;
+        let new = new.ok_or_else(|| found.just_turned_off())?;
         if new.hard < to {
-            let (location, new) = (found.observed.location.display(), new.hard);
-            let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
+            let problem = format!("the limit of {} was set to {hard}, but reads {}", location.display(), new.hard);
             return Err(Refusal::Internal { problem }.into());
         }
         Ok(Outcome::Changed { from: old.hard, to: new.hard })
@@ -244,7 +237,8 @@ impl ProjectQuota {
             self.write_limits(pool, &found, hard, own_soft.unwrap_or(hard))?;
             self.commit(pool)
         };
-        let look = || found.read_again().map(|new| Bounds { limit: new.hard, used: new.used });
+        // Also whether it still holds.
+        let look = || self.find(&self.base()?, share)?.observed.shrinkable().map_err(DriverError::from);
         let (location, promises, space) = (&found.observed.location, &self.promises, &pool.space_id());
         let lowered =
             Lowered { share, location, now, promises, space, write: &write, put_back: &put_back, look: &look };
