@@ -238,7 +238,9 @@ fn what_is_read_only_is_read_but_not_changed() {
         let observed = observed.unwrap();
         assert_eq!((observed.size(), observed.problems[0].kind), (Some(Bytes::mib(1)), Reason::NotMounted));
         assert_eq!(refused(set).reason(), Reason::NotMounted);
-        assert_eq!((verified.unwrap(), space.unwrap().promised), (Bytes::mib(1), Bytes::mib(1)));
+        let space = space.unwrap();
+        assert_eq!((verified.unwrap(), space.promised), (Bytes::mib(1), Bytes::mib(1)));
+        assert_eq!(space.problems, observed.problems, "it is told once");
     }
     run_remedy(&driver, A);
     assert_eq!(reasons(&driver, A), []);
@@ -318,7 +320,7 @@ fn shares_may_have_places_of_their_own_on_the_same_file_system() {
     lab::run("umount", &[text(elsewhere.path())]);
     assert_eq!(grown.unwrap().to_string(), "1MiB -> 2MiB");
     assert_eq!(filesystem.limit(&legacy), Some(2 * MIB));
-    assert_eq!((foreign.reason(), missing.reason()), (Reason::Unsupported, Reason::ShareNotFound));
+    assert_eq!((foreign.reason(), missing.reason()), (Reason::NotMounted, Reason::ShareNotFound));
     assert_eq!(other.limit(&strange), Some(MIB));
     assert_eq!(*shares.unwrap(), [id(A), id(B), id(C)]);
 }

@@ -7,6 +7,8 @@ mod support;
 #[path = "support/daemon.rs"]
 mod daemon;
 
+use std::time::Duration;
+
 use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, metadata, pool, project, reason, request, share};
 use growd::wire::proto::{self, JobState};
 use support::{Filesystem, fill, lab};
@@ -130,6 +132,16 @@ async fn a_project_that_shares_of_two_pools_have_is_extended_for_neither() {
         assert_eq!(clients.end_of(&job.job_id).await.state(), JobState::Succeeded);
         assert_eq!(fs.hard_limit(project), 9 * MIB);
     }
+
+    // What cannot be looked for may be there: the other pool has changed since it was read, this one has not.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    clients.extended(1, 10 * MIB).await;
+    fs.create_share(&format!("work/{}", share(3)), 101, 10 * MIB);
+    let no_files = daemon.inject("getdents64:error=EMFILE").await;
+    let refusal = refused(&clients, &fs, request(&share(1), 11 * MIB)).await;
+    assert!(refusal.message().contains("EMFILE"), "{refusal:?}");
+    drop(no_files);
+    assert_refused(&refused(&clients, &fs, request(&share(1), 11 * MIB)).await, "PROJECT_ID_SHARED");
 }
 
 #[tokio::test(flavor = "multi_thread")]

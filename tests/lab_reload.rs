@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, project, share};
 use growd::wire::proto::{CancelJobRequest, Job, JobState, ListPoolsRequest};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 
@@ -167,6 +167,35 @@ async fn jobs_of_before_a_restart_wait_until_their_pool_is_mounted() {
         assert_eq!((ended.state(), ended.attempt), (JobState::Succeeded, 2), "{ended:?}");
         assert_eq!(fs.hard_limit(project(n)), job.requested_size_bytes);
     }
+}
+
+/// One with a place of its own may be mounted there, apart from its pool.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_before_a_restart_waits_until_its_share_is_mounted() {
+    lab::require();
+    let disk = MappedDisk::over("ubda");
+    let fs = Filesystem::xfs(&disk.path(), PRJQUOTA);
+    let (dir, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/mnt").unwrap());
+    let legacy = fs.create_share("legacy", project(1), 8 * MIB);
+    let bind = || mount(Some(&legacy), place.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    bind();
+    let own = format!("[[share]]\nid = {:?}\npool = \"home\"\npath = {:?}\n", share(1), place.path());
+    let mut daemon = Daemon::start(dir.path(), &(pool(&fs, "") + &own)).await;
+    let clients = daemon.clients().await;
+    let hang = clients.hang(&disk).await;
+    let job = clients.extend(&share(1), 9 * MIB).await.unwrap();
+    daemon.kill_in(hang);
+    fs.set_limits(project(1), 0, 8 * MIB);
+    umount(place.path()).unwrap();
+    daemon.start_again().await;
+    let clients = daemon.clients().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_queued(&clients, std::slice::from_ref(&job)).await;
+    bind();
+    let ended = clients.end_of(&job.job_id).await;
+    assert!(daemon.terminate());
+    umount(place.path()).unwrap();
+    assert_eq!((ended.state(), ended.size_after_bytes), (JobState::Succeeded, Some(9 * MIB)), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

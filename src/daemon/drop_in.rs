@@ -4,6 +4,9 @@
 //! file system is to write to its mount, in the eyes of the kernel. What is mounted while growd runs is writable until
 //! growd starts again; what is named here is so always. What is being mounted just while systemd makes growd's view may be
 //! missed, so the unit waits for what is mounted at each boot.
+//!
+//! Whole mounts are named. Of a folder in one systemd would make a mount in growd's view, which would hold the file system
+//! there when everybody else has it unmounted, and growd would go on looking at it, whatever is mounted in its place.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -83,7 +86,8 @@ fn places(
         };
         let mut of_pool = folders(mounts.iter().filter(is_on_share));
         of_pool.extend(directories.iter().map(|place| (*place).to_owned()));
-        places.extend(of_pool.into_iter().map(|place| (place, format!("pool {}", pool.name))));
+        let of_pool = of_pool.iter().map(|place| holder(place, mounts).unwrap_or(place).to_owned());
+        places.extend(of_pool.map(|place| (place, format!("pool {}", pool.name))));
     }
     let mut seen = BTreeSet::new();
     places.retain(|(place, _)| seen.insert(place.clone()));
@@ -232,7 +236,7 @@ mod tests {
             # pool vols\nReadWritePaths=-/old\n\
             # pool vols\nReadWritePaths=-/vols\n\
             # pool images\nReadWritePaths=-/images\n\
-            # pool images\nReadWritePaths=-/srv/images\n\
+            # pool images\nReadWritePaths=-/srv\n\
             [Unit]\n# One that does not come holds growd up until systemd gives it up.\nAfter=old.mount srv-my\\x20100\\x25.mount srv.mount\n";
         assert_eq!(text(&config, &mounts, backing), expected);
     }

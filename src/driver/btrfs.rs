@@ -15,7 +15,7 @@ use nix::unistd::syncfs;
 
 use super::lowering::Lowered;
 use super::path_template::PathTemplate;
-use super::places::{Ground, Opened, Places, PoolDirectory, make_writable, unsupported};
+use super::places::{Ground, Opened, Places, PoolDirectory, unsupported};
 use super::promises::Promises;
 use super::shell::Quoted;
 use super::{
@@ -54,14 +54,15 @@ struct Base {
     pool: PoolDirectory,
     /// `None` where it is not btrfs.
     quotas: Option<QuotaState>,
-    read_only: bool,
+    /// What is wrong when nothing can be changed through the pool's directory.
+    read_only: Option<Problem>,
 }
 
 /// Where a share is, and which quota it has.
 struct Place {
     location: PathBuf,
     project: ProjectLabel,
-    read_only: bool,
+    read_only: Option<Problem>,
     id: QgroupId,
 }
 
@@ -90,7 +91,8 @@ impl Btrfs {
         let mount = btrfs::is_read_only(fd).map_err(system("statfs", &pool.path))?;
         let quotas = mount.map(|_| btrfs::quota_state(fd)).transpose();
         let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
-        Ok(Base { pool, quotas, read_only: mount.unwrap_or(false) })
+        let read_only = (mount == Some(true)).then(|| self.places.read_only_problem(&pool.path));
+        Ok(Base { pool, quotas, read_only })
     }
 
     fn space_id(&self, base: &Base) -> Result<SpaceId, DriverError> {
@@ -110,8 +112,11 @@ impl Btrfs {
         };
         // One with a place of its own may be reached through another mount.
         let read_only = match self.places.is_explicit(share) {
-            true => btrfs::is_read_only(fd).map_err(system("statfs", &location))?.unwrap_or(false),
-            false => base.read_only,
+            true => {
+                let read_only = btrfs::is_read_only(fd).map_err(system("statfs", &location))?;
+                (read_only == Some(true)).then(|| self.places.read_only_problem(&location))
+            }
+            false => base.read_only.clone(),
         };
         let id = btrfs::qgroup_of(fd).map_err(system("find the subvolume of", &location))?;
         let id = id.ok_or_else(|| unsupported(share, &location, "a directory that is no subvolume"))?;
@@ -127,7 +132,7 @@ impl Btrfs {
             && let Ok(Some(id)) = btrfs::qgroup_in(base.pool.fd.as_fd(), &name)
         {
             let (location, project) = (base.pool.path.join(name), ProjectLabel::default());
-            return self.observe_at(base, state, Place { location, project, read_only: base.read_only, id });
+            return self.observe_at(base, state, Place { location, project, read_only: base.read_only.clone(), id });
         }
         Ok(self.find(base, share)?.observed)
     }
@@ -144,9 +149,8 @@ impl Btrfs {
             Ok((qgroup, above))
         };
         let (qgroup, above) = read().map_err(system("read the quota of", &location))?;
-        let read_only = read_only.then(|| self.places.read_only());
-        let pool = &base.pool.path;
-        let problems = Case { location: &location, pool, read_only, id, state, qgroup, above }.problems();
+        let case = Case { location: &location, pool: &base.pool.path, id, state, qgroup, above };
+        let problems = read_only.into_iter().chain(case.problems()).collect();
         let qgroup = qgroup.filter(|_| state.on);
         let sizes = qgroup.and_then(|qgroup| qgroup.limits.referenced).map(Sizes::Limit);
         let used = qgroup.map(|qgroup| qgroup.used.referenced);
@@ -298,6 +302,7 @@ impl Driver for Btrfs {
     fn space(&self) -> Result<Space, DriverError> {
         let base = self.base()?;
         let mut space = self.space_of(&base)?;
+        space.problems.extend(base.read_only);
         if !base.quotas.is_some_and(|quotas| quotas.on) {
             let pool = &base.pool;
             self.places.list_mounted(pool)?;
@@ -353,8 +358,6 @@ fn turn_on(pool: &Path) -> String {
 struct Case<'a> {
     location: &'a Path,
     pool: &'a Path,
-    /// What an extend is refused with, if nothing can be changed through its mount.
-    read_only: Option<Refusal>,
     id: QgroupId,
     state: QuotaState,
     qgroup: Option<Qgroup>,
@@ -367,19 +370,15 @@ impl Case<'_> {
     fn problems(&self) -> Vec<Problem> {
         let Self { location, id, state, .. } = self;
         let (shown, path) = (location.display(), Quoted(location));
-        let mount_point = format!("\"$(findmnt -n -o TARGET -T {path})\"");
-        let read_only = self.read_only.clone().map(|refusal| Problem::blocking(refusal, make_writable(mount_point)));
-        let mut problems: Vec<Problem> = read_only.into_iter().collect();
         if !state.on {
-            problems.push(quotas_are_off(location, self.pool));
-            return problems;
+            return vec![quotas_are_off(location, self.pool)];
         }
         let limits = self.qgroup.map(|qgroup| qgroup.limits);
         let Some(limit) = limits.and_then(|limits| limits.referenced) else {
             let refusal = Refusal::Unlimited { location: location.to_path_buf(), quota: format!("qgroup {id}") };
-            problems.push(Problem::blocking(refusal, format!("btrfs qgroup limit SIZE {path}")));
-            return problems;
+            return vec![Problem::blocking(refusal, format!("btrfs qgroup limit SIZE {path}"))];
         };
+        let mut problems = Vec::new();
         if state.simple {
             let message = format!(
                 "use of {shown} is not all that it holds: its quotas are simple ones, which leave out what was there \
@@ -430,7 +429,6 @@ mod tests {
         let case = Case {
             location: Path::new("/srv/a"),
             pool: Path::new("/srv"),
-            read_only: None,
             id: QgroupId::of_subvolume(257),
             state: QuotaState { on: true, simple: true, ..QuotaState::default() },
             qgroup: Some(Qgroup { limits, used: btrfs::Use::default() }),

@@ -250,8 +250,8 @@ fn overcommitted(space: &Space, reserve: Bytes, overcommit: f64) -> Option<Probl
 /// A pool or a share that cannot be read.
 fn unreadable(refusal: Refusal, driver: DriverKind) -> Problem {
     let remedy = match (&refusal, driver) {
-        (Refusal::NotMounted { .. }, _) => {
-            "mount the pool's file system, turn its quotas on, or activate its volume group"
+        (Refusal::NotMounted { .. } | Refusal::ShareNotMounted { .. }, _) => {
+            "mount the file system of the pool or the share, turn its quotas on, or activate its volume group"
         }
         (Refusal::Stuck { .. }, _) => WAITING,
         (Refusal::ShareNotFound { .. }, _) => "make what its [[share]] in growd.toml names, or take that out",

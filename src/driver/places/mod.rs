@@ -24,7 +24,8 @@ use parking_lot::Mutex;
 pub(super) use self::words::{WHY_READ_ONLY, make_writable, quotas_unread, unsupported};
 use super::directory_version::{Seen, Version};
 use super::path_template::PathTemplate;
-use super::{DriverError, Shares, SpaceId, system};
+use super::shell::Quoted;
+use super::{DriverError, Problem, Shares, SpaceId, system};
 use crate::model::{Bytes, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system;
 use crate::sys::mountinfo::path_of;
@@ -179,7 +180,8 @@ impl Places {
     ///
     /// # Errors
     /// When nothing is there: [`Refusal::NotMounted`] if it may be because the pool is not mounted, else
-    /// [`Refusal::ShareNotFound`]. [`Refusal::Unsupported`] for a symbolic link, another mount, a directory instead of a
+    /// [`Refusal::ShareNotFound`]. [`Refusal::ShareNotMounted`] for a place of its own that is not on the pool's file system:
+    /// it may be a mount point. [`Refusal::Unsupported`] for a symbolic link, another mount, a directory instead of a
     /// file and the other way round, or a share that two projects have.
     pub fn open_share(&self, pool: &PoolDirectory, share: ShareId) -> Result<Opened, DriverError> {
         let (path, errno) = match self.find(pool, share, self.ground.way) {
@@ -197,6 +199,12 @@ impl Places {
         let unsupported = |what| Err(unsupported(share, &path, what).into());
         match errno {
             Errno::ELOOP => unsupported("a symbolic link"),
+            Errno::EXDEV if self.is_explicit(share) => {
+                let directory = self.template.directory().display();
+                let problem =
+                    format!("{} and {directory} are not on one file system: are both mounted?", path.display());
+                Err(Refusal::ShareNotMounted { share, pool: self.pool.clone(), problem }.into())
+            }
             Errno::EXDEV => unsupported("another mount or file system"),
             Errno::ENOTDIR => unsupported("something other than a directory"),
             Errno::EISDIR => unsupported("a directory"),
@@ -332,6 +340,12 @@ impl Places {
             pool: self.pool.clone(),
             problem: format!("its file system is read-only for growd: {WHY_READ_ONLY}"),
         }
+    }
+
+    /// What is wrong with the pool, or with a share at a place of its own, when nothing can be changed through its mount.
+    pub fn read_only_problem(&self, place: &Path) -> Problem {
+        let mount_point = format!("\"$(findmnt -n -f -o TARGET -T {})\"", Quoted(place));
+        Problem::blocking(self.read_only(), make_writable(mount_point))
     }
 
     /// What is said where the file system of an open file has no room for what was asked.

@@ -9,14 +9,15 @@ use crate::driver::{DriverError, system};
 use crate::model::{Refusal, ShareId};
 
 /// Why growd cannot write through a mount.
-pub const WHY_READ_ONLY: &str =
-    "it is mounted so, or the unit needs the drop-in that `growd check-config --drop-in` prints";
+pub const WHY_READ_ONLY: &str = "it is mounted so, an error has made it so, or the unit needs the drop-in that `growd \
+                                 check-config --drop-in` prints";
 
 /// What heals that: growd does not see the node's own mounts.
 pub fn make_writable(mount_point: impl Display) -> String {
     format!(
-        "mount -o remount,rw {mount_point}, and if it is so for growd alone, install the drop-in that `growd check-config \
-         --drop-in` prints, and restart growd"
+        "mount -o remount,rw {mount_point}, and if that is refused, as after an error (dmesg), unmount the file system, check \
+         it and mount it again; if it is read-only for growd alone, install the drop-in that `growd check-config --drop-in` \
+         prints, and restart growd"
     )
 }
 

@@ -8,7 +8,6 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use crate::driver::Problem;
-use crate::driver::places::make_writable;
 use crate::driver::shell::Quoted;
 use crate::model::{Bytes, Reason, Refusal};
 use crate::sys::file_system::Kind;
@@ -21,8 +20,8 @@ pub(super) struct Case<'a> {
     pub location: &'a Path,
     pub fd: BorrowedFd<'a>,
     pub kind: Kind,
-    /// What an extend is refused with, if nothing can be changed through its mount.
-    pub read_only: Option<Refusal>,
+    /// Whether it can be changed through its mount.
+    pub writable: bool,
     pub state: QuotaState,
     pub attributes: Attributes,
     /// Another share with the same project.
@@ -47,17 +46,20 @@ impl Mount {
         }
     }
 
-    /// XFS takes quota options only at a fresh mount; ext4 needs its quota feature, and then a command does.
+    /// What is counted can be limited at any time. Otherwise XFS takes quota options only at a fresh mount, and ext4 needs its
+    /// quota feature.
     fn turn_on(&self, kind: Kind, state: QuotaState) -> String {
         let Self { point, device } = self;
-        let fstab = "and add prjquota to its options in /etc/fstab";
+        let fstab = "and put prjquota among its options in /etc/fstab";
+        let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
         match kind {
-            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
+            Kind::Xfs if state.accounting => format!("xfs_quota -x -c \"enable -p\" {point}, {fstab}"),
             Kind::Ext4 if state.accounting => format!("quotaon -P {point}, {fstab}"),
-            Kind::Ext4 => {
-                let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
-                format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}")
-            }
+            // Nobody unmounts that.
+            Kind::Xfs if point == "/" => "boot with rootflags=prjquota among the kernel's parameters".to_owned(),
+            Kind::Ext4 if point == "/" => format!("boot from another disk, {tune}, {fstab}"),
+            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
+            Kind::Ext4 => format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}"),
         }
     }
 }
@@ -87,10 +89,8 @@ impl Case<'_> {
         let id = self.attributes.project_id;
         let mut problems = Vec::new();
 
-        if let Some(refusal) = self.read_only.clone() {
-            problems.push(Problem::blocking(refusal, make_writable(&mount.point)));
-        } else {
-            // Only looked at where it can be changed: ext4 has its quotas off as long as it is read-only.
+        // ext4 has its quotas off as long as it is read-only.
+        if self.writable {
             problems.extend(not_enforced(&location, self.fd, self.kind, self.state));
         }
         if id == 0 || !self.attributes.inherits {
@@ -142,6 +142,22 @@ impl Case<'_> {
             Kind::Xfs => format!("xfs_quota -x -c \"limit -p bsoft={soft}k bhard={hard}k {id}\" {point}"),
             // It sets the limits of inodes as well.
             Kind::Ext4 => format!("setquota -P {id} {soft} {hard} 0 0 {point} (0 0: no limits of inodes)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_unmount_the_root_directory() {
+        let root = Mount { point: "/".to_owned(), device: "/dev/sda1".to_owned() };
+        for kind in [Kind::Xfs, Kind::Ext4] {
+            for accounting in [false, true] {
+                let remedy = root.turn_on(kind, QuotaState { accounting, enforcement: false });
+                assert!(!remedy.contains("umount"), "{remedy}");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 mod census;
 mod findings;
 
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, PoolDirectory, quotas_unread};
 use super::promises::Promises;
 use super::{
-    Assessment, Bounds, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step, answer_each, system,
+    Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, Step, answer_each, system,
 };
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Refusal, ShareId};
 use crate::sys::file_system::{self, Kind};
@@ -60,7 +61,10 @@ struct Base {
     /// `None` where it has no project quotas.
     kind: Option<Kind>,
     quotas: QuotaState,
-    read_only: bool,
+    /// What is wrong when nothing can be changed through the pool's directory.
+    read_only: Option<Problem>,
+    /// That of the pool's directory, which whatever is made in it may inherit.
+    project: u32,
     /// Of the other pools on it.
     others: Vec<(Arc<Census>, PoolDirectory)>,
 }
@@ -81,13 +85,6 @@ impl Share {
 
     fn known_quota(&self) -> Result<quotactl::Quota, Refusal> {
         self.quota.ok_or_else(|| self.just_turned_off())
-    }
-
-    /// Its quota as it is now.
-    fn read_again(&self) -> Result<quotactl::Quota, DriverError> {
-        let old = self.known_quota()?;
-        let new = read_quota(self.directory.as_fd(), self.kind, old.id, &self.observed.location)?;
-        Ok(new.ok_or_else(|| self.just_turned_off())?)
     }
 }
 
@@ -117,41 +114,48 @@ impl ProjectQuota {
         let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd));
         let quotas = quotas.map_err(quotas_unread(&pool.path))?;
         let others = self.censuses.0.beside(&self.places, &pool)?;
-        Ok(Base { pool, kind, quotas, read_only, others })
+        let read_only = read_only.then(|| self.places.read_only_problem(&pool.path));
+        let project = fsxattr::get(fd).map_or(0, |attributes| attributes.project_id);
+        Ok(Base { pool, kind, quotas, read_only, project, others })
     }
 
     fn find(&self, base: &Base, share: ShareId) -> Result<Share, DriverError> {
-        let Base { pool, kind, quotas: state, read_only, others } = base;
+        let Base { pool, kind, quotas: state, read_only, project: of_pool, others } = base;
         let Opened { fd: directory, path: location, project } = self.places.open_share(pool, share)?;
         let (fd, state) = (directory.as_fd(), *state);
         let kind = kind.ok_or_else(|| unsupported(pool))?;
         // One with a place of its own may be reached through another mount.
         let read_only = match self.places.is_explicit(share) {
-            true => file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?.1,
-            false => *read_only,
+            true => {
+                let (_, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?;
+                read_only.then(|| self.places.read_only_problem(&location))
+            }
+            false => read_only.clone(),
         };
         let attributes = match fsxattr::get(fd) {
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => fsxattr::Attributes { project_id: 0, inherits: false },
             result => result.map_err(system("read the project of", &location))?,
         };
         // Before the quota, which is written from what is read now: a look at all shares leaves others time to change it.
+        let censuses = iter::once((&self.census, pool)).chain(others.iter().map(|(census, pool)| (census, pool)));
         let twin = match attributes.project_id {
             0 => None,
-            id => self.census.twin(pool, share, id)?.or_else(|| {
-                // A pool that cannot be listed says so itself.
-                others.iter().find_map(|(census, pool)| census.twin(pool, share, id).ok()?)
-            }),
+            id if id == *of_pool => Some(pool.path.clone()),
+            // One that cannot be looked for may be there.
+            id => {
+                censuses.map(|(census, pool)| census.twin(pool, share, id)).find_map(Result::transpose).transpose()?
+            }
         };
         let quota = match attributes.project_id {
             _ if !state.accounting => None,
             // Whoever may not write may not read a quota of ext4 either.
-            _ if read_only && kind == Kind::Ext4 => None,
+            _ if read_only.is_some() && kind == Kind::Ext4 => None,
             0 => None,
             id => read_quota(fd, kind, id, &location)?,
         };
-        let read_only = read_only.then(|| self.places.read_only());
-        let case = Case { location: &location, fd, kind, read_only, state, attributes, twin, quota };
-        let problems = case.problems();
+        let case =
+            Case { location: &location, fd, kind, writable: read_only.is_none(), state, attributes, twin, quota };
+        let problems = read_only.into_iter().chain(case.problems()).collect();
         let bounded = state.enforcement && attributes.inherits;
         let limit = quota.map(|quota| quota.hard).filter(|hard| bounded && *hard > Bytes::ZERO);
         let used = quota.map(|quota| quota.used);
@@ -193,10 +197,11 @@ impl ProjectQuota {
         self.write_limits(&base.pool, &found, hard, soft)?;
         // Counted even if the limit cannot be read back now.
         self.promises.add(&base.pool.space_id(), hard.saturating_sub(old.hard), begun);
-        let new = found.read_again()?;
+        let location = &found.observed.location;
+        let new = read_quota(found.directory.as_fd(), found.kind, old.id, location)?;
+        let new = new.ok_or_else(|| found.just_turned_off())?;
         if new.hard < to {
-            let (location, new) = (found.observed.location.display(), new.hard);
-            let problem = format!("the limit of {location} was set to {hard}, but reads {new}");
+            let problem = format!("the limit of {} was set to {hard}, but reads {}", location.display(), new.hard);
             return Err(Refusal::Internal { problem }.into());
         }
         Ok(Outcome::Changed { from: old.hard, to: new.hard })
@@ -210,6 +215,7 @@ impl ProjectQuota {
             Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
                 Err(self.places.full(pool.fd.as_fd(), hard.saturating_sub(old.hard)).into())
             }
+            Err(QuotaError::System(Errno::EROFS)) => Err(self.places.read_only().into()),
             Err(QuotaError::System(Errno::ERANGE)) => {
                 let what = format!("a limit of {hard} on {}", found.observed.filesystem);
                 Err(Refusal::Unsupported { what }.into())
@@ -229,9 +235,10 @@ impl ProjectQuota {
         let put_back = |hard| {
             // After a crash the soft limit may be lowered already; what it was before, nobody knows then.
             self.write_limits(pool, &found, hard, own_soft.unwrap_or(hard))?;
-            journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))
+            self.commit(pool)
         };
-        let look = || found.read_again().map(|new| Bounds { limit: new.hard, used: new.used });
+        // Also whether it still holds.
+        let look = || self.find(&self.base()?, share)?.observed.shrinkable().map_err(DriverError::from);
         let (location, promises, space) = (&found.observed.location, &self.promises, &pool.space_id());
         let lowered =
             Lowered { share, location, now, promises, space, write: &write, put_back: &put_back, look: &look };
@@ -239,9 +246,16 @@ impl ProjectQuota {
     }
 
     /// Brings all limits that were set to the disk.
+    fn commit(&self, pool: &PoolDirectory) -> Result<(), DriverError> {
+        journal::force(pool.fd.as_fd()).map_err(|errno| match errno {
+            Errno::EROFS => self.places.read_only().into(),
+            errno => system("flush the journal at", &pool.path)(errno),
+        })
+    }
+
     fn flush(&self) -> Result<Base, DriverError> {
         let pool = self.places.open_pool()?;
-        journal::force(pool.fd.as_fd()).map_err(system("flush the journal at", &pool.path))?;
+        self.commit(&pool)?;
         self.look_around(pool)
     }
 
@@ -290,9 +304,9 @@ impl Driver for ProjectQuota {
             self.places.list_mounted(&pool)?;
         }
         let mut space = self.space_of(&pool)?;
-        // As of a share, only where it can be changed.
-        let kind = kind.filter(|_| !read_only);
-        space.problems.extend(kind.and_then(|kind| findings::not_enforced(&pool.path, pool.fd.as_fd(), kind, quotas)));
+        let off = || kind.and_then(|kind| findings::not_enforced(&pool.path, pool.fd.as_fd(), kind, quotas));
+        // As of a share, only looked at where it can be changed.
+        space.problems.extend(read_only.or_else(off));
         Ok(space)
     }
 

@@ -1,0 +1,138 @@
+//! Quotas of file systems that are read-only, for growd or for everybody: what is told, what heals it, what goes on.
+
+// A test fails by panicking, also in the functions that it shares with others.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use growd::driver::project_quota::ProjectQuota;
+use growd::driver::{Driver, Outcome, Problem, Step};
+use growd::model::{Bytes, Reason, Refusal, ShareId};
+use support::mapped_disk::MappedDisk;
+use support::{Filesystem, Kind, PRJQUOTA, lab};
+
+const MIB: u64 = 1 << 20;
+const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
+const B: &str = "7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a12";
+
+/// Runs a test on both file systems, one after the other.
+fn on_both(test: impl Fn(&Filesystem)) {
+    test(&Filesystem::xfs("ubda", PRJQUOTA));
+    test(&Filesystem::ext4("ubdb", PRJQUOTA));
+}
+
+fn id(text: &str) -> ShareId {
+    text.parse().unwrap()
+}
+
+fn driver(directory: &Path, places: Vec<(ShareId, PathBuf)>) -> ProjectQuota {
+    let template = format!("{}/{{share_id}}", directory.display()).parse().unwrap();
+    ProjectQuota::new("pool".parse().unwrap(), template, places, Arc::default(), Arc::default())
+}
+
+fn problems(driver: &ProjectQuota, share: &str) -> Vec<Problem> {
+    driver.observe(id(share)).unwrap().problems
+}
+
+/// What is wrong with share A, and runs what heals it.
+fn heal(driver: &ProjectQuota) -> Vec<Problem> {
+    let problems = problems(driver, A);
+    let command = problems[0].remedy.split(", and").next().unwrap();
+    println!("{command}");
+    lab::run("sh", &["-c", command]);
+    problems
+}
+
+fn set(driver: &ProjectQuota, share: &str, bytes: u64) -> Result<Bytes, Refusal> {
+    let outcome = driver.apply(id(share), Step::SetLimit { to: Bytes::new(bytes) });
+    outcome.map(Outcome::size).map_err(|error| error.into_refusal())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_share_that_cannot_be_changed_is_still_observed() {
+    on_both(|filesystem| {
+        filesystem.create_share(A, 42, MIB);
+        let driver = driver(filesystem.path(), vec![]);
+        // ext4's quotas cannot be read through such a mount.
+        let size = (filesystem.kind() == Kind::Xfs).then_some(Bytes::mib(1));
+        let check = || {
+            assert_eq!(driver.observe(id(A)).unwrap().size(), size);
+            assert_eq!(set(&driver, A, 2 * MIB).unwrap_err().reason(), Reason::NotMounted);
+            assert_eq!(driver.verify(id(A)).ok(), size);
+            let space = driver.space();
+            let told = heal(&driver);
+            assert_eq!(told.iter().map(|problem| problem.kind).collect::<Vec<_>>(), [Reason::NotMounted]);
+            // The pool says the same, so that it is told once, and also where there is no share yet.
+            assert!(size.is_none() || space.unwrap().problems == told);
+            assert_eq!((problems(&driver, A), driver.space().unwrap().problems), (vec![], vec![]));
+        };
+        let mount = filesystem.read_only_mount();
+        check();
+        drop(mount);
+        filesystem.remount("ro");
+        check();
+        assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(1));
+
+        // A frozen ext4 lets its readers wait: see lab_quotactl.
+        if size.is_some() {
+            filesystem.freeze();
+            let (observed, space) = (driver.observe(id(A)), driver.space());
+            filesystem.thaw();
+            assert_eq!((observed.unwrap().problems, space.unwrap().promised), (vec![], Bytes::mib(1)));
+        }
+    });
+}
+
+#[test]
+fn a_pool_whose_folder_is_read_only_is_healed_there_and_does_not_stop_a_share_elsewhere() {
+    on_both(|filesystem| {
+        let folder = filesystem.path().join("folder");
+        fs::create_dir(&folder).unwrap();
+        filesystem.create_share(&format!("folder/{A}"), 42, MIB);
+        let legacy = filesystem.create_share("legacy", 44, MIB);
+        lab::run("mount", &["--bind", text(&folder), text(&folder)]);
+        lab::run("mount", &["-o", "remount,bind,ro", text(&folder)]);
+        let driver = driver(&folder, vec![(id(B), legacy)]);
+        let (grown, verified) = (set(&driver, B, 2 * MIB), driver.verify(id(B)));
+        let refused = set(&driver, A, 2 * MIB).map_err(|refusal| refusal.reason());
+        heal(&driver);
+        let healed = set(&driver, A, 2 * MIB);
+        lab::run("umount", &[text(&folder)]);
+        assert_eq!((grown, verified.unwrap()), (Ok(Bytes::mib(2)), Bytes::mib(2)));
+        assert_eq!((refused, healed), (Err(Reason::NotMounted), Ok(Bytes::mib(2))));
+    });
+}
+
+/// What the kernel takes from then on, it has in memory alone.
+#[test]
+fn an_ext4_whose_journal_an_error_has_stopped_makes_no_limit_durable_and_says_so() {
+    let disk = MappedDisk::over("ubdb");
+    let filesystem = Filesystem::ext4(&disk.path(), "prjquota,errors=remount-ro");
+    let share = filesystem.create_share(A, 42, MIB);
+    let driver = driver(filesystem.path(), vec![]);
+    lab::run("sync", &[]);
+    let file = File::create(share.join("data")).unwrap();
+    disk.fail();
+    assert!(file.sync_all().is_err(), "the journal could be written");
+    drop(file);
+    disk.mend();
+    let told = set(&driver, A, 2 * MIB).and_then(|_| driver.verify(id(A)).map_err(|error| error.into_refusal()));
+    filesystem.unmount();
+    // It says 1 when it has mended something.
+    lab::run("sh", &["-c", &format!("e2fsck -fy {} || test $? = 1", disk.path())]);
+    filesystem.mount(PRJQUOTA);
+    assert_eq!(filesystem.hard_limit(42), MIB);
+    let told = told.expect_err("the limit is gone");
+    assert_eq!(told.reason(), Reason::NotMounted);
+    assert!(told.to_string().contains("an error has made it so"), "{told}");
+    assert_eq!(set(&driver, A, 2 * MIB), Ok(Bytes::mib(2)));
+    assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(2));
+}
