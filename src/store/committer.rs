@@ -68,6 +68,8 @@ struct Committer {
     /// The commit number that was last given to the thread that writes the mark.
     marked: u64,
     marked_at: Instant,
+    /// The commit number at which the size on disk was last asked for.
+    measured: u64,
     kept_time: KeptTime,
     /// Up to when the time is counted.
     counted_at: Instant,
@@ -100,6 +102,7 @@ pub fn start(
         durable: commit,
         marked: commit,
         marked_at: Instant::now(),
+        measured: commit,
         kept_time,
         counted_at: Instant::now(),
         swept_at: None,
@@ -230,9 +233,12 @@ impl Committer {
             return;
         }
         self.mark();
-        // Here, since whoever asks for it shall not wait for the disk.
-        if let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok()) {
+        // Here, since whoever asks for it shall not wait for the disk; only after changes, since an idle growd sleeps.
+        if self.measured != self.commit
+            && let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok())
+        {
             self.shared.size.store(size, Ordering::Relaxed);
+            self.measured = self.commit;
         }
         let every = SWEEP_EVERY.min(self.retention.age / SWEEPS);
         if self.swept_at.is_none_or(|at| at.elapsed() > every) {
