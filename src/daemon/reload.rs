@@ -60,13 +60,11 @@ impl Reload {
             warn!("{key} has changed in the configuration, which growd follows at its next start");
         }
         let files = new.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref());
-        if let Some(files) = files {
-            let usable = match &self.tls {
-                Some(tls) => tls.replace(files.clone()),
-                // By a start, if not now.
-                None => Tls::load(files.clone()).map(drop),
-            };
-            usable.context("[tcp] of the configuration")?;
+        match (&self.tls, files) {
+            (Some(tls), Some(files)) => tls.replace(files.clone()).context("[tcp] of the configuration")?,
+            // A start will need them.
+            (None, Some(files)) => drop(access::load(files)?),
+            (_, None) => {}
         }
         // From here on nothing fails.
         self.log.set_level(new.log);
