@@ -18,12 +18,16 @@ pub struct Found<T> {
     pub in_no_other: bool,
 }
 
+/// Whether it says nothing of the share, then the place of its pool in the configuration: whichever answers first, the
+/// caller is told the same.
+type Weight = (bool, usize);
+
 /// What the pools have answered so far.
 struct Answers<T> {
     share: ShareId,
     found: Option<(Arc<Pool>, T)>,
-    /// What one said that could not tell whether it has the share.
-    undecided: Option<Refusal>,
+    /// What one said that could not tell whether it has the share, and how little that counts.
+    undecided: Option<(Weight, Refusal)>,
 }
 
 /// # Errors
@@ -34,9 +38,9 @@ pub async fn search<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + 
     ask: impl Fn(Arc<Pool>) -> A,
 ) -> Result<Found<T>, Refusal> {
     let mut asked = JoinSet::new();
-    for pool in &pools {
+    for (place, pool) in pools.iter().enumerate() {
         let (answer, pool) = (ask(Arc::clone(pool)), Arc::clone(pool));
-        asked.spawn(async move { (pool, answer.await) });
+        asked.spawn(async move { (place, pool, answer.await) });
     }
     let mut unanswered = pools;
     let mut answers = Answers { share, found: None, undecided: None };
@@ -49,11 +53,11 @@ pub async fn search<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + 
         }
         tokio::select! {
             answered = asked.join_next() => match answered {
-                Some(Ok((pool, answer))) => {
+                Some(Ok((place, pool, answer))) => {
                     unanswered.retain(|other| !Arc::ptr_eq(other, &pool));
-                    answers.take(pool, answer)?;
+                    answers.take(place, pool, answer)?;
                 }
-                Some(Err(error)) => answers.cannot_tell(Refusal::Internal { problem: error.to_string() }),
+                Some(Err(error)) => answers.cannot_tell(0, Refusal::Internal { problem: error.to_string() }),
                 None => break,
             },
             // Waited for once.
@@ -69,22 +73,23 @@ pub async fn search<T: Send + 'static, A: Future<Output = Result<T, Refusal>> + 
 impl<T> Answers<T> {
     /// # Errors
     /// UNSUPPORTED when another pool has it too.
-    fn take(&mut self, pool: Arc<Pool>, answer: Result<T, Refusal>) -> Result<(), Refusal> {
+    fn take(&mut self, place: usize, pool: Arc<Pool>, answer: Result<T, Refusal>) -> Result<(), Refusal> {
         match (answer, &self.found) {
             (Ok(_), Some((other, _))) => return Err(in_two_pools(self.share, &pool.name, &other.name)),
             (Ok(answer), None) => self.found = Some((pool, answer)),
             (Err(Refusal::ShareNotFound { .. }), _) => {}
-            (Err(refusal), _) => self.cannot_tell(refusal),
+            (Err(refusal), _) => self.cannot_tell(place, refusal),
         }
         Ok(())
     }
 
     /// What a pool says of the share counts more than that it can say nothing.
-    fn cannot_tell(&mut self, refusal: Refusal) {
+    fn cannot_tell(&mut self, place: usize, refusal: Refusal) {
         let says_nothing =
             matches!(refusal, Refusal::NotMounted { .. } | Refusal::Stuck { .. } | Refusal::QueueFull { .. });
-        if self.undecided.is_none() || !says_nothing {
-            self.undecided = Some(refusal);
+        let weight = (says_nothing, place);
+        if self.undecided.as_ref().is_none_or(|(least, _)| weight < *least) {
+            self.undecided = Some((weight, refusal));
         }
     }
 
@@ -92,7 +97,7 @@ impl<T> Answers<T> {
         let in_no_other = all_answered && self.undecided.is_none();
         match self.found {
             Some((pool, answer)) => Ok(Found { pool, answer, in_no_other }),
-            None => Err(self.undecided.unwrap_or(Refusal::ShareNotFound { share: self.share })),
+            None => Err(self.undecided.map_or(Refusal::ShareNotFound { share: self.share }, |(_, refusal)| refusal)),
         }
     }
 }
@@ -105,8 +110,12 @@ mod tests {
 
     const SHARE: ShareId = ShareId::from_uuid(Uuid::from_u128(7));
 
+    fn not_mounted(pool: &str) -> Refusal {
+        Refusal::NotMounted { pool: pool.parse().unwrap(), problem: String::new() }
+    }
+
     fn unmounted() -> Refusal {
-        Refusal::NotMounted { pool: "b".parse().unwrap(), problem: String::new() }
+        not_mounted("b")
     }
 
     fn broken() -> Refusal {
@@ -120,8 +129,8 @@ mod tests {
     /// The pool that has the share and whether it is in no other, or the refusal.
     fn end(said: &[Result<(), Refusal>], all_answered: bool) -> Result<(String, bool), Refusal> {
         let mut answers = Answers { share: SHARE, found: None, undecided: None };
-        for (answer, name) in said.iter().cloned().zip(["a", "b", "c"]) {
-            answers.take(pool(name, &[]), answer)?;
+        for (place, answer) in said.iter().cloned().enumerate() {
+            answers.take(place, pool(["a", "b", "c"][place], &[]), answer)?;
         }
         answers.end(all_answered).map(|found| (found.pool.name.to_string(), found.in_no_other))
     }
@@ -144,6 +153,17 @@ mod tests {
         assert_eq!(end(&[Err(not_there()), Err(unmounted())], true), Err(unmounted()));
         for said in [[unmounted(), broken()], [broken(), unmounted()]] {
             assert_eq!(end(&said.map(Err), true), Err(broken()));
+        }
+    }
+    #[test]
+    fn of_two_pools_that_can_say_nothing_the_first_of_the_configuration_is_told() {
+        for order in [[0, 1], [1, 0]] {
+            let mut answers: Answers<()> = Answers { share: SHARE, found: None, undecided: None };
+            for place in order {
+                let name = ["a", "b"][place];
+                answers.take(place, pool(name, &[]), Err(not_mounted(name))).unwrap();
+            }
+            assert_eq!(answers.end(true).map(|_| ()), Err(not_mounted("a")));
         }
     }
 }
