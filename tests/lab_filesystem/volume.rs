@@ -12,6 +12,7 @@ use growd::driver::DriverError;
 use growd::driver::filesystem::{Device, Mounted};
 use growd::model::{Refusal, ShareId};
 
+use crate::support::mapped_disk::remove_device;
 use crate::support::{Disk, lab};
 
 pub const MIB: u64 = 1 << 20;
@@ -114,10 +115,7 @@ impl Drop for Volume {
         for place in self.mounts.drain(..).rev() {
             let _ = Command::new("umount").arg(place).output();
         }
-        let removed = Command::new("dmsetup").args(["remove", "--retry", "--noudevsync", &self.name]).status();
-        if !std::thread::panicking() {
-            assert!(removed.unwrap().success(), "{} is still in use", self.name);
-        }
+        remove_device(&self.name);
     }
 }
 
