@@ -127,13 +127,3 @@ pub fn look(device: u64, node: &Path) -> Result<Device, DriverError> {
 pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {
     Ok(look(fs::metadata(node).unwrap().rdev(), node)?.mounted)
 }
-
-/// The file system's own checker, on the unmounted device.
-pub fn check(kind: &str, node: &Path) {
-    let node = node.to_str().unwrap();
-    match kind {
-        "xfs" => lab::run("xfs_repair", &["-n", node]),
-        "ext4" => lab::run("e2fsck", &["-fn", node]),
-        _ => lab::run("btrfs", &["check", "--readonly", node]),
-    };
-}
