@@ -112,6 +112,25 @@ async fn without_a_valid_certificate_of_the_authority_nobody_gets_in() {
     assert_eq!(growd.node(&good).await, Ok(()));
 }
 
+#[test]
+fn a_certificate_that_has_expired_is_told_beforehand() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "ours");
+    let told = |node: &Credentials| {
+        let config = dir.path().join("check.toml");
+        std::fs::write(&config, tcp(node, &authority).replace("{port}", "7070") + &pool("a")).unwrap();
+        let mut growd = std::process::Command::new(env!("CARGO_BIN_EXE_growd"));
+        let output = growd.args(["check-config", "--config"]).arg(config).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let old = authority.sign("old", ExtendedKeyUsagePurpose::ServerAuth, |params| {
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+    });
+    assert!(told(&old).contains("has expired"), "{}", told(&old));
+    assert!(!told(&authority.node()).contains("has expired"), "{}", told(&authority.node()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn older_tls_and_no_tls_are_refused() {
     let Fixture { growd, authority } = fixture().await;

@@ -85,6 +85,26 @@ async fn what_is_wrong_with_pools_is_told_before_and_at_a_start() {
 }
 
 #[test]
+fn a_file_in_the_place_of_a_directory_that_growd_would_make_is_told() {
+    lab::require();
+    let fs = Filesystem::xfs("ubda", PRJQUOTA);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    File::create(&file).unwrap();
+    let text = fs::read_to_string(Daemon::configure(dir.path(), &pool(&fs, ""))).unwrap();
+    for (key, below) in [("state_dir", "/state"), ("state_dir", "/file"), ("listen", "/sock")] {
+        let config = dir.path().join("wrong.toml");
+        let (right, wrong) = match below {
+            "/file" => ("/state", "/file".to_owned()),
+            below => (below, format!("/file/below{below}")),
+        };
+        fs::write(&config, text.replace(right, &wrong)).unwrap();
+        let (code, _, err) = check(&config, &[]);
+        assert_eq!((code, err), (Some(1), format!("{key}: {} is not a directory\n", file.display())), "{wrong}");
+    }
+}
+
+#[test]
 fn a_system_call_that_fails_is_told_with_its_error() {
     lab::require();
     let fs = Filesystem::xfs("ubda", PRJQUOTA);

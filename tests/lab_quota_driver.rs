@@ -155,6 +155,20 @@ fn limits_of_inodes_stay() {
 }
 
 #[test]
+fn whoever_heals_a_soft_limit_keeps_those_of_inodes() {
+    let filesystem = Filesystem::ext4("ubdb", PRJQUOTA);
+    filesystem.create_share(A, 42, MIB);
+    let mount_point = filesystem.path().to_str().unwrap();
+    lab::run("setquota", &["-P", "42", "512", "1024", "7", "9", mount_point]);
+    let driver = driver(&filesystem);
+    assert_eq!(reasons(&driver, A), [Reason::SoftLimitFirst]);
+    run_remedy(&driver, A);
+    assert_eq!((reasons(&driver, A), filesystem.hard_limit(42)), (vec![], MIB));
+    let report = lab::run("repquota", &["-P", "-n", "-O", "csv", mount_point]);
+    assert!(report.contains(",7,9,"), "{report}");
+}
+
+#[test]
 fn quota_that_does_not_hold_is_a_problem_and_its_remedy_heals_it() {
     for (filesystem, off) in
         [(Filesystem::xfs("ubda", PRJQUOTA), "pqnoenforce"), (Filesystem::ext4("ubdb", PRJQUOTA), "")]

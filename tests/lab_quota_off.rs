@@ -61,7 +61,7 @@ async fn may_be_another_file_system(dir: &Path, clients: &Clients, remedy: &str)
 async fn project_quotas_that_are_off_are_a_finding_of_the_pool() {
     lab::require();
     let cases = [
-        (Filesystem::xfs("ubda", "noquota"), "mount -o prjquota /dev/ubda"),
+        (Filesystem::xfs("ubda", "noquota"), "prjquota\" /dev/ubda"),
         (Filesystem::ext4_without_quota_feature("ubdb"), "tune2fs -O project,quota -Q prjquota /dev/ubdb"),
     ];
     for (fs, remedy) in cases {
@@ -72,6 +72,40 @@ async fn project_quotas_that_are_off_are_a_finding_of_the_pool() {
         std::fs::create_dir(fs.path().join(share(1))).unwrap();
         assert!(findings(&clients).await[0].remedy.contains(remedy));
         is_told_and_healed(dir.path(), &clients).await;
+    }
+}
+
+/// The options of a mount, without those that say something of quotas.
+fn options(place: &Path) -> Vec<String> {
+    let told = lab::run("findmnt", &["-n", "-o", "OPTIONS", "-M", place.to_str().unwrap()]);
+    told.trim().split(',').filter(|option| !option.contains("quota")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_turns_project_quotas_on_has_the_mounts_of_before() {
+    lab::require();
+    let cases = [Filesystem::xfs("ubda", ""), Filesystem::ext4_without_quota_feature("ubdb")];
+    for fs in cases {
+        fs.mount_again("noatime,nosuid,nodev");
+        let before = options(fs.path());
+        assert!(["noatime", "nosuid", "nodev"].iter().all(|option| before.iter().any(|it| it == option)), "{before:?}");
+        let export = tempfile::tempdir_in("/mnt").unwrap();
+        let share = fs.path().join(share(1));
+        std::fs::create_dir(&share).unwrap();
+        let (share, export) = (share.to_str().unwrap(), export.path().to_str().unwrap());
+        let bind = || lab::run("mount", &["--bind", share, export]);
+        bind();
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(dir.path(), &pool(&fs, "")).await;
+        let clients = daemon.clients().await;
+        let remedy = findings(&clients).await[0].remedy.clone();
+        let (commands, then) = remedy.split_once(", mount it again at ").unwrap();
+        assert_eq!(then, format!("{export}, and put prjquota among its options in /etc/fstab"));
+        lab::run("sh", &["-c", commands]);
+        bind();
+        assert_eq!(findings(&clients).await, []);
+        assert_eq!(options(fs.path()), before);
+        lab::run("umount", &[export]);
     }
 }
 

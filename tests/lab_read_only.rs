@@ -5,10 +5,14 @@
 
 mod support;
 
+#[path = "support/daemon.rs"]
+mod daemon;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use daemon::Daemon;
 use growd::driver::project_quota::ProjectQuota;
 use growd::driver::{Driver, Outcome, Problem, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
@@ -107,6 +111,16 @@ fn a_pool_whose_folder_is_read_only_is_healed_there_and_does_not_stop_a_share_el
     });
 }
 
+/// Of the ext4 that the share is on.
+fn stop_journal(disk: &MappedDisk, share: &Path) {
+    lab::run("sync", &[]);
+    let file = File::create(share.join("data")).unwrap();
+    disk.fail();
+    assert!(file.sync_all().is_err(), "the journal could be written");
+    drop(file);
+    disk.mend();
+}
+
 /// What the kernel takes from then on, it has in memory alone.
 #[test]
 fn an_ext4_whose_journal_an_error_has_stopped_makes_no_limit_durable_and_says_so() {
@@ -114,12 +128,7 @@ fn an_ext4_whose_journal_an_error_has_stopped_makes_no_limit_durable_and_says_so
     let filesystem = Filesystem::ext4(&disk.path(), "prjquota,errors=remount-ro");
     let share = filesystem.create_share(A, 42, MIB);
     let driver = driver(filesystem.path(), vec![]);
-    lab::run("sync", &[]);
-    let file = File::create(share.join("data")).unwrap();
-    disk.fail();
-    assert!(file.sync_all().is_err(), "the journal could be written");
-    drop(file);
-    disk.mend();
+    stop_journal(&disk, &share);
     let told = set(&driver, A, 2 * MIB).and_then(|_| driver.verify(id(A)).map_err(|error| error.into_refusal()));
     filesystem.unmount();
     // It says 1 when it has mended something.
@@ -131,4 +140,42 @@ fn an_ext4_whose_journal_an_error_has_stopped_makes_no_limit_durable_and_says_so
     assert!(told.to_string().contains("an error has made it so"), "{told}");
     assert_eq!(set(&driver, A, 2 * MIB), Ok(Bytes::mib(2)));
     assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(2));
+}
+
+/// No look shows it before somebody begins a change.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ext4_whose_journal_an_error_has_stopped_is_a_finding_of_its_pool() {
+    let disk = MappedDisk::over("ubdb");
+    let filesystem = Filesystem::ext4(&disk.path(), PRJQUOTA);
+    let share = filesystem.create_share(A, 42, MIB);
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path(), &daemon::pool(&filesystem, "")).await;
+    let clients = daemon.clients().await;
+    assert_eq!(clients.diagnose().await.findings, []);
+    stop_journal(&disk, &share);
+    let found = clients.diagnose().await.findings;
+    let kinds: Vec<(&str, &str)> = found.iter().map(|found| (found.kind.as_str(), found.share_id.as_str())).collect();
+    filesystem.unmount();
+    lab::run("sh", &["-c", &format!("e2fsck -fy {} || test $? = 1", disk.path())]);
+    filesystem.mount(PRJQUOTA);
+    assert_eq!(kinds, [("NOT_MOUNTED", "")], "{found:?}");
+    assert_eq!(clients.diagnose().await.findings, []);
+}
+
+/// As it is told where the mount stays as it was: since Linux 6.12.
+#[test]
+fn what_heals_a_journal_that_has_stopped_is_told() {
+    let disk = MappedDisk::over("ubdb");
+    let filesystem = Filesystem::ext4(&disk.path(), PRJQUOTA);
+    let share = filesystem.create_share(A, 42, MIB);
+    let driver = driver(filesystem.path(), vec![]);
+    assert_eq!(driver.refuses_changes().unwrap(), None);
+    stop_journal(&disk, &share);
+    let told = driver.refuses_changes().unwrap().unwrap();
+    // It says 1 when it has mended something.
+    let check = told.remedy.split(", then").next().unwrap().replace("-f", "-fy");
+    lab::run("sh", &["-c", &format!("{check} || test $? = 1")]);
+    filesystem.mount(PRJQUOTA);
+    assert_eq!(driver.refuses_changes().unwrap(), None);
+    assert_eq!(set(&driver, A, 2 * MIB), Ok(Bytes::mib(2)));
 }

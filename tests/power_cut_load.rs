@@ -268,7 +268,7 @@ fn volumes(first: bool) {
         sh(format!("mkdir {0} && mount /dev/vg0/{1} {0}", mount_point(n), volume(n)));
     }
     if !first {
-        // An XFS that has recovered a growth from its log may not grow further before it is mounted again: see the README.
+        // An XFS that has recovered a growth from its log may not grow further before it is mounted again: see docs/pools.md.
         sh(format!("umount {0} && mount /dev/vg0/{1} {0}", mount_point(THICK_XFS), volume(THICK_XFS)));
     }
 }

@@ -130,6 +130,15 @@ async fn the_socket_of_a_killed_growd_is_replaced_and_a_file_is_not() {
 }
 
 #[test]
+fn a_state_directory_that_growd_may_not_make_is_told_as_that() {
+    let home = Home::new();
+    let config = home.configure("none.toml", &home.socket(), Path::new("/proc/growd/state"));
+    let refused = growd(&["run"], &config);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(err(&refused).contains("state_dir outside of /var/lib/growd must be there"), "{}", err(&refused));
+}
+
+#[test]
 fn a_wrong_command_line_and_the_help_have_their_exit_codes() {
     let home = Home::new();
     let help = home.growd(&["--help"]);

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-/// What is open beyond this has no reason that the README tells.
+/// What is open beyond this has no reason that docs/limits.md tells.
 const MOST: [(&str, f64); 2] = [("growd.service", 1.8), ("growapi.service", 1.7)];
 
 #[test]

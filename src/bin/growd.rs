@@ -107,11 +107,13 @@ fn run(config: Config, path: PathBuf, log_format: Option<LogFormat>) -> Result<E
 }
 
 fn check_config(config: &Config) -> Result<ExitCode> {
-    let (_, mut problems) = daemon::access::rules(&config.access);
-    if let Some(files) = config.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref())
-        && let Err(error) = daemon::access::load(files)
-    {
-        problems.push(format!("{error:#}"));
+    let mut problems = config.files_in_the_way();
+    problems.extend(daemon::access::rules(&config.access).1);
+    if let Some(files) = config.tcp.as_ref().and_then(|tcp| tcp.tls.as_ref()) {
+        match daemon::access::load(files) {
+            Ok(tls) => problems.extend(daemon::access::expired(&tls)),
+            Err(error) => problems.push(format!("{error:#}")),
+        }
     }
     let pools = PoolMaker::new(Arc::default()).make(&config.pools);
     for (config, pool) in config.pools.iter().zip(pools) {

@@ -73,3 +73,88 @@ impl Tcp {
         Some(Some(Self { address: address?.value, tls }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::tests::{FILE, POOL, refused};
+
+    #[test]
+    fn two_listeners_have_two_addresses() {
+        let both = |tcp, metrics| {
+            let text = format!("[tcp]\ninsecure = true\nlisten = {tcp:?}\n[metrics]\nlisten = {metrics:?}\n{POOL}");
+            Config::parse(&text, FILE).map_err(|error| error.to_string())
+        };
+        for (tcp, metrics) in [
+            ("127.0.0.1:7070", "127.0.0.1:7070"),
+            ("0.0.0.0:7070", "127.0.0.1:7070"),
+            ("192.0.2.7:7070", "0.0.0.0:7070"),
+            ("[::]:7070", "127.0.0.1:7070"),
+            ("[::1]:7070", "[::]:7070"),
+        ] {
+            let expected = format!("{FILE}:5:10: listen: {metrics} cannot be had beside {tcp}, the listen of [tcp]");
+            assert_eq!(both(tcp, metrics), Err(expected));
+        }
+        for (tcp, metrics) in [
+            ("127.0.0.1:7070", "127.0.0.1:7071"),
+            ("127.0.0.1:7070", "192.0.2.7:7070"),
+            ("0.0.0.0:7070", "[::1]:7070"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+        ] {
+            assert!(both(tcp, metrics).is_ok(), "{tcp} {metrics}");
+        }
+        let default = format!("[tcp]\ninsecure = true\nlisten = \"[::]:9420\"\n[metrics]\n{POOL}");
+        assert_eq!(
+            refused(&default),
+            ["4:1: listen: 127.0.0.1:9420 cannot be had beside [::]:9420, the listen of [tcp]"]
+        );
+    }
+
+    #[test]
+    fn callers_and_their_roles() {
+        let text = format!(
+            "[tcp]\nlisten = \"[::1]:7070\"\ncertificate = \"/a.pem\"\nkey = \"/a.key\"\nclient_ca = \"/ca.pem\"\n\
+             [access]\nreaders = [\"group:wheel\", \"cn:x\"]\nadmins = [\"user:0\"]\nreflection = false\n{POOL}"
+        );
+        let config = Config::parse(&text, FILE).unwrap();
+        let files = Credentials { certificate: "/a.pem".into(), key: "/a.key".into(), ca: "/ca.pem".into() };
+        assert_eq!(config.tcp, Some(Tcp { address: "[::1]:7070".parse().unwrap(), tls: Some(files) }));
+        let to = |text: &str| text.parse::<Grantee>().unwrap();
+        let grants = vec![(to("group:wheel"), Role::Reader), (to("cn:x"), Role::Reader), (to("user:0"), Role::Admin)];
+        assert_eq!(config.access, Access { grants, reflection: false });
+
+        let insecure = format!("[tcp]\nlisten = \"127.0.0.1:1\"\ninsecure = true\n{POOL}");
+        let tcp = Config::parse(&insecure, FILE).unwrap().tcp.unwrap();
+        assert_eq!(tcp.tls, None);
+    }
+
+    #[test]
+    fn no_listener_is_without_tls_by_an_oversight() {
+        for (text, problems) in [
+            (
+                "[tcp]\nlisten = \"0.0.0.0:1\"\nkey = \"/a\"\n",
+                vec!["1:1: [tcp] has no \"certificate\"", "1:1: [tcp] has no \"client_ca\""],
+            ),
+            (
+                "[tcp]\nlisten = \"0.0.0.0:1\"\nkey = \"/a\"\ninsecure = true\n",
+                vec!["4:12: insecure: a listener without TLS has no certificate, key or client_ca"],
+            ),
+            (
+                "[tcp]\nlisten = \"localhost:1\"\ninsecure = true\n",
+                vec![
+                    "2:10: listen: \"localhost:1\" is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420",
+                ],
+            ),
+            (
+                "[access]\nreaders = [\"cn:x\", \"root\"]\noperators = \"cn:x\"\n",
+                vec![
+                    "2:20: readers: \"root\" is not user:NAME, group:NAME, uri:URI, dns:NAME, cn:NAME or anonymous",
+                    "3:13: operators: expected an array, found string",
+                ],
+            ),
+        ] {
+            assert_eq!(refused(&format!("{text}{POOL}")), problems, "{text}");
+        }
+    }
+}

@@ -95,7 +95,7 @@ impl ApiConfig {
         let public_url = top.found("public_url", read::http_url, report).map(|at| at.value);
         let node_timeout = top.optional("node_timeout", PATIENCE, read::duration, report);
         let request_timeout = top.optional("request_timeout", PATIENCE, read::duration, report);
-        let metrics = top.metrics(METRICS, report);
+        let metrics = top.metrics(METRICS, listen.map(|listen| (listen, Table::Api)), report);
         let log = top.log(report);
         let tls = top.table("tls", Table::Tls, report);
         let tls = tls.map_or(Some(None), |section| section.credentials("ca", report).map(Some));

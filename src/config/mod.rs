@@ -123,6 +123,16 @@ impl Backend {
 }
 
 impl Config {
+    /// Files in the way of the directories that growd makes where they are missing, as messages.
+    pub fn files_in_the_way(&self) -> Vec<String> {
+        let places = [("state_dir", Some(self.state_dir.as_path())), ("listen", self.listen.parent())];
+        let in_the_way = places.into_iter().filter_map(|(key, place)| {
+            let file = place?.ancestors().find(|above| above.exists()).filter(|above| !above.is_dir())?;
+            Some(format!("{key}: {} is not a directory", file.display()))
+        });
+        in_the_way.collect()
+    }
+
     /// # Errors
     /// The file cannot be read, or [`Config::parse`] refuses it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -148,7 +158,8 @@ impl Config {
             retention_age = retention.optional("age", DEFAULT_AGE, read::duration, report);
             retention_jobs = retention.optional("jobs", DEFAULT_JOBS, read::count, report);
         }
-        let metrics = top.metrics(DEFAULT_METRICS, report);
+        let of_tcp = tcp.iter().flatten().next().map(|tcp| (tcp.address, Table::Tcp));
+        let metrics = top.metrics(DEFAULT_METRICS, of_tcp, report);
         let log = top.log(report);
         let traces = top.table("traces", Table::Traces, report);
         let traces = traces.and_then(|section| section.required("endpoint", read::collector, report));

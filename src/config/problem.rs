@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::driver::path_template::{PathError, PathTemplate, TemplateError};
@@ -57,6 +58,8 @@ pub enum Problem {
     InsecureTls,
     #[error("endpoint: this growd was built without the feature otlp, by which it exports spans")]
     NoOtlp,
+    #[error("listen: {mine} cannot be had beside {theirs}, the listen of {of}")]
+    AddressTaken { mine: SocketAddr, theirs: SocketAddr, of: Table },
     #[error("no [[pool]]: there is nothing to serve")]
     NoPool,
     #[error("pool \"{name}\" is already defined in line {line}")]
@@ -245,7 +248,12 @@ impl fmt::Display for Table {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     Meant(String),
-    Known { what: &'static str, names: Vec<String> },
+    /// A key of the top of a file, which TOML takes for one of the table above it.
+    OfTheFile,
+    Known {
+        what: &'static str,
+        names: Vec<String>,
+    },
 }
 
 impl Hint {
@@ -269,6 +277,7 @@ impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Meant(name) => write!(f, "did you mean {name:?}?"),
+            Self::OfTheFile => f.write_str("it is a key of the file: write it above the first table"),
             Self::Known { what, names } if names.is_empty() => write!(f, "there are no {what}"),
             Self::Known { what, names } => write!(f, "{what} are {}", names.join(", ")),
         }

@@ -85,7 +85,11 @@ impl<'d, 't> Section<'d, 't> {
         for key in entries.keys() {
             let name: &str = key.get_ref();
             if !table.keys().contains(&name) {
-                let hint = Hint::new(name, "the keys here", table.keys());
+                let of_the_file = |top: Table| top.keys().contains(&name);
+                let hint = match of_the_file(Table::Top) || of_the_file(Table::Api) {
+                    true => Hint::OfTheFile,
+                    false => Hint::new(name, "the keys here", table.keys()),
+                };
                 report.add(key.span().start, Problem::UnknownKey { key: name.to_owned(), table, hint });
             }
         }
@@ -154,10 +158,19 @@ impl<'d, 't> Section<'d, 't> {
     }
 
     /// Where `[metrics]` says that metrics are served: nowhere without it, at `default` when it does not say where. `None` when
-    /// that is wrong, which is reported.
-    pub fn metrics(&self, default: SocketAddr, report: &mut Report<'_>) -> Option<Option<SocketAddr>> {
+    /// that is wrong, which is reported, as is an address that `other` has taken.
+    pub fn metrics(
+        &self,
+        default: SocketAddr,
+        other: Option<(SocketAddr, Table)>,
+        report: &mut Report<'_>,
+    ) -> Option<Option<SocketAddr>> {
         let Some(metrics) = self.table("metrics", Table::Metrics, report) else { return Some(None) };
-        metrics.optional("listen", default, address, report).map(Some)
+        let At { offset, value: mine } = metrics.found_or("listen", default, address, report)?;
+        if let Some((theirs, of)) = other.filter(|(theirs, _)| excludes(mine, *theirs)) {
+            report.add(offset, Problem::AddressTaken { mine, theirs, of });
+        }
+        Some(Some(mine))
     }
 
     /// What `[log]` says is logged. `None` where it is missing, or wrong, which is reported.
@@ -177,7 +190,7 @@ impl<'d, 't> Section<'d, 't> {
     pub fn tables(&self, key: &'static str, table: Table, report: &mut Report<'_>) -> Option<Vec<Section<'d, 't>>> {
         let Some(value) = self.entries.get(key) else { return Some(Vec::new()) };
         let Some(elements) = value.get_ref().as_array() else {
-            report.add(value.span().start, wrong_type(key, "an array of tables", value.get_ref()));
+            report.add(value.span().start, wrong_type(key, "tables in double brackets", value.get_ref()));
             return None;
         };
         elements.iter().map(|element| section(key, element, table, report)).collect()
@@ -250,6 +263,15 @@ pub fn listen(value: &DeValue<'_>) -> Result<PathBuf, ValueProblem> {
 pub fn address(value: &DeValue<'_>) -> Result<SocketAddr, ValueProblem> {
     let text = text(value)?;
     text.parse().map_err(|_| ValueProblem::Address { text: text.to_owned() })
+}
+
+/// Whether Linux lets only one of two listeners have its address. All of IPv6 includes all of IPv4.
+fn excludes(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |wide: SocketAddr, narrow: SocketAddr| {
+        wide.ip().is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4()) || wide.ip() == narrow.ip()
+    };
+    // With port 0 each gets one of its own.
+    one.port() == other.port() && one.port() != 0 && (covers(one, other) || covers(other, one))
 }
 
 /// One of several words; `what` and `plural` are what these are called.

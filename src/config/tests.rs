@@ -1,12 +1,12 @@
 //! What the configuration takes, and the exact words in which it refuses the rest.
 
 use super::*;
-use crate::model::{Credentials, Grantee, Role};
 use proptest::prelude::*;
 
-const FILE: &str = "/etc/growd/growd.toml";
+pub(super) const FILE: &str = "/etc/growd/growd.toml";
 const ID: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
-const POOL: &str = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"/srv/shares/{share_id}\"\n";
+pub(super) const POOL: &str =
+    "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"/srv/shares/{share_id}\"\n";
 
 fn places(pool: &PoolConfig) -> Vec<(ShareId, PathBuf)> {
     match &pool.backend {
@@ -17,7 +17,7 @@ fn places(pool: &PoolConfig) -> Vec<(ShareId, PathBuf)> {
     }
 }
 
-fn refused(text: &str) -> Vec<String> {
+pub(super) fn refused(text: &str) -> Vec<String> {
     let message = Config::parse(text, FILE).unwrap_err().to_string();
     message.lines().map(|line| line.strip_prefix("/etc/growd/growd.toml:").unwrap().to_owned()).collect()
 }
@@ -174,6 +174,14 @@ fn a_slip_gets_a_hint() {
 }
 
 #[test]
+fn a_key_below_the_tables_is_told_where_it_belongs() {
+    assert_eq!(
+        refused(&format!("{POOL}state_dir = \"/data\"\n")),
+        ["5:1: unknown key \"state_dir\" in [[pool]]; it is a key of the file: write it above the first table"]
+    );
+}
+
+#[test]
 fn wrong_values_are_refused_with_their_place() {
     for (top, problem) in [
         ("listen = 5", "1:10: listen: expected a string, found integer"),
@@ -202,7 +210,8 @@ fn wrong_values_are_refused_with_their_place() {
             "1:17: age: \"90\" is not a duration such as 90d or 12h: \
              time unit needed, for example 90sec or 90ms",
         ),
-        ("share = 1", "1:9: share: expected an array of tables, found integer"),
+        ("share = 1", "1:9: share: expected tables in double brackets, found integer"),
+        ("[share]", "1:1: share: expected tables in double brackets, found table"),
         ("share = [1]", "1:10: share: expected a table, found integer"),
     ] {
         assert_eq!(refused(&format!("{top}\n{POOL}")), [problem], "{top}");
@@ -257,7 +266,7 @@ fn missing_keys_are_all_named() {
     for text in ["", "pool = []", "# nothing\n"] {
         assert_eq!(refused(text), ["1:1: no [[pool]]: there is nothing to serve"]);
     }
-    assert_eq!(refused("[pool]\nname = \"a\"\n"), ["1:1: pool: expected an array of tables, found table"]);
+    assert_eq!(refused("[pool]\nname = \"a\"\n"), ["1:1: pool: expected tables in double brackets, found table"]);
 }
 
 #[test]
@@ -374,50 +383,5 @@ proptest! {
         let text = format!("{header}{key} = {value}\n");
         let error = Config::parse(&text, FILE).map_err(|error| error.to_string());
         prop_assert!(error.err().is_none_or(|text| text.lines().all(|line| line.starts_with(FILE))));
-    }
-}
-
-#[test]
-fn callers_and_their_roles() {
-    let text = format!(
-        "[tcp]\nlisten = \"[::1]:7070\"\ncertificate = \"/a.pem\"\nkey = \"/a.key\"\nclient_ca = \"/ca.pem\"\n\
-         [access]\nreaders = [\"group:wheel\", \"cn:x\"]\nadmins = [\"user:0\"]\nreflection = false\n{POOL}"
-    );
-    let config = Config::parse(&text, FILE).unwrap();
-    let files = Credentials { certificate: "/a.pem".into(), key: "/a.key".into(), ca: "/ca.pem".into() };
-    assert_eq!(config.tcp, Some(Tcp { address: "[::1]:7070".parse().unwrap(), tls: Some(files) }));
-    let to = |text: &str| text.parse::<Grantee>().unwrap();
-    let grants = vec![(to("group:wheel"), Role::Reader), (to("cn:x"), Role::Reader), (to("user:0"), Role::Admin)];
-    assert_eq!(config.access, Access { grants, reflection: false });
-
-    let insecure = format!("[tcp]\nlisten = \"127.0.0.1:1\"\ninsecure = true\n{POOL}");
-    let tcp = Config::parse(&insecure, FILE).unwrap().tcp.unwrap();
-    assert_eq!(tcp.tls, None);
-}
-
-#[test]
-fn no_listener_is_without_tls_by_an_oversight() {
-    for (text, problems) in [
-        (
-            "[tcp]\nlisten = \"0.0.0.0:1\"\nkey = \"/a\"\n",
-            vec!["1:1: [tcp] has no \"certificate\"", "1:1: [tcp] has no \"client_ca\""],
-        ),
-        (
-            "[tcp]\nlisten = \"0.0.0.0:1\"\nkey = \"/a\"\ninsecure = true\n",
-            vec!["4:12: insecure: a listener without TLS has no certificate, key or client_ca"],
-        ),
-        (
-            "[tcp]\nlisten = \"localhost:1\"\ninsecure = true\n",
-            vec!["2:10: listen: \"localhost:1\" is not an address and a port, such as 127.0.0.1:9420 or [::1]:9420"],
-        ),
-        (
-            "[access]\nreaders = [\"cn:x\", \"root\"]\noperators = \"cn:x\"\n",
-            vec![
-                "2:20: readers: \"root\" is not user:NAME, group:NAME, uri:URI, dns:NAME, cn:NAME or anonymous",
-                "3:13: operators: expected an array, found string",
-            ],
-        ),
-    ] {
-        assert_eq!(refused(&format!("{text}{POOL}")), problems, "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use tracing::warn;
@@ -38,6 +39,9 @@ pub fn rules(access: &config::Access) -> (Rules, Vec<String>) {
 pub async fn listen(config: &Config) -> Result<Option<Tcp>> {
     let Some(tcp) = &config.tcp else { return Ok(None) };
     let tls = tcp.tls.as_ref().map(load).transpose()?;
+    if let Some(problem) = tls.as_ref().and_then(expired) {
+        warn!("{problem}");
+    }
     if tls.is_none() {
         warn!(
             address = %tcp.address,
@@ -46,6 +50,16 @@ pub async fn listen(config: &Config) -> Result<Option<Tcp>> {
         );
     }
     Ok(Some(Tcp { listener: server::bind_tcp(tcp.address).await?, tls: tls.map(Arc::new) }))
+}
+
+/// What is wrong with a certificate that no client believes any more.
+pub fn expired(tls: &Tls) -> Option<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    // 0 where it is not known.
+    let is_over = (1..now).contains(&tls.expires());
+    is_over.then(|| {
+        "[tcp] of the configuration: the certificate, or one between it and its authority, has expired".to_owned()
+    })
 }
 
 /// # Errors

@@ -88,6 +88,14 @@ pub trait Driver: Send + Sync {
         self.space().map(drop)
     }
 
+    /// What only a change tells of, and no look: begins one that changes nothing. Asked for findings, every few minutes.
+    ///
+    /// # Errors
+    /// As [`Driver::space`].
+    fn refuses_changes(&self) -> Result<Option<Problem>, DriverError> {
+        Ok(None)
+    }
+
     /// Does one step. Measures first: a step that finds its work done changes nothing, so it may be repeated. Whatever
     /// has come up since the extend was assessed and makes the step wrong is refused here.
     ///

@@ -137,12 +137,21 @@ impl Service {
 
     /// What is wrong with a pool and its shares, and which these are.
     async fn diagnose_pool(&self, pool: &Arc<Pool>) -> (Vec<Finding>, Shares) {
-        let of_pool = self.pool(pool).await.findings;
         let none = || Shares::from([]);
-        // A pool that does not answer is waited for once.
+        // First, since a kernel may show only from then on what it refuses.
+        let refused = match pool.call(|driver| driver.refuses_changes()).await {
+            // A pool that does not answer is waited for once.
+            Err(refusal @ Refusal::Stuck { .. }) => {
+                return (vec![finding(&pool.name, None, unreadable(refusal, pool.driver.kind()))], none());
+            }
+            answer => answer.ok().flatten(),
+        };
+        let mut of_pool = self.pool(pool).await.findings;
         if of_pool.iter().any(|finding| finding.kind == Reason::Stuck) {
             return (of_pool, none());
         }
+        let refused = refused.filter(|problem| of_pool.iter().all(|known| known.kind != problem.kind));
+        of_pool.extend(refused.map(|problem| finding(&pool.name, None, problem)));
         let Ok(shares) = pool.call(|driver| driver.shares()).await else { return (of_pool, none()) };
         let observed = observe_all(pool, &shares, None, PATIENT).await;
         let mut findings = of_pool.clone();

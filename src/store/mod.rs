@@ -103,12 +103,12 @@ impl Claimed {
     /// Makes the directory when there is none.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] when another process has it; [`OpenError::Io`].
+    /// [`OpenError::InUse`] when another process has it; [`OpenError::Create`]; [`OpenError::Io`].
     pub fn of(dir: &Path) -> Result<Self, OpenError> {
         // Looked at first: on a file system that answers with EIO, creating says "File exists".
         match std::fs::metadata(dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(dir).map_err(|source| OpenError::io("cannot create", dir, source))?;
+                std::fs::create_dir_all(dir).map_err(|source| OpenError::Create { dir: dir.to_owned(), source })?;
             }
             Err(source) => return Err(OpenError::io("cannot read", dir, source)),
             Ok(_) => {}

@@ -17,6 +17,9 @@ const SET_ASIDE: &str = "`growd store set-aside` moves the store away so that gr
 pub enum OpenError {
     #[error("the job store in {} is in use by process {pid}, probably growd; stop it first", dir.display())]
     InUse { dir: PathBuf, pid: String },
+    /// The unit lets growd make none but its own, which also keeps it out of the place of a disk that is not mounted.
+    #[error("cannot create {}; under systemd a state_dir outside of /var/lib/growd must be there, on its disk", dir.display())]
+    Create { dir: PathBuf, source: io::Error },
     #[error("{operation} {}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("the job store in {} is damaged: {problem}. {REFUSED}. {NEXT}, {SET_ASIDE}", dir.display())]

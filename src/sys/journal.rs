@@ -39,7 +39,10 @@ pub fn force(directory: BorrowedFd<'_>) -> Result<(), Errno> {
 /// Whether a transaction can be begun. Where an error has stopped the journal, ext4 of Linux 6.1.176 lets times and limits be
 /// set in memory alone and an fsync succeed, since `ext4_dirty_inode()` and `do_set_dqblk()` tell nobody that they failed. To
 /// remove an attribute that is not there changes nothing, but begins one.
-fn check_begins(directory: BorrowedFd<'_>) -> Result<(), Errno> {
+///
+/// # Errors
+/// `EROFS` when an error has stopped the journal, `EIO` when the file system is shut down.
+pub fn check_begins(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: the descriptor is open for the time of the call, and the name ends in zero.
     let removed = unsafe { libc::fremovexattr(directory.as_raw_fd(), c"trusted.growd.none".as_ptr()) };
     match Errno::result(removed) {

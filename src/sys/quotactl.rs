@@ -136,6 +136,8 @@ pub struct Quota {
     /// 0 means no limit.
     pub soft: Bytes,
     pub used: Bytes,
+    /// Soft and hard limit of the number of files; 0 means none.
+    pub inodes: [u64; 2],
 }
 
 /// Why a quota could not be read or set.
@@ -242,7 +244,8 @@ impl From<RawQuota> for Quota {
     fn from(raw: RawQuota) -> Self {
         let limit = |blocks| size_of_blocks(blocks, LIMIT_BLOCK);
         let (hard, soft) = (limit(raw.hard_blocks), limit(raw.soft_blocks));
-        Self { id: raw.id, hard, soft, used: Bytes::new(raw.current_bytes) }
+        let (used, inodes) = (Bytes::new(raw.current_bytes), [raw.inode_soft, raw.inode_hard]);
+        Self { id: raw.id, hard, soft, used, inodes }
     }
 }
 
@@ -250,7 +253,7 @@ impl From<RawXfsQuota> for Quota {
     fn from(raw: RawXfsQuota) -> Self {
         let size = |blocks| size_of_blocks(blocks, BASIC_BLOCK);
         let (hard, soft, used) = (size(raw.hard_blocks), size(raw.soft_blocks), size(raw.current_blocks));
-        Self { id: raw.id, hard, soft, used }
+        Self { id: raw.id, hard, soft, used, inodes: [raw.inode_soft, raw.inode_hard] }
     }
 }
 
@@ -315,10 +318,11 @@ mod tests {
     fn each_command_counts_in_blocks_of_its_own() {
         let generic =
             RawQuota { hard_blocks: 3, soft_blocks: u64::MAX, current_bytes: 5, id: 7, ..RawQuota::default() };
-        let expected = Quota { id: 7, hard: Bytes::new(3072), soft: Bytes::new(u64::MAX), used: Bytes::new(5) };
+        let (hard, soft) = (Bytes::new(3072), Bytes::new(u64::MAX));
+        let expected = Quota { id: 7, hard, soft, used: Bytes::new(5), inodes: [0, 0] };
         assert_eq!(Quota::from(generic), expected);
         let xfs = RawXfsQuota { hard_blocks: 8, soft_blocks: 0, current_blocks: 16, id: 7, ..RawXfsQuota::default() };
-        let expected = Quota { id: 7, hard: Bytes::new(4096), soft: Bytes::ZERO, used: Bytes::new(8192) };
-        assert_eq!(Quota::from(xfs), expected);
+        let (hard, used) = (Bytes::new(4096), Bytes::new(8192));
+        assert_eq!(Quota::from(xfs), Quota { id: 7, hard, used, ..Quota::default() });
     }
 }

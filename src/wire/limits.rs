@@ -94,7 +94,7 @@ mod tests {
         assert_eq!([1, 100, 10_000].map(strangers), [1, 50, STRANGERS_MOST]);
     }
 
-    /// As the README says.
+    /// As docs/limits.md says.
     #[test]
     fn what_requests_hold_before_they_are_whole() {
         let hold = |connections, streams: u32| connections * streams as usize * REQUEST_COST;

@@ -75,9 +75,7 @@ impl Control {
 /// Why the server could not be started or went down.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error(
-        "cannot listen on {address}; under systemd, the drop-in of `growd check-config --drop-in` opens the network"
-    )]
+    #[error("cannot listen on {address}; {}", tcp_remedy(source))]
     ListenTcp { address: SocketAddr, source: io::Error },
     #[error("cannot listen on {path}")]
     Listen { path: String, source: io::Error },
@@ -90,6 +88,17 @@ pub enum ServeError {
     Serve(#[from] tonic::transport::Error),
     #[error("cannot serve the contract by reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// What lets growd have a TCP port.
+fn tcp_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "`ss -ltnp` shows who listens there",
+        io::ErrorKind::PermissionDenied => "under systemd take a port from 1024 on",
+        _ => {
+            "it must be an address of this node; under systemd, the drop-in of `growd check-config --drop-in` opens the network"
+        }
+    }
 }
 
 /// Binds the socket. One that is there already and that nobody listens on is the leftover of a kill, and is replaced.
@@ -230,4 +239,19 @@ fn server(streams: u32) -> Server {
         .http2_max_local_error_reset_streams(Some(ERRORS_MOST))
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_finds_a_port_taken_is_told_how_to_find_by_whom() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = bind_tcp(holder.local_addr().unwrap()).await.unwrap_err();
+        assert!(refused.to_string().ends_with("`ss -ltnp` shows who listens there"), "{refused}");
+        // An address of nobody's (RFC 5737).
+        let refused = bind_tcp("192.0.2.7:0".parse().unwrap()).await.unwrap_err();
+        assert!(refused.to_string().contains("an address of this node"), "{refused}");
+    }
 }

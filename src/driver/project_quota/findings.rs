@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::driver::Problem;
 use crate::driver::shell::Quoted;
-use crate::model::{Bytes, Reason, Refusal};
+use crate::model::{Bytes, PoolName, Reason, Refusal};
 use crate::sys::file_system::Kind;
 use crate::sys::fsxattr::Attributes;
 use crate::sys::mountinfo;
@@ -34,22 +34,40 @@ pub(super) struct Case<'a> {
 struct Mount {
     point: String,
     device: String,
+    /// Where else the file system is mounted: as long as it is, no mount of it is a fresh one.
+    others: Vec<String>,
 }
 
 impl Mount {
     fn of(fd: BorrowedFd<'_>) -> Self {
-        match mountinfo::of_fd(fd) {
-            Ok(mount) => {
-                Self { point: Quoted(&mount.mount_point).to_string(), device: Quoted(&mount.source).to_string() }
-            }
-            Err(_) => Self { point: "MOUNT_POINT".to_owned(), device: "DEVICE".to_owned() },
+        let found = mountinfo::of_fd(fd).and_then(|mount| Ok((mount, mountinfo::Table::read()?.mounts)));
+        let Ok((mount, all)) = found else {
+            return Self { point: "MOUNT_POINT".to_owned(), device: "DEVICE".to_owned(), others: Vec::new() };
+        };
+        let others = all.iter().filter(|other| other.device == mount.device && other.id != mount.id);
+        Self {
+            point: Quoted(&mount.mount_point).to_string(),
+            device: Quoted(&mount.source).to_string(),
+            // What was mounted last may be in what was mounted first.
+            others: others.rev().map(|other| Quoted(&other.mount_point).to_string()).collect(),
         }
+    }
+
+    /// Mounts it afresh with project quotas besides the options that it has, and what is to be done before that.
+    fn mount_afresh(&self, before: &str) -> String {
+        let Self { point, device, others } = self;
+        let first: String = others.iter().map(|other| format!("umount {other} && ")).collect();
+        let again: String = others.iter().rev().map(|other| format!(", mount it again at {other}")).collect();
+        format!(
+            "o=$(findmnt -n -f -o OPTIONS -M {point}) && {first}umount {point} && {before}mount -o \"$o,prjquota\" {device} \
+             {point}{again}"
+        )
     }
 
     /// What is counted can be limited at any time. Otherwise XFS takes quota options only at a fresh mount, and ext4 needs its
     /// quota feature.
     fn turn_on(&self, kind: Kind, state: QuotaState) -> String {
-        let Self { point, device } = self;
+        let Self { point, device, .. } = self;
         let fstab = "and put prjquota among its options in /etc/fstab";
         let tune = format!("tune2fs -O project,quota -Q prjquota {device}");
         match kind {
@@ -58,8 +76,8 @@ impl Mount {
             // Nobody unmounts that.
             Kind::Xfs if point == "/" => "boot with rootflags=prjquota among the kernel's parameters".to_owned(),
             Kind::Ext4 if point == "/" => format!("boot from another disk, {tune}, {fstab}"),
-            Kind::Xfs => format!("umount {point} && mount -o prjquota {device} {point}, {fstab}"),
-            Kind::Ext4 => format!("umount {point} && {tune} && mount -o prjquota {device} {point}, {fstab}"),
+            Kind::Xfs => format!("{}, {fstab}", self.mount_afresh("")),
+            Kind::Ext4 => format!("{}, {fstab}", self.mount_afresh(&format!("{tune} && "))),
         }
     }
 }
@@ -69,6 +87,14 @@ impl Mount {
 pub(super) fn turn_on(fd: BorrowedFd<'_>, kind: Kind, state: QuotaState) -> Option<String> {
     let mount = Mount::of(fd);
     (mount.point != "/").then(|| mount.turn_on(kind, state))
+}
+
+/// An error has ended all writing to the ext4 of an open file, which its mount need not show.
+pub(super) fn stopped(pool: &PoolName, fd: BorrowedFd<'_>) -> Problem {
+    let Mount { point, device, .. } = Mount::of(fd);
+    let problem = "an error has stopped the journal of its file system (dmesg)".to_owned();
+    let refusal = Refusal::NotMounted { pool: pool.clone(), problem };
+    Problem::blocking(refusal, format!("umount {point} && e2fsck -f {device}, then mount it again"))
 }
 
 /// What is wrong with the quotas of the file system that a pool or a share is on.
@@ -110,7 +136,7 @@ impl Case<'_> {
         }
         if let Some(quota) = self.quota.filter(|quota| quota.hard == Bytes::ZERO) {
             let refusal = Refusal::Unlimited { location: location.clone(), quota: format!("project id {id}") };
-            problems.push(Problem::blocking(refusal, self.set_limits(&mount, id, None, quota.soft)));
+            problems.push(Problem::blocking(refusal, self.set_limits(&mount, quota, None, quota.soft)));
         }
         if let Some(quota) = self.quota.filter(|quota| quota.soft != Bytes::ZERO && quota.soft < quota.hard) {
             let message = format!(
@@ -119,7 +145,7 @@ impl Case<'_> {
                 quota.soft,
                 quota.hard
             );
-            let remedy = self.set_limits(&mount, id, Some(quota.hard), Bytes::ZERO);
+            let remedy = self.set_limits(&mount, quota, Some(quota.hard), Bytes::ZERO);
             problems.push(Problem::warning(Reason::SoftLimitFirst, message, remedy));
         }
         problems
@@ -134,14 +160,14 @@ impl Case<'_> {
     }
 
     /// `None` is for the reader to choose, in KiB.
-    fn set_limits(&self, mount: &Mount, id: u32, hard: Option<Bytes>, soft: Bytes) -> String {
+    fn set_limits(&self, mount: &Mount, quota: Quota, hard: Option<Bytes>, soft: Bytes) -> String {
         let blocks = |size: Bytes| size.get() / LIMIT_BLOCK;
         let hard = hard.map_or_else(|| "KIB".to_owned(), |hard| blocks(hard).to_string());
-        let (soft, point) = (blocks(soft), &mount.point);
+        let (id, soft, point, [inode_soft, inode_hard]) = (quota.id, blocks(soft), &mount.point, quota.inodes);
         match self.kind {
             Kind::Xfs => format!("xfs_quota -x -c \"limit -p bsoft={soft}k bhard={hard}k {id}\" {point}"),
             // It sets the limits of inodes as well.
-            Kind::Ext4 => format!("setquota -P {id} {soft} {hard} 0 0 {point} (0 0: no limits of inodes)"),
+            Kind::Ext4 => format!("setquota -P {id} {soft} {hard} {inode_soft} {inode_hard} {point}"),
         }
     }
 }
@@ -152,7 +178,7 @@ mod tests {
 
     #[test]
     fn nobody_is_told_to_unmount_the_root_directory() {
-        let root = Mount { point: "/".to_owned(), device: "/dev/sda1".to_owned() };
+        let root = Mount { point: "/".to_owned(), device: "/dev/sda1".to_owned(), others: Vec::new() };
         for kind in [Kind::Xfs, Kind::Ext4] {
             for accounting in [false, true] {
                 let remedy = root.turn_on(kind, QuotaState { accounting, enforcement: false });

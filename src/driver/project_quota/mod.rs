@@ -314,6 +314,15 @@ impl Driver for ProjectQuota {
         self.places.check_mounted(&self.places.open_pool()?)
     }
 
+    fn refuses_changes(&self) -> Result<Option<Problem>, DriverError> {
+        let Base { pool, kind, read_only, .. } = self.base()?;
+        // Linux 6.12 and newer leave the mount as it is when the journal stops, older ones until somebody begins a change. XFS
+        // that is shut down lets nobody look either.
+        let is_asked = kind == Some(Kind::Ext4) && read_only.is_none();
+        let fd = pool.fd.as_fd();
+        Ok((is_asked && journal::check_begins(fd).is_err()).then(|| findings::stopped(self.places.pool(), fd)))
+    }
+
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
         match step {
             Step::SetLimit { to } => self.set_limit(share, to),
@@ -402,7 +411,8 @@ mod tests {
             hard in 0..1_u64 << 62, soft in prop_oneof![Just(None), (0..1_u64 << 62).prop_map(Some)], to in 0..1_u64 << 62,
         ) {
             let old_soft = soft.unwrap_or(hard);
-            let old = quotactl::Quota { id: 1, hard: Bytes::new(hard), soft: Bytes::new(old_soft), used: Bytes::ZERO };
+            let (hard_before, soft_before) = (Bytes::new(hard), Bytes::new(old_soft));
+            let old = quotactl::Quota { id: 1, hard: hard_before, soft: soft_before, ..Default::default() };
             let to = Bytes::new(to);
             prop_assert_eq!(raised(old, to).is_none(), old.hard >= to);
             let Some((hard, soft)) = raised(old, to) else { return Ok(()) };
