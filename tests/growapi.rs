@@ -11,6 +11,7 @@ mod ports;
 mod simulated;
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 
 use front::{Answer, Front, JSON, NOBODY, node, until};
 use growd::wire::proto::{Job, JobError, JobState, ShareStatus};
@@ -314,19 +315,19 @@ fn a_request_at_hand_is_answered_before_growapi_goes() {
     // With the usual request_timeout, since this client takes its time.
     let mut front = Front::start(cluster.dir.path(), &format!("{NOBODY}{}", cluster.config()));
     let path = format!("/v2/p/shares/{}/action", share(1));
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n");
+    let kind = "Content-Type: application/json\r\nContent-Length: 31\r\nExpect: 100-continue";
     let mut waiting = front.connect();
-    waiting.write_all(format!("{head}{{\"os-extend\": ").as_bytes()).unwrap();
+    waiting.write_all(format!("POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\n\r\n").as_bytes()).unwrap();
     // Until growapi has read the head it may still close an idle connection.
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    let rest = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        waiting.write_all(b"{\"new_size\": 3} }").unwrap();
-        Answer::read(waiting)
-    });
-    assert!(front.terminate());
-    rest.join().unwrap().accepted();
+    let mut told = *b"HTTP/1.1 100 Continue\r\n\r\n";
+    waiting.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    waiting.write_all(b"{\"os-extend\": ").unwrap();
+    front.begin_to_terminate();
+    until(|| TcpStream::connect(front.address).is_err(), |is_gone| *is_gone);
+    waiting.write_all(b"{\"new_size\": 3} }").unwrap();
+    Answer::read(waiting).accepted();
+    assert!(front.ended_in_order());
     assert_eq!(cluster.nodes[0].with(|state| state.jobs.len()), 1);
 }
 

@@ -13,7 +13,7 @@ mod simulated;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use front::{Answer, Front, JSON, until};
 use identity_service::IdentityService;
@@ -214,11 +214,12 @@ fn keystone_is_asked_and_believed_for_a_while() {
     As(&front, "m").extend("p", &share(1), 3).accepted();
 
     // What is remembered costs no question and outlives a revocation for a while; what expires does not.
-    keystone.give("brief", "p", "member", Duration::from_secs(2));
+    keystone.give("brief", "p", "member", Duration::from_secs(5));
     assert_eq!(As(&front, "brief").get(&path).status, 200);
-    let asked = keystone.with(|state| state.validations);
+    let (asked, begun) = (keystone.with(|state| state.validations), Instant::now());
     (0..10).for_each(|_| assert_eq!(As(&front, "a").get(&path).status, 200));
-    assert!(keystone.with(|state| state.validations) <= asked + 1);
+    let times = 1 + usize::try_from(begun.elapsed().as_secs() / 3).unwrap();
+    assert!(keystone.with(|state| state.validations) <= asked + times);
     keystone.with(|state| state.tokens.remove("m"));
     until(|| As(&front, "m").get(&path).status, |status| *status == 401);
     until(|| As(&front, "brief").get(&path).status, |status| *status == 401);
@@ -340,7 +341,8 @@ fn what_a_place_says_bounds_what_is_seen_before_all_owners() {
             assert_eq!(answer.header("retry-after").is_some(), status == 503, "{answer:?}");
         }
     }
-    assert!(front.has_logged(&format!("node=\"n00\" reason=\"UNSUPPORTED\" problem=\"{words}\"")));
+    let line = format!("node=\"n00\" reason=\"UNSUPPORTED\" problem=\"{words}\"");
+    until(|| front.has_logged(&line), |is| *is);
     cluster.nodes[0].with(|state| state.refusing_looks = None);
 
     // A pool that cannot be read is its owner's, and an admin's.

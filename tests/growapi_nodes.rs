@@ -329,7 +329,7 @@ fn a_silent_node_is_504_and_holds_up_nobody_else() {
     for n in 0..3 {
         cluster.nodes[n].hold(&share(n), "home", 2 * GIB);
     }
-    let config = format!("node_timeout = \"1s\"\n{NOBODY}{}", cluster.config());
+    let config = format!("node_timeout = \"3s\"\n{NOBODY}{}", cluster.config());
     let front = Front::start(cluster.dir.path(), &config);
     (0..2).for_each(|n| assert_eq!(front.share(&share(n))["size"], 2));
     cluster.nodes[1].with(|state| state.mood = Mood::Silent);

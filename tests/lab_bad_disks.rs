@@ -422,13 +422,8 @@ async fn a_state_directory_that_growd_may_not_use_is_named_at_start() {
     let dir = disk.path();
     lab::run("chmod", &["755", dir.to_str().unwrap()]);
     let state = dir.join("state");
-    let config = dir.join("growd.toml");
-    let text = format!(
-        "listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\n\
-         path = \"/nowhere/{{share_id}}\"\n",
-        dir.display()
-    );
-    std::fs::write(&config, text).unwrap();
+    let pool = "[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\npath = \"/nowhere/{share_id}\"\n";
+    let config = Daemon::configure(dir, pool);
     let named = |what: &str| {
         let (code, said) = start_as_nobody(&config);
         assert_eq!(code, Some(1), "{what}: {said}");

@@ -20,7 +20,7 @@ use growd::driver::{Driver, DriverError, Outcome, Problem, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::wire::proto::JobState;
 use support::btrfs::Btrfs;
-use support::{Filesystem, PRJQUOTA, fill, lab};
+use support::{Filesystem, PRJQUOTA, fill, lab, text};
 
 const MIB: u64 = 1 << 20;
 const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
@@ -71,10 +71,6 @@ fn refused<T>(result: Result<T, DriverError>) -> Refusal {
 
 fn set(driver: &Driven, share: &str, bytes: u64) -> Result<Outcome, DriverError> {
     driver.apply(id(share), Step::SetLimit { to: Bytes::new(bytes) })
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

@@ -33,7 +33,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use daemon::{Clients, MIB, create_shares, pool, request, share};
+use daemon::{Clients, Daemon, MIB, create_shares, pool, request, share};
 use growd::model::JobId;
 use growd::wire::job_message;
 use growd::wire::proto::{ExtendShareRequest, Job, JobState};
@@ -73,9 +73,7 @@ struct Recording {
 }
 
 fn start(state: &Path, pools: &str, preload: Option<&Path>) -> Running {
-    let config = state.join("growd.toml");
-    let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{pools}", state.display());
-    std::fs::write(&config, text).unwrap();
+    let config = Daemon::configure(state, pools);
     let mut growd = Command::new(env!("CARGO_BIN_EXE_growd"));
     growd.args(["run", "--config"]).arg(config).env("RUST_LOG", "warn,audit=off").stdin(Stdio::null());
     growd.env("LD_PRELOAD", preload.map_or(OsStr::new(""), Path::as_os_str));

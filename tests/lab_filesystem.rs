@@ -19,13 +19,11 @@ use growd::driver::DriverError;
 use growd::model::{Bytes, Reason};
 use growd::sys::freeze;
 use support::btrfs::pause_a_balance;
+use support::image::{KINDS, check};
 use support::mapped_disk::MappedDisk;
 use support::size_by_tool::size_by_tool;
 use support::{Disk, Filesystem, fill, lab};
-use volume::{MIB, SECTOR, Volume, check, look, observe_node};
-
-const KINDS: [(&str, &str); 3] =
-    [("xfs", "mkfs.xfs -q -f"), ("ext4", "mkfs.ext4 -q -F"), ("btrfs", "mkfs.btrfs -q -f")];
+use volume::{MIB, SECTOR, Volume, look, observe_node};
 
 #[test]
 fn a_full_file_system_grows_under_its_writers() {

@@ -17,8 +17,9 @@ use std::path::Path;
 use growd::model::Bytes;
 use growd::sys::btrfs::devices;
 use growd::sys::growfs;
+use support::image::check;
 use support::size_by_tool::size_by_tool;
-use volume::{MIB, SECTOR, Volume, check};
+use volume::{MIB, SECTOR, Volume};
 
 /// splitmix64: the same sizes in every run.
 struct Random(u64);

@@ -26,7 +26,7 @@ const GENEROUS: &str = "overcommit = 1000";
 fn front(dir: &Path, daemons: &[&Daemon]) -> Front {
     let nodes = daemons.iter().enumerate();
     let nodes: String = nodes.map(|(n, daemon)| node(&format!("n{n}"), &daemon.dir.join("sock"))).collect();
-    Front::start(dir, &format!("node_timeout = \"3s\"\n{NOBODY}{nodes}"))
+    Front::start(dir, &format!("{NOBODY}{nodes}"))
 }
 
 /// Lets the disk hang, as [`daemon::Clients::hang`] does, below shares that are larger than its are.

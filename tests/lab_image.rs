@@ -274,20 +274,20 @@ async fn an_image_that_somebody_enlarges_at_the_same_moment_is_not_cut() {
         [true, false].map(|full| Image::mounted(ground.path(), &share(u32::from(full)), 320 * MIB, full, KINDS[0].1));
     let daemon = Daemon::start(dir.path(), &pool(ground.path(), "overcommit = 4")).await;
     let clients = daemon.clients().await;
-    for (n, call) in [(1, "fallocate:delay_exit=4000000"), (0, "fallocate,ftruncate:delay_enter=4000000")] {
+    for (n, call) in [(1, "fallocate:delay_exit=60s"), (0, "fallocate,ftruncate:delay_enter=60s")] {
         let image = &images[usize::from(n == 0)];
-        let injected = daemon.inject(call).await;
+        let log = dir.path().join(format!("calls-{n}"));
+        let injected = daemon.inject_and_log(call, &log).await;
         let job = clients.extend(&share(n), 640 * MIB).await.unwrap();
         if n == 1 {
             // It has its blocks, and is about to get its size.
             eventually(|| async { image.allocated() }, |allocated| *allocated >= 600 * MIB).await;
         } else {
-            eventually(|| clients.job(&job.job_id), |job| job.state() != JobState::Queued).await;
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            eventually(async || fs::read_to_string(&log).unwrap(), |calls| calls.contains('(')).await;
         }
         File::options().write(true).open(&image.path).unwrap().set_len(960 * MIB).unwrap();
-        let job = clients.end_of(&job.job_id).await;
         drop(injected);
+        let job = clients.end_of(&job.job_id).await;
         assert_eq!(
             (job.state(), image.size(), image.device_size()),
             (JobState::Succeeded, 960 * MIB, 960 * MIB),

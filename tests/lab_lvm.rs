@@ -10,10 +10,11 @@ mod daemon;
 mod volumes;
 
 use std::fs;
+use std::path::Path;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, metadata, share};
 use growd::wire::proto::{Job, JobState};
-use support::lab;
+use support::{lab, unmount};
 use volumes::{EXTENT, Group, Volume, shell};
 
 /// Extends a share to its end, which must be a good one.
@@ -179,10 +180,13 @@ async fn a_share_may_have_a_name_of_its_own_and_be_mounted_anywhere() {
     shell(&format!("mkdir {first}/sub '/mnt/lv-bind here' /mnt/lv-second"));
     shell(&format!("mount --bind {first}/sub '/mnt/lv-bind here' && mount {} /mnt/lv-second", volume.node().display()));
     grown(&clients, &share(1), 340 * MIB).await;
-    shell(&format!("umount {first} /mnt/lv-second"));
+    for place in [first.as_str(), "/mnt/lv-second"] {
+        unmount(Path::new(place)).unwrap();
+    }
     grown(&clients, &share(1), 350 * MIB).await;
     assert!(volume.size() >= 350 * MIB);
-    shell(&format!("umount '/mnt/lv-bind here' && mount {} {first}", volume.node().display()));
+    unmount(Path::new("/mnt/lv-bind here")).unwrap();
+    shell(&format!("mount {} {first}", volume.node().display()));
     assert_eq!(volume.filesystem_size(), volume.size());
 }
 

@@ -7,17 +7,19 @@ mod support;
 
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/scrape.rs"]
+mod scrape;
 #[path = "support/volumes.rs"]
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use daemon::{Daemon, MIB, create_shares, eventually, pool, share};
 use growd::wire::proto::{GetShareRequest, JobState};
+use scrape::scrape;
 use support::mapped_disk::MappedDisk;
 use support::{Filesystem, PRJQUOTA, lab};
 use volumes::Group;
@@ -27,28 +29,13 @@ fn metrics(port: u16) -> String {
     format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n")
 }
 
-/// Half of what growd waits for a pool.
-const ANSWERED: Duration = Duration::from_secs(20);
-
-/// The body of an answer to GET /metrics.
-fn scrape(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(ANSWERED)).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    body.to_owned()
-}
-
 /// Samples by name and labels, as `growd_jobs{state="QUEUED"}`.
 fn samples(port: u16) -> BTreeMap<String, f64> {
     let line = |line: &str| {
         let (name, value) = line.rsplit_once(' ').unwrap();
         (name.to_owned(), value.parse().unwrap())
     };
-    scrape(port).lines().filter(|text| !text.starts_with('#')).map(line).collect()
+    scrape(([127, 0, 0, 1], port).into()).lines().filter(|text| !text.starts_with('#')).map(line).collect()
 }
 
 #[tokio::test]
@@ -104,7 +91,7 @@ async fn counts_follow_what_happened() {
     // Two accepted and two ended.
     assert_eq!(samples["growd_store_commit_jobs_sum"], 4.0);
     assert!(samples[size] > 1e9);
-    promtool(&["check", "metrics"], &scrape(9421));
+    promtool(&["check", "metrics"], &scrape(([127, 0, 0, 1], 9421).into()));
 
     let followed = || async { self::samples(9421)["growd_config_last_reload_successful"] };
     assert_eq!(followed().await, 1.0);

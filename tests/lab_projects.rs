@@ -14,7 +14,7 @@ use std::os::unix::fs::symlink;
 
 use daemon::{Clients, Daemon, assert_refused, project, request, share, shrink_request};
 use front::{Answer, Front, JSON, NOBODY, node, until};
-use growd::wire::proto::{ExtendShareRequest, JobState, ListSharesRequest, Share, ShrinkShareRequest};
+use growd::wire::proto::{ExtendShareRequest, JobState, ListSharesRequest, ShrinkShareRequest};
 use support::mapped_disk::MappedDisk;
 use support::{Filesystem, Kind, PRJQUOTA, lab};
 
@@ -42,16 +42,8 @@ fn pool(fs: &Filesystem) -> String {
 
 /// All shares of a list, two to a page, with what their places say.
 async fn listed(clients: &Clients, of: Option<&str>) -> Vec<(String, String)> {
-    let mut request = ListSharesRequest { page_size: 2, project_id: of.map(str::to_owned), ..Default::default() };
-    let mut all: Vec<Share> = Vec::new();
-    loop {
-        let page = clients.shares.clone().list_shares(request.clone()).await.unwrap().into_inner();
-        all.extend(page.shares);
-        if page.next_page_token.is_empty() {
-            return all.into_iter().map(|share| (share.share_id, share.project_id)).collect();
-        }
-        request.page_token = page.next_page_token;
-    }
+    let request = ListSharesRequest { page_size: 2, project_id: of.map(str::to_owned), ..Default::default() };
+    clients.list_all_shares(request).await.into_iter().map(|share| (share.share_id, share.project_id)).collect()
 }
 
 async fn places_say_whose_a_share_is(kind: Kind, disk: &str) {

@@ -16,7 +16,7 @@ use growd::driver::promises::Promises;
 use growd::driver::{Driver, DriverError, Outcome, Sizes, SpaceId, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::sys::{file_system, fsxattr, journal};
-use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA, fill, lab};
+use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA, fill, lab, text};
 
 const MIB: u64 = 1 << 20;
 const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
@@ -348,7 +348,7 @@ fn a_missing_share_is_told_from_a_missing_pool() {
         let missing = refused(driver.observe(id(A)));
         fs::create_dir(filesystem.path()).unwrap();
         assert!(missing.to_string().ends_with("does not exist"), "{missing}");
-        lab::run("mount", &["-o", PRJQUOTA, path(filesystem.device()), path(filesystem.path())]);
+        lab::run("mount", &["-o", PRJQUOTA, text(filesystem.device()), text(filesystem.path())]);
         assert_eq!(driver.verify(id(A)).unwrap(), Bytes::mib(1));
     });
 }
@@ -364,7 +364,7 @@ fn a_pool_may_be_seen_through_a_bind_mount() {
         filesystem.set_limits(42, 0, MIB);
         let legacy = filesystem.create_share("legacy", 44, MIB);
         for directory in [&inner, &legacy] {
-            lab::run("mount", &["--bind", path(directory), path(directory)]);
+            lab::run("mount", &["--bind", text(directory), text(directory)]);
         }
         let template = format!("{}/{{share_id}}", inner.display()).parse().unwrap();
         let places = vec![(id(C), legacy.clone())];
@@ -373,7 +373,7 @@ fn a_pool_may_be_seen_through_a_bind_mount() {
         let (grown, grown_legacy) = (set(&driver, A, 2 * MIB), set(&driver, C, 2 * MIB));
         let verified = driver.verify(id(A));
         for directory in [&inner, &legacy] {
-            lab::run("umount", &[path(directory)]);
+            lab::run("umount", &[text(directory)]);
         }
         assert_eq!(observed.unwrap().problems, []);
         assert!(total > Bytes::mib(100), "{total} is the size of a quota");
@@ -381,10 +381,6 @@ fn a_pool_may_be_seen_through_a_bind_mount() {
         assert_eq!((filesystem.hard_limit(42), filesystem.hard_limit(44)), (2 * MIB, 2 * MIB));
         assert_eq!(verified.unwrap(), Bytes::mib(2));
     });
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]
@@ -401,14 +397,14 @@ fn space_is_that_of_the_file_system_and_promises_are_all_limits() {
         };
         let (outer, inner) = (pool(filesystem.path()), pool(&inner));
         let space = inner.space().unwrap();
-        let statvfs: Vec<u64> = lab::run("stat", &["-f", "-c", "%s %b %a", path(filesystem.path())])
+        let statvfs: Vec<u64> = lab::run("stat", &["-f", "-c", "%s %b %a", text(filesystem.path())])
             .split_whitespace()
             .map(|word| word.parse().unwrap())
             .collect();
         assert_eq!(space.total.get(), statvfs[0] * statvfs[1]);
         assert_eq!(space.free.get(), statvfs[0] * statvfs[2]);
         assert_eq!(space.promised, Bytes::mib(10));
-        let numbers = lab::run("mountpoint", &["-d", path(filesystem.path())]);
+        let numbers = lab::run("mountpoint", &["-d", text(filesystem.path())]);
         assert_eq!(space.id, SpaceId(format!("dev {}", numbers.trim())));
         assert_eq!(outer.space().unwrap().id, space.id);
 
@@ -439,7 +435,7 @@ fn verify_works_with_a_full_share_and_a_full_file_system() {
         let room = file_system::capacity(File::open(filesystem.path()).unwrap().as_fd()).unwrap().free;
         lab::run(
             "fallocate",
-            &["-l", &(room.get() - room.get() / 50).to_string(), path(&filesystem.path().join("big"))],
+            &["-l", &(room.get() - room.get() / 50).to_string(), text(&filesystem.path().join("big"))],
         );
         fill(&filesystem.path().join("rest"), room.get()).unwrap();
         set(&driver, A, 4 * MIB).unwrap();

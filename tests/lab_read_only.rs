@@ -17,7 +17,7 @@ use growd::driver::project_quota::ProjectQuota;
 use growd::driver::{Driver, Outcome, Problem, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use support::mapped_disk::MappedDisk;
-use support::{Filesystem, Kind, PRJQUOTA, lab};
+use support::{Filesystem, Kind, PRJQUOTA, lab, text};
 
 const MIB: u64 = 1 << 20;
 const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
@@ -54,10 +54,6 @@ fn heal(driver: &ProjectQuota) -> Vec<Problem> {
 fn set(driver: &ProjectQuota, share: &str, bytes: u64) -> Result<Bytes, Refusal> {
     let outcome = driver.apply(id(share), Step::SetLimit { to: Bytes::new(bytes) });
     outcome.map(Outcome::size).map_err(|error| error.into_refusal())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

@@ -43,7 +43,12 @@ const SWEEP_SLACK: usize = 100;
 /// How much more the second half may take than the first. Resident memory in KiB: sled's page cache fills up to 64 MiB.
 /// Threads and files: a busy moment lets requests come together, each with its thread or its connection. Bytes of the
 /// store: sled writes segments of 512 KiB and uses them again once they are old.
-const SLACK: [(&str, u64); 4] = [("resident KiB", 16 << 10), ("threads", 16), ("files", 64), ("store bytes", 16 << 20)];
+const SLACK: [(&str, u64); 4] = [
+    ("resident KiB", 16 << 10),
+    ("threads", growd::engine::looks::THREADS as u64),
+    ("files", 64),
+    ("store bytes", 16 << 20),
+];
 
 /// Threads that growd may have at rest beyond those of its start.
 const MORE_THREADS: u64 = 8;

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use daemon::Clients;
+use daemon::{Clients, Daemon};
 use growd::model::{Job, JobState as State};
 use growd::store::StoreError;
 use growd::wire::proto::JobState;
@@ -81,19 +81,12 @@ async fn an_extend_is_answered_after_fdatasync_and_no_sync_file_range_reaches_th
     let pool = Filesystem::xfs("ubda", "prjquota");
     let disk = Filesystem::ext4("ubdd", "");
     let dir = disk.path();
-    let share = "00000000-0000-4000-8000-000000000001";
+    let share = &daemon::share(1);
     pool.create_share(share, 101, 8 * MIB);
-    let text = format!(
-        "listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n[[pool]]\nname = \"home\"\ndriver = \"project-quota\"\n\
-         path = \"{1}/{{share_id}}\"\n",
-        dir.display(),
-        pool.path().display()
-    );
-    std::fs::write(dir.join("growd.toml"), text).unwrap();
+    let config = Daemon::configure(dir, &daemon::pool(&pool, ""));
     let traces = tempfile::tempdir().unwrap();
     let trace = traces.path().join("growd");
-    let child =
-        traced(env!("CARGO_BIN_EXE_growd"), &trace).args(["run", "--config"]).arg(dir.join("growd.toml")).spawn();
+    let child = traced(env!("CARGO_BIN_EXE_growd"), &trace).args(["run", "--config"]).arg(config).spawn();
     let mut growd = Running(child.unwrap());
     let clients = Clients::when_ready(&format!("unix:{}/sock", dir.display())).await;
     let accepted = clients.extend(share, 16 * MIB).await.unwrap();

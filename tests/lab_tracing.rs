@@ -7,12 +7,14 @@ mod support;
 
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/json_log.rs"]
+mod json_log;
 
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use daemon::{Clients, MIB, TURNS, assert_refused, create_shares, eventually, pool, request, share};
+use daemon::{Clients, Daemon, MIB, TURNS, assert_refused, create_shares, eventually, pool, request, share};
 use growd::wire::proto::{CancelJobRequest, ExtendShareRequest, Job, JobState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,8 +38,7 @@ struct Logged<'a> {
 
 impl<'a> Logged<'a> {
     async fn start(dir: &'a Path, config: &str) -> (Self, Clients) {
-        let file = dir.join("growd.toml");
-        configure(dir, config);
+        let file = Daemon::configure(dir, config);
         let log = fs::File::options().append(true).create(true).open(dir.join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_growd"))
             .args(["run", "--log-format", "json", "--config"])
@@ -61,11 +62,7 @@ impl<'a> Logged<'a> {
     }
 
     fn lines(&self) -> Vec<Value> {
-        let log = fs::read_to_string(self.dir.join("log")).unwrap();
-        // Where a key comes twice, programs believe either.
-        let once = |line: &&str| line.matches("\"message\":").count() == 1;
-        assert_eq!(log.lines().find(|line| !once(line)), None);
-        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        json_log::lines(&self.dir.join("log"))
     }
 
     fn lines_of(&self, message: &str) -> Vec<Value> {
@@ -78,11 +75,6 @@ impl Drop for Logged<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn configure(dir: &Path, config: &str) {
-    let text = format!("listen = \"unix:{0}/sock\"\nstate_dir = \"{0}/state\"\n{config}", dir.display());
-    fs::write(dir.join("growd.toml"), text).unwrap();
 }
 
 fn called_from(request: ExtendShareRequest, traceparent: &str) -> Request<ExtendShareRequest> {
@@ -183,7 +175,7 @@ async fn the_level_follows_the_configuration_while_growd_runs() {
     assert_eq!(grow().await, 1, "{:?}", growd.lines());
     assert_eq!(growd.lines()[0]["target"], "audit", "who changed what is told at every level");
 
-    configure(dir.path(), &format!("[log]\nlevel = \"warn,growd::engine=info\"\n{pool}"));
+    Daemon::configure(dir.path(), &format!("[log]\nlevel = \"warn,growd::engine=info\"\n{pool}"));
     growd.signal(Signal::SIGHUP);
     let targets = || {
         let lines = growd.lines().into_iter().filter(|line| line["target"] != "audit");
@@ -196,7 +188,7 @@ async fn the_level_follows_the_configuration_while_growd_runs() {
     eventually(others, |lines| *lines > 0).await;
     assert!(targets().iter().all(|target| target.starts_with("growd::engine")), "{:?}", targets());
 
-    configure(dir.path(), &format!("[log]\nlevel = \"debug\"\n{pool}"));
+    Daemon::configure(dir.path(), &format!("[log]\nlevel = \"debug\"\n{pool}"));
     growd.signal(Signal::SIGHUP);
     let reads = || {
         let lines = growd.lines();
@@ -209,7 +201,7 @@ async fn the_level_follows_the_configuration_while_growd_runs() {
     };
     eventually(read, |reads| *reads > 0).await;
 
-    configure(dir.path(), &pool);
+    Daemon::configure(dir.path(), &pool);
     growd.signal(Signal::SIGHUP);
     eventually(async || growd.lines_of("the configuration was read anew").len(), |lines| *lines >= 2).await;
     let before = reads();

@@ -67,10 +67,7 @@ impl Node {
     async fn with_jobs(count: usize) -> Self {
         let home = Home::new();
         let jobs: Vec<_> = (0..count).map(|_| store::job(JobState::Succeeded)).collect();
-        let (stored, _) = store::open(&home.state(), store::KEEP_ALL).unwrap();
-        stored.commit(jobs.clone()).await.unwrap();
-        stored.close().await;
-        drop(stored);
+        home.store_in_groups(count, &jobs).await;
         let growd = Growd::start(home.dir, &pool("a")).await;
         let channel = client::connect(&growd.socket(), None).await.unwrap();
         let mut node = Self { before: Usage::of(growd.pid()), growd, job_id: jobs[0].id.to_string(), channel };

@@ -6,9 +6,10 @@
 mod access;
 mod store;
 
+#[path = "support/scrape.rs"]
+mod scrape;
+
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,15 +20,8 @@ use growd::wire::proto::job_service_client::JobServiceClient;
 use growd::wire::proto::node_service_client::NodeServiceClient;
 use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{DiagnoseRequest, ListJobsRequest, ListSharesRequest, ShareStatus};
+use scrape::scrape;
 use store::{Home, job, job_of};
-
-fn scrape(growd: &Growd) -> String {
-    let mut stream = TcpStream::connect(growd.address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: growd\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shares_and_pools_that_cannot_be_read_are_told() {
@@ -59,7 +53,7 @@ async fn shares_and_pools_that_cannot_be_read_are_told() {
     let name = "growd_pool_looked_at_timestamp_seconds{driver=\"project-quota\",pool=\"a\"} ";
     let waiting = Instant::now();
     let time: u64 = loop {
-        let metrics = scrape(&growd);
+        let metrics = scrape(growd.address);
         if let Some(value) = metrics.lines().find_map(|line| line.strip_prefix(name)) {
             break value.parse().unwrap();
         }

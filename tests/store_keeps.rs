@@ -99,7 +99,7 @@ async fn a_job_of_a_clock_that_was_ahead_takes_no_later_ones_with_it() {
     let later = Job { id: engine.new_id(), ..job(JobState::Succeeded) };
     assert!(later.id > ahead.id, "{} is not above {}", later.id, ahead.id);
     engine.store.commit(vec![later.clone()]).await.unwrap();
-    tokio::time::sleep(TICK * 2 + TICK / 2).await;
+    tokio::time::sleep(TICK * 2 + TICK / 4).await;
     assert_eq!(engine.store.get(later.id).unwrap(), Some(later));
     engine.store.close().await;
 }
@@ -112,7 +112,7 @@ async fn the_time_before_a_restart_counts() {
     // Each run is shorter than the age.
     for runs in 1.. {
         let (store, _) = open(&home.state(), retention).unwrap();
-        tokio::time::sleep(TICK + TICK / 2).await;
+        tokio::time::sleep(TICK + TICK / 4).await;
         let gone = store.kept() == 0;
         store.close().await;
         if gone {

@@ -52,10 +52,12 @@ fn assert_unchanged(home: &Home, before: &std::collections::BTreeMap<std::path::
 }
 
 /// Writes into the database behind growd's back.
-fn with_database(home: &Home, change: impl FnOnce(&sled::Db)) {
+async fn with_database(home: &Home, change: impl FnOnce(&sled::Db)) {
     let db = sled::open(home.state().join("jobs")).unwrap();
     change(&db);
     db.flush().unwrap();
+    drop(db);
+    until_free(&home.state().join("jobs/db")).await;
 }
 
 fn key_of(job: &Job) -> Vec<u8> {
@@ -105,7 +107,8 @@ async fn a_record_with_a_flipped_bit_is_reported_and_the_others_are_exported() {
         let mut value = db.get(key_of(&jobs[4])).unwrap().unwrap().to_vec();
         value[40] ^= 1;
         db.insert(key_of(&jobs[4]), value).unwrap();
-    });
+    })
+    .await;
     assert_refused(&home, &format!("is damaged: the record of job {} is bad", jobs[4].id));
     let export = home.growd(&["store", "export"]);
     assert_eq!(export.status.code(), Some(1), "{export:?}");
@@ -254,7 +257,7 @@ fn snapshot(state: &Path) -> std::path::PathBuf {
 async fn a_store_of_another_version_is_refused_as_such() {
     let home = Home::new();
     let jobs = settled(&home).await;
-    with_database(&home, |db| write_other_format(db, jobs[0].id));
+    with_database(&home, |db| write_other_format(db, jobs[0].id)).await;
     assert_refused(&home, "was written by another version of growd");
 }
 

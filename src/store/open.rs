@@ -197,6 +197,7 @@ mod tests {
     use super::*;
     use crate::model::JobState;
     use crate::store::record::tests::any_job;
+    use std::time::Instant;
 
     const KEPT: usize = 50;
 
@@ -219,6 +220,14 @@ mod tests {
 
     fn opened_above(bloat_floor: u64, files: &Files) -> (Store, Vec<Job>) {
         let retention = Retention { age: Duration::MAX, jobs: usize::MAX };
+        // A process that another test starts has the locks of before too, until it is the program that it is to be.
+        let begin = Instant::now();
+        for file in [files.dir().join("lock"), files.jobs().join("db")] {
+            while fs::File::open(&file).is_ok_and(|file| file.try_lock().is_err()) {
+                assert!(begin.elapsed() < Duration::from_secs(60), "{} stays locked", file.display());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         let (lock, meters) = (files.lock().unwrap(), Arc::new(Meters::new().unwrap()));
         open(bloat_floor, files.clone(), lock, retention, meters).unwrap()
     }

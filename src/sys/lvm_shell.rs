@@ -204,20 +204,10 @@ fn end_of(printed: &[u8], from: usize, marker: &str) -> Option<usize> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
-    /// A stand-in that reads commands as the shell does.
-    fn fake(body: &str) -> (tempfile::TempDir, Shell) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lvm");
-        let script = format!(
-            "#!/bin/sh\nwhile read -r line; do case $line in\n{body}\n\
-             *) echo \"  No such command '$line'.  Try 'help'.\" >&2 ;;\nesac; done\n"
-        );
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        let shell = Shell::start(&path).unwrap();
-        (folder, shell)
+    /// Another shell that complains about a command that there is not.
+    fn sh() -> Shell {
+        Shell::start(Path::new("/bin/sh")).unwrap()
     }
 
     fn text(shell: &mut Shell, command: &str) -> String {
@@ -226,40 +216,38 @@ mod tests {
 
     #[test]
     fn gives_each_command_its_own_words() {
-        let (_folder, mut shell) =
-            fake("say*) echo \"  ${line#say }\"; echo oh >&2 ;; mute) ;; unfinished) printf x ;;");
-        assert_eq!(text(&mut shell, "say one"), "  one\noh\n");
-        assert_eq!(text(&mut shell, "mute"), "");
-        assert_eq!(text(&mut shell, "say two"), "  two\noh\n");
+        let mut shell = sh();
+        assert_eq!(text(&mut shell, "echo '  one'; echo oh >&2"), "  one\noh\n");
+        assert_eq!(text(&mut shell, ":"), "");
+        assert_eq!(text(&mut shell, "echo '  two'; echo oh >&2"), "  two\noh\n");
         // What has no line feed shares its line with the marker, and goes with it.
-        assert_eq!(text(&mut shell, "unfinished"), "");
-        assert_eq!(text(&mut shell, "say three"), "  three\noh\n");
+        assert_eq!(text(&mut shell, "printf x"), "");
+        assert_eq!(text(&mut shell, "echo three"), "three\n");
     }
 
     #[test]
     fn keeps_a_bounded_part_of_a_flood() {
-        let (_folder, mut shell) = fake("flood) yes rubbish | head -c 20000000 ;; say) echo hi ;;");
-        let output = shell.run("flood", Some(Duration::from_secs(120))).unwrap();
+        let mut shell = sh();
+        let output = shell.run("yes rubbish | head -c 20000000", Some(Duration::from_secs(120))).unwrap();
         assert!(output.truncated);
         assert!(output.text.len() <= MOST_OUTPUT + (64 << 10));
-        assert_eq!(text(&mut shell, "say"), "hi\n");
+        assert_eq!(text(&mut shell, "echo hi"), "hi\n");
     }
 
     #[test]
     fn tells_a_hang_from_an_end() {
-        let (_folder, mut shell) = fake("hang) sleep 1000 ;; die) echo last words; exit 3 ;;");
-        let error = shell.run("hang", Some(Duration::from_millis(50))).unwrap_err();
+        let mut shell = sh();
+        let error = shell.run("exec sleep 1000", Some(Duration::from_millis(50))).unwrap_err();
         assert!(matches!(error, ShellError::TimedOut(_)), "{error}");
         shell.kill();
-        let (_folder, mut shell) = fake("die) echo last words; exit 3 ;;");
-        let error = shell.run("die", None).unwrap_err();
+        let error = sh().run("echo last words; exit 3", None).unwrap_err();
         assert!(matches!(&error, ShellError::Ended(words) if words == "last words"), "{error}");
         assert!(matches!(Shell::start(Path::new("/nonexistent/lvm")), Err(ShellError::Start(_))));
     }
 
     #[test]
     fn a_shell_that_nobody_needs_ends_and_leaves_no_zombie() {
-        let (_folder, shell) = fake("say) echo hi ;;");
+        let shell = sh();
         let process = format!("/proc/{}", shell.child.0.id());
         assert!(Path::new(&process).exists());
         drop(shell);
@@ -274,10 +262,9 @@ mod tests {
     fn a_command_goes_on_when_growd_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let done = folder.path().join("done");
-        let body =
-            format!("work) sleep 0.2; echo into a closed pipe; echo and more >&2; echo ok >{} ;;", done.display());
-        let (_folder, mut shell) = fake(&body);
-        let error = shell.run("work", Some(Duration::from_millis(1))).unwrap_err();
+        let mut shell = sh();
+        let work = format!("sleep 2; echo into a closed pipe; echo and more >&2; echo ok >{}", done.display());
+        let error = shell.run(&work, Some(Duration::from_millis(1))).unwrap_err();
         assert!(matches!(error, ShellError::TimedOut(_)));
         // As when growd is killed: both pipes are closed.
         let mut dying = shell.leave();

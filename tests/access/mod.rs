@@ -17,10 +17,11 @@ use growd::wire::proto::share_service_client::ShareServiceClient;
 use growd::wire::proto::{ExtendShareRequest, GetNodeRequest, ListPoolsRequest};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use serde_json::Value;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
 
+#[path = "../support/json_log.rs"]
+mod json_log;
 #[path = "../support/ports.rs"]
 mod ports;
 #[path = "../support/refusals.rs"]
@@ -149,9 +150,7 @@ impl Growd {
 
     /// All whole lines so far.
     pub fn log(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.dir.path().join("log")).unwrap();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+        json_log::lines(&self.dir.path().join("log"))
     }
 
     /// The records of the audit.
@@ -233,11 +232,4 @@ pub async fn pools(channel: &Channel) -> Vec<String> {
 pub async fn extend(channel: &Channel) -> Status {
     let request = ExtendShareRequest { share_id: SHARE.to_owned(), new_size_bytes: 1 << 30, ..Default::default() };
     ShareServiceClient::new(channel.clone()).extend_share(request).await.unwrap_err()
-}
-
-/// Panics unless this is the refusal with code, reason and HTTP status.
-pub fn assert_refused(status: &Status, code: Code, expected: &str, http: &str) {
-    let details = status.get_error_details();
-    let info = details.error_info().unwrap_or_else(|| panic!("{status:?}"));
-    assert_eq!((status.code(), info.reason.as_str(), info.metadata["http_status"].as_str()), (code, expected, http));
 }

@@ -32,7 +32,7 @@ pub fn share(n: usize) -> String {
 pub fn one_node() -> (Cluster, Front) {
     let cluster = Cluster::new(1);
     cluster.nodes[0].hold(&share(1), "home", 2 * GIB);
-    let front = Front::start(cluster.dir.path(), &format!("request_timeout = \"1s\"\n{NOBODY}{}", cluster.config()));
+    let front = Front::start(cluster.dir.path(), &format!("request_timeout = \"3s\"\n{NOBODY}{}", cluster.config()));
     (cluster, front)
 }
 

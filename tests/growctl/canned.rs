@@ -279,7 +279,7 @@ impl Fixture {
 
     /// Waits until the server was asked what is looked for.
     pub fn until(&self, asked: impl Fn(&Script) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !self.script(|script| asked(script)) {
             assert!(Instant::now() < deadline, "growctl did not ask in time");
             thread::sleep(Duration::from_millis(10));

@@ -12,6 +12,7 @@ use growd::driver::DriverError;
 use growd::driver::filesystem::{Device, Mounted};
 use growd::model::{Refusal, ShareId};
 
+use crate::support::mapped_disk::remove_device;
 use crate::support::{Disk, lab};
 
 pub const MIB: u64 = 1 << 20;
@@ -114,10 +115,7 @@ impl Drop for Volume {
         for place in self.mounts.drain(..).rev() {
             let _ = Command::new("umount").arg(place).output();
         }
-        let removed = Command::new("dmsetup").args(["remove", "--retry", "--noudevsync", &self.name]).status();
-        if !std::thread::panicking() {
-            assert!(removed.unwrap().success(), "{} is still in use", self.name);
-        }
+        remove_device(&self.name);
     }
 }
 
@@ -128,14 +126,4 @@ pub fn look(device: u64, node: &Path) -> Result<Device, DriverError> {
 
 pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {
     Ok(look(fs::metadata(node).unwrap().rdev(), node)?.mounted)
-}
-
-/// The file system's own checker, on the unmounted device.
-pub fn check(kind: &str, node: &Path) {
-    let node = node.to_str().unwrap();
-    match kind {
-        "xfs" => lab::run("xfs_repair", &["-n", node]),
-        "ext4" => lab::run("e2fsck", &["-fn", node]),
-        _ => lab::run("btrfs", &["check", "--readonly", node]),
-    };
 }

@@ -82,6 +82,13 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+/// Waits until nobody has a file locked: a process that another test was starting has the lock too, until it is the program
+/// that it is to be.
+pub async fn until_free(file: &Path) {
+    let file = std::fs::File::open(file).unwrap();
+    until("nobody has the lock", || file.try_lock().is_ok()).await;
+}
+
 /// A directory with `growd.toml`, the socket, and the state directory.
 pub struct Home {
     pub dir: tempfile::TempDir,
@@ -132,9 +139,7 @@ impl Home {
         }
         store.close().await;
         drop(store);
-        // A process that another test was starting has the lock too, until it is the program that it is to be.
-        let lock = std::fs::File::open(self.state().join("lock")).unwrap();
-        until("nobody has the lock", || lock.try_lock().is_ok()).await;
+        until_free(&self.state().join("lock")).await;
     }
 
     /// Runs a growd that is expected to end.

@@ -287,18 +287,23 @@ impl Clients {
         self.jobs.clone().list_jobs(request).await.unwrap().into_inner()
     }
 
-    /// Every job that growd knows, by its id.
-    pub async fn all_jobs(&self) -> BTreeMap<String, Job> {
-        let mut all = BTreeMap::new();
-        let mut page = ListJobsRequest { page_size: 1000, ..Default::default() };
+    /// A list of jobs to its end, page by page.
+    pub async fn list_all_jobs(&self, mut request: ListJobsRequest) -> Vec<Job> {
+        let mut all = Vec::new();
         loop {
-            let answer = self.list_jobs(page.clone()).await;
-            all.extend(answer.jobs.into_iter().map(|job| (job.job_id.clone(), job)));
-            page.page_token = answer.next_page_token;
-            if page.page_token.is_empty() {
+            let page = self.list_jobs(request.clone()).await;
+            all.extend(page.jobs);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
                 return all;
             }
         }
+    }
+
+    /// Every job that growd knows, by its id.
+    pub async fn all_jobs(&self) -> BTreeMap<String, Job> {
+        let all = self.list_all_jobs(ListJobsRequest { page_size: 1000, ..Default::default() }).await;
+        all.into_iter().map(|job| (job.job_id.clone(), job)).collect()
     }
 
     /// The pool of a name, with what is wrong with it.
@@ -317,9 +322,13 @@ impl Clients {
         self.list_shares_of("", page_size).await
     }
 
-    /// Those of one pool, page by page.
+    /// Those of one pool.
     pub async fn list_shares_of(&self, pool: &str, page_size: u32) -> Vec<Share> {
-        let mut request = ListSharesRequest { pool: pool.to_owned(), page_size, ..Default::default() };
+        self.list_all_shares(ListSharesRequest { pool: pool.to_owned(), page_size, ..Default::default() }).await
+    }
+
+    /// A list of shares to its end, page by page.
+    pub async fn list_all_shares(&self, mut request: ListSharesRequest) -> Vec<Share> {
         let mut all = Vec::new();
         loop {
             let page = self.shares.clone().list_shares(request.clone()).await.unwrap().into_inner();

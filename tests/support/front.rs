@@ -72,10 +72,20 @@ impl Front {
         self.signal(nix::sys::signal::Signal::SIGHUP);
     }
 
+    /// Sends SIGTERM: requests at hand are answered, and no new ones are taken.
+    pub fn begin_to_terminate(&self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+    }
+
+    /// Waits for the end of the process; whether it was in order.
+    pub fn ended_in_order(&mut self) -> bool {
+        self.child.wait().unwrap().success()
+    }
+
     /// SIGTERM; whether growapi then ended in order.
     pub fn terminate(&mut self) -> bool {
-        self.signal(nix::sys::signal::Signal::SIGTERM);
-        self.child.wait().unwrap().success()
+        self.begin_to_terminate();
+        self.ended_in_order()
     }
 
     pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {

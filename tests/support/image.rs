@@ -92,14 +92,19 @@ impl Image {
         lab::run("blockdev", &["--getsize64", &self.devices()[0]]).trim().parse().unwrap()
     }
 
-    /// The file system's own checker, on the file while nothing is mounted.
+    /// While nothing is mounted.
     pub fn check(&self, kind: &str) {
-        match kind {
-            "xfs" => lab::run("xfs_repair", &["-n", text(&self.path)]),
-            "ext4" => lab::run("e2fsck", &["-fn", text(&self.path)]),
-            _ => lab::run("btrfs", &["check", "--readonly", text(&self.path)]),
-        };
+        check(kind, &self.path);
     }
+}
+
+/// The file system's own checker, on a device or file that is not mounted.
+pub fn check(kind: &str, device: &Path) {
+    match kind {
+        "xfs" => lab::run("xfs_repair", &["-n", text(device)]),
+        "ext4" => lab::run("e2fsck", &["-fn", text(device)]),
+        _ => lab::run("btrfs", &["check", "--readonly", text(device)]),
+    };
 }
 
 impl Drop for Image {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::device_mapper::DeviceMapper;
 use super::support::lab;
+use super::support::mapped_disk::remove_device;
 
 /// "jshwfsj" with its bytes turned round, as the kernel writes it.
 const MAGIC: u64 = 0x006a_7366_7773_6872;
@@ -178,10 +179,8 @@ impl RecordedDisk {
 
 impl Drop for RecordedDisk {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            dmsetup(&["remove", Self::NAME]);
-            dmsetup(&["remove", "log"]);
-        }
+        remove_device(Self::NAME);
+        remove_device("log");
     }
 }
 
@@ -224,10 +223,8 @@ impl ReplayedDisk {
 
 impl Drop for ReplayedDisk {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            dmsetup(&["remove", Self::COPY]);
-            dmsetup(&["remove", "throwaway"]);
-        }
+        remove_device(Self::COPY);
+        remove_device("throwaway");
     }
 }
 

@@ -186,17 +186,7 @@ impl Filesystem {
 
     /// Leaves an empty directory where the file system was, as after a boot with a broken fstab.
     pub fn unmount(&self) {
-        // A daemon looks at its pools every now and then, and at its start. It keeps nothing open for longer than a look.
-        let deadline = Instant::now() + Duration::from_millis(500);
-        loop {
-            let output = Command::new("umount").arg(&self.mount_point).env("LC_ALL", "C").output().unwrap();
-            if output.status.success() {
-                return;
-            }
-            let told = String::from_utf8_lossy(&output.stderr);
-            assert!(told.contains("target is busy") && Instant::now() < deadline, "{told}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        unmount(&self.mount_point).unwrap();
     }
 
     pub fn path(&self) -> &Path {
@@ -353,27 +343,37 @@ impl Drop for ReadOnlyMount {
     }
 }
 
+/// Unmounts what is mounted at a place. A daemon looks at its pools every now and then, and at its start, and one that was
+/// just killed closes its files a moment later: none keeps anything open for longer.
+///
+/// # Errors
+/// What umount says, also when somebody still uses it after a while.
+pub fn unmount(mount_point: &Path) -> Result<(), String> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let output = Command::new("umount").arg(mount_point).env("LC_ALL", "C").output();
+        let told = match output {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        if !told.contains("target is busy") || Instant::now() >= deadline {
+            return Err(told);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Unmounts what a test is done with, however it ended, and removes the mount point.
 fn unmount_at_last(mount_point: &Path) {
     let mounted = || Command::new("mountpoint").arg("-q").arg(mount_point).status().is_ok_and(|s| s.success());
     // A failed test may leave it frozen, and unmounting would then wait for ever. Fails when it is not frozen.
     let _ = Command::new("fsfreeze").arg("--unfreeze").arg(mount_point).output();
-    // A daemon that was just killed closes its files a moment later.
-    let deadline = Instant::now() + Duration::from_secs(5);
     while mounted() {
-        let output = Command::new("umount").arg(mount_point).output();
-        let failure = match output {
-            Ok(output) if output.status.success() => continue,
-            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-            Err(error) => error.to_string(),
-        };
-        if Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(50));
-        } else if std::thread::panicking() {
+        if let Err(problem) = unmount(mount_point) {
             // A second panic would abort and hide the first; the next test on this disk fails at mkfs.
-            return eprintln!("still mounted: {failure}");
-        } else {
-            panic!("cannot unmount, somebody still uses it: {failure}");
+            assert!(std::thread::panicking(), "cannot unmount: {problem}");
+            return eprintln!("still mounted: {problem}");
         }
     }
     let _ = std::fs::remove_dir(mount_point);
@@ -421,6 +421,6 @@ pub fn fill(path: &Path, bytes: u64) -> io::Result<u64> {
     }
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("lab paths are plain text")
 }

@@ -29,13 +29,15 @@ pub fn field(status: &Status) -> String {
 }
 
 /// What the contract says of each reason: code, HTTP status, and the keys that its metadata has beside that.
-const CONTRACT: [(&str, Code, &str, &[&str]); 27] = [
+const CONTRACT: [(&str, Code, &str, &[&str]); 29] = [
     ("INVALID_SHARE_ID", Code::InvalidArgument, "400", &["share_id"]),
     ("INVALID_SIZE", Code::InvalidArgument, "400", &["new_size_bytes"]),
     ("INVALID_REQUEST", Code::InvalidArgument, "400", &[]),
     ("SIZE_NOT_GREATER", Code::InvalidArgument, "400", &["share_id", "current_size_bytes", "new_size_bytes"]),
     ("SIZE_NOT_SMALLER", Code::InvalidArgument, "400", &["share_id", "current_size_bytes", "new_size_bytes"]),
     ("WOULD_LOSE_DATA", Code::FailedPrecondition, "409", &["share_id", "used_bytes", "requested_bytes"]),
+    ("UNAUTHENTICATED", Code::Unauthenticated, "401", &[]),
+    ("FORBIDDEN", Code::PermissionDenied, "403", &["rpc", "role"]),
     ("SHARE_NOT_FOUND", Code::NotFound, "404", &["share_id"]),
     ("JOB_NOT_FOUND", Code::NotFound, "404", &["job_id"]),
     ("SHARE_BUSY", Code::Aborted, "409", &["share_id", "job_id"]),

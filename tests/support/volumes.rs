@@ -15,7 +15,7 @@ use tonic::Status;
 use super::daemon::{Clients, MIB, assert_refused, share};
 use super::support::size_by_tool::size_by_tool;
 use super::support::writer::Writer;
-use super::support::{Disk, fill, lab};
+use super::support::{Disk, fill, lab, unmount};
 
 /// Size of the extents of all groups here.
 pub const EXTENT: u64 = 4 * MIB;
@@ -85,6 +85,14 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        let disks = self.disks.iter().map(|disk| disk.path().display().to_string()).collect::<Vec<_>>();
+        // What a failed test may have made of the group: it has another name, is exported or lacks a disk.
+        let find = format!(
+            "vg=$(pvs --noheadings -o vg_name {} | tr -d ' ')
+             vgimport -q $vg; vgreduce -q --removemissing --force $vg; vgrename -q $vg {}",
+            disks[0], self.name
+        );
         // A snapshot or a thin pool is removed with its group; what a failed test left mounted must go before. A device
         // goes on when those below it have.
         let script = format!(
@@ -94,9 +102,13 @@ impl Drop for Group {
              wait
              for m in $(findmnt -rn -o TARGET | grep '^/mnt/lv-' | tac); do umount $m; done
              dmsetup ls | grep -q '^holder' && dmsetup remove --noudevsync holder
-             vgchange -q -ay {0}; vgremove -q -ff -y {0} && pvremove -q -ff -y {1}",
+             {}
+             vgchange -q -ay {1}; vgremove -q -ff -y {1} && pvremove -q -ff -y {2} && {{ {3}; }}",
+            if failed { &find } else { "" },
             self.name,
-            self.disks.iter().map(|disk| disk.path().display().to_string()).collect::<Vec<_>>().join(" ")
+            disks.join(" "),
+            // Nor does the next test find its loop devices taken.
+            if failed { "losetup -D; rm -f /run/disk*" } else { ":" }
         );
         let mut problem = String::new();
         // A command of a killed daemon may hold the group a moment longer.
@@ -109,7 +121,8 @@ impl Drop for Group {
             std::thread::sleep(Duration::from_millis(250));
         }
         // A second panic would abort and hide the first; the next test on these disks fails at vgcreate.
-        assert!(std::thread::panicking(), "cannot remove {}: {problem}", self.name);
+        assert!(failed, "cannot remove {}: {problem}", self.name);
+        eprintln!("{} is still there: {problem}", self.name);
     }
 }
 
@@ -143,7 +156,7 @@ impl Volume {
     }
 
     pub fn unmount(&mut self) {
-        shell(&format!("umount {}", self.mount_point.take().unwrap().display()));
+        unmount(&self.mount_point.take().unwrap()).unwrap();
     }
 
     pub fn path(&self) -> &Path {
@@ -236,7 +249,8 @@ impl FakeLvm {
              exec 3> >(exec /usr/sbin/lvm)
              lvm=$!
              real() {{ echo \"$line\" >&3; }}
-             gate() {{ while [ ! -e $dir/go ]; do sleep 0.1; done; }}
+             # Not for ever when a test has failed, and its folder is gone.
+             gate() {{ while [ -e $dir ] && [ ! -e $dir/go ]; do sleep 0.1; done; }}
              while read -r line; do
                  case $line in
                      lvextend*) echo \"$line\" >>$dir/asked; . $dir/lvextend ;;

@@ -249,15 +249,15 @@ mod tests {
     use super::*;
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
 
     /// An lvm that never answers.
     fn silent() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("lvm");
-        fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: nobody can start a file that the fork of one of our threads has open for writing.
+        let write = "printf '#!/bin/sh\nexec sleep 1000\n' >$0 && chmod 755 $0";
+        assert!(Command::new("sh").arg("-c").arg(write).arg(&program).status().unwrap().success());
         (folder, program)
     }
 
