@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::libc::dev_t;
 use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use uuid::Uuid;
 
 use crate::driver::places::{self, WHY_READ_ONLY};
 use crate::driver::shell::Quoted;
@@ -60,8 +61,8 @@ impl Wanted {
     }
 }
 
-/// What is mounted on the node, at one moment: to be asked for all volumes that one question is about, since there may be
-/// thousands. What is found is opened, and so is what it is said to be.
+/// What is mounted on the node, at one moment: read once for all volumes that a question is about, since there may be a
+/// thousand mounts. What it leads to is looked at when it is opened, so that nothing else is taken for it later.
 pub struct Mounts {
     all: Vec<Mount>,
     /// Ids of the btrfs that are mounted, by the numbers of their devices, as `7:0`.
@@ -72,17 +73,17 @@ impl Mounts {
     /// # Errors
     /// The failed system call.
     pub fn now() -> Result<Self, DriverError> {
-        let read = || Ok(Self { all: Table::read()?.mounts, btrfs: btrfs_devices()? });
-        read().map_err(system("read", Path::new("/proc/self/mountinfo")))
+        let table = Table::read().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
+        Ok(Self { all: table.mounts, btrfs: btrfs_devices() })
     }
 
-    /// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do. `node` is the name of the
-    /// device, and a check of the file system is run on `location`.
+    /// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do. `node` is the name of
+    /// the device, and a check of the file system is run on `location`.
     pub(super) fn find(&self, device: dev_t, node: &Path, location: &Path) -> Result<Found, Errno> {
         let number = format!("{}:{}", major(device), minor(device));
         let wanted = self.btrfs.get(&number).map_or(Wanted::Device(device), |id| Wanted::Btrfs(*id));
         let mut mounts: Vec<&Mount> = self.all.iter().filter(|mount| wanted.may_be(mount)).collect();
-        // Of many btrfs the one whose source has the name of the device most likely is the one.
+        // Of many btrfs it most likely is the one whose source has the name of the device.
         mounts.sort_by_cached_key(|mount| (mount.root.components().count(), mount.source != node));
         let mut unusable = None;
         for mount in mounts {
@@ -153,19 +154,18 @@ fn open_root(mount: &Mount, wanted: &Wanted) -> Result<Root, Errno> {
     }
 }
 
-/// The ids of the btrfs that are mounted, from `/sys/fs/btrfs/ID/devices/NAME`, which stays right when a device is renamed, as
-/// the source in mountinfo does not. By the numbers of their devices, as `7:0`.
-fn btrfs_devices() -> Result<HashMap<String, [u8; 16]>, Errno> {
+/// The ids of the mounted btrfs by the numbers of their devices: from `/sys/fs/btrfs/ID/devices/NAME`, which stays right when
+/// a device is renamed, as the source in mountinfo does not.
+fn btrfs_devices() -> HashMap<String, [u8; 16]> {
     // The directory is missing where no btrfs was ever mounted, and entries may go while they are read.
     let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut ids = HashMap::new();
     for filesystem in list(Path::new("/sys/fs/btrfs")) {
-        let id = filesystem.file_name().map(|name| name.to_string_lossy().replace('-', ""));
-        for device in list(&filesystem.join("devices")) {
-            let Ok(number) = fs::read_to_string(device.join("dev")) else { continue };
-            let id = u128::from_str_radix(id.as_deref().unwrap_or_default(), 16).map_err(|_| Errno::EINVAL)?;
-            ids.insert(number.trim_end().to_owned(), id.to_be_bytes());
-        }
+        // There are others, as `features`.
+        let id = filesystem.file_name().and_then(|name| Uuid::try_parse(name.to_str()?).ok());
+        let Some(id) = id else { continue };
+        let numbers = list(&filesystem.join("devices")).flat_map(|device| fs::read_to_string(device.join("dev")));
+        ids.extend(numbers.map(|number| (number.trim_end().to_owned(), id.into_bytes())));
     }
-    Ok(ids)
+    ids
 }
