@@ -11,9 +11,13 @@ mod daemon;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
 use daemon::{Clients, Daemon, MIB, assert_refused, eventually, metadata, share};
+use growd::driver::Driver;
+use growd::model::Bytes;
 use growd::wire::proto::{Job, JobState};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use support::btrfs::Btrfs;
 use support::image::{Image, KINDS, pool};
 use support::mapped_disk::MappedDisk;
@@ -321,6 +325,26 @@ async fn a_loop_device_on_a_file_system_that_is_gone_is_another_matter() {
     gone.unmount();
     assert_eq!(found, []);
     assert_eq!(ended.unwrap(), JobState::Succeeded);
+}
+
+#[test]
+fn a_list_asks_each_loop_device_once_and_reads_the_mounts_once() {
+    lab::require();
+    let ground = Filesystem::xfs("ubda", "");
+    let images: Vec<Image> = (1..=8).map(|n| Image::blank(ground.path(), &share(n), MIB, false)).collect();
+    images.iter().for_each(|image| drop(image.attach(&[])));
+    let template = format!("{}/{{share_id}}.img", ground.path().display()).parse().unwrap();
+    let driver = growd::driver::image::Image::new("a".parse().unwrap(), template, vec![], false, false, Arc::default());
+    let opened = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    let [devices, _mounts] =
+        ["/dev", "/proc/self/mountinfo"].map(|path| opened.add_watch(path, AddWatchFlags::IN_OPEN).unwrap());
+    let observed = driver.observe_all(&driver.shares().unwrap());
+    assert_eq!(observed.len(), 8);
+    assert!(observed.iter().all(|image| image.as_ref().unwrap().size() == Some(Bytes::mib(1))), "{observed:?}");
+    let (loops, tables): (Vec<_>, Vec<_>) =
+        opened.read_events().unwrap().into_iter().partition(|event| event.wd == devices);
+    // Each is then opened twice as that of its image.
+    assert!(loops.len() <= 3 * 8 && tables.len() == 1, "{loops:?} {tables:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 //! crash leaves half done is seen by the three sizes and finished. A file that has all its blocks gets all of its new
 //! ones; a sparse one stays sparse, and what it lacks counts as promised.
 
+use std::cell::LazyCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use nix::libc::{S_IFMT, S_IFREG, off_t};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{fsync, ftruncate};
 
-use super::filesystem::{self, Device};
+use super::filesystem::{self, Device, Mounts};
 use super::neighbours::{Neighbour, Neighbours};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, PoolDirectory, free, unsupported};
@@ -23,7 +24,7 @@ use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares,
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
-use crate::sys::loop_device::{self, LoopDevice};
+use crate::sys::loop_device::{LoopDevice, LoopDevices};
 use crate::sys::open_beneath::{FILE, FILE_TO_READ};
 
 /// Loop devices count whole ones, and `st_blocks` counts these, whatever the file system.
@@ -79,6 +80,14 @@ struct Share {
 /// The loop device of a file, and what is on it.
 type Attached = (LoopDevice, Device);
 
+/// What images are attached to and mounted on, at the moment when one question needs it first.
+type Around = LazyCell<Result<(LoopDevices, Mounts), DriverError>>;
+
+fn look_around() -> Result<(LoopDevices, Mounts), DriverError> {
+    let loop_devices = LoopDevices::now().map_err(system("look at the loop devices in", Path::new("/sys/block")))?;
+    Ok((loop_devices, Mounts::now()?))
+}
+
 impl Share {
     /// What it is attached to, unless something is wrong that a step must not build on.
     fn attached(&self) -> Result<&Attached, Refusal> {
@@ -104,13 +113,17 @@ impl Image {
     }
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
+        self.find_on(&Around::new(look_around), share)
+    }
+
+    fn find_on(&self, around: &Around, share: ShareId) -> Result<Share, DriverError> {
         let pool = self.places.open_pool()?;
         let Opened { fd: file, path: location, project } = self.places.open_share(&pool, share)?;
         let look = || fstat(&file).map_err(system("stat", &location));
         if look()?.st_mode & S_IFMT != S_IFREG {
             return Err(unsupported(share, &location, "something other than a regular file").into());
         }
-        let attached = self.look_at(share, &file, &location);
+        let attached = self.look_at(around, share, &file, &location);
         // Read after the size of its device, which follows that of the file when somebody makes both larger at this moment.
         let (size, allocated) = sizes_of(&look()?);
         let mut problems = Vec::new();
@@ -139,8 +152,15 @@ impl Image {
     ///
     /// # Errors
     /// [`DriverError::Unusable`] when it cannot be grown so.
-    fn look_at(&self, share: ShareId, file: &OwnedFd, location: &Path) -> Result<Attached, DriverError> {
-        let mut found = loop_device::of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
+    fn look_at(
+        &self,
+        around: &Around,
+        share: ShareId,
+        file: &OwnedFd,
+        location: &Path,
+    ) -> Result<Attached, DriverError> {
+        let (loop_devices, mounts) = around.as_ref().map_err(DriverError::clone)?;
+        let mut found = loop_devices.of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
         let shown = location.display();
         let path = Quoted(location);
         let unsupported = |what, remedy| Err(DriverError::unusable(Refusal::Unsupported { what }, remedy));
@@ -162,7 +182,7 @@ impl Image {
         if device.read_only {
             return unsupported(format!("growing {shown}, which is attached to {node} read-only,"), attach_again);
         }
-        let seen = Device::look(share, self.places.pool(), device.device, &device.node, location)?;
+        let seen = Device::look(share, self.places.pool(), device.device, &device.node, location, mounts)?;
         Ok((device, seen))
     }
 
@@ -180,8 +200,7 @@ impl Image {
         }
         // The file system must not reach further on disk than its file does.
         fsync(&found.file).map_err(system("sync", location))?;
-        looped.follow_file().map_err(system("set the capacity of", &looped.node))?;
-        let after = Device::look(share, self.places.pool(), looped.device, &looped.node, location)?.size;
+        let after = looped.follow_file().map_err(system("set the capacity of", &looped.node))?;
         if after < wanted {
             let problem = format!("{} has {after} where {wanted} was set", looped.node.display());
             return Err(Refusal::Internal { problem }.into());
@@ -268,6 +287,11 @@ impl Driver for Image {
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
         Ok(self.find(share)?.observed)
+    }
+
+    fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
+        let around = Around::new(look_around);
+        shares.iter().map(|share| Ok(self.find_on(&around, *share)?.observed)).collect()
     }
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {

@@ -3,16 +3,21 @@
 //! A device and its file are told by numbers, never by names: the name that the kernel keeps is what somebody once
 //! typed, and the file may have been renamed since.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::{dev_t, ioctl};
-use nix::sys::stat::{fstat, makedev};
+use nix::sys::stat::{fstat, major, stat};
 
 use super::block_device::BlockDevice;
 use super::errno;
+use crate::model::Bytes;
+
+/// `linux/major.h`
+const LOOP_MAJOR: u64 = 7;
 
 const LOOP_GET_STATUS64: u64 = 0x4C05;
 const LOOP_SET_CAPACITY: u64 = 0x4C07;
@@ -50,59 +55,73 @@ pub struct LoopDevice {
     pub read_only: bool,
 }
 
+/// A file: its `st_dev` and `st_ino`.
+type FileId = (u64, u64);
+
 impl LoopDevice {
-    /// Makes the device as large as its file is now: LOOP_SET_CAPACITY. It would also become smaller.
+    /// Opens a loop device by its node, and tells which file it shows; `None` when it shows none, or is gone.
+    fn open(node: &Path) -> Result<Option<(FileId, Self)>, Errno> {
+        let found = stat(node).and_then(|status| Ok((status.st_rdev, BlockDevice::open(node, status.st_rdev)?)));
+        let (device, opened) = match found {
+            Err(Errno::ENXIO | Errno::ENOENT) => return Ok(None),
+            found => found?,
+        };
+        if major(device) != LOOP_MAJOR {
+            return Err(Errno::ENODEV);
+        }
+        // Detached as well, or the kernel could not ask its file, as on an NFS or a FUSE that is gone: this one has answered.
+        let Ok(status) = status(&opened) else { return Ok(None) };
+        let shows_part = status.lo_offset != 0 || status.lo_sizelimit != 0;
+        let read_only = status.lo_flags & LO_FLAGS_READ_ONLY != 0;
+        let device = Self { opened, node: node.to_owned(), device, shows_part, read_only };
+        Ok(Some(((status.lo_device, status.lo_inode), device)))
+    }
+
+    /// Makes the device as large as its file is now, and tells how large that is: LOOP_SET_CAPACITY. It would also become
+    /// smaller.
     ///
     /// # Errors
     /// Those of ioctl(2): `EPERM` without CAP_SYS_ADMIN, `ENXIO`.
-    pub fn follow_file(&self) -> Result<(), Errno> {
+    pub fn follow_file(&self) -> Result<Bytes, Errno> {
         // SAFETY: the descriptor is that of an open loop device, and this ioctl takes no argument.
-        Errno::result(unsafe { ioctl(self.opened.as_fd().as_raw_fd(), LOOP_SET_CAPACITY, 0) }).map(drop)
+        Errno::result(unsafe { ioctl(self.opened.as_fd().as_raw_fd(), LOOP_SET_CAPACITY, 0) })?;
+        self.opened.size()
     }
 }
 
-/// All loop devices of an open file.
-///
-/// # Errors
-/// Those of reading `/sys/block` and of opening a loop device that is there.
-pub fn of_file(file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
-    let file = fstat(file)?;
-    let mut devices = Vec::new();
-    for entry in fs::read_dir("/sys/block").map_err(errno)? {
-        let entry = entry.map_err(errno)?;
-        // Only a loop device that has a file has this directory.
-        if !entry.path().join("loop").is_dir() {
-            continue;
-        }
-        let node = Path::new("/dev").join(entry.file_name());
-        let opened = read_device(&entry.path().join("dev"));
-        let opened = opened.and_then(|device| Ok((device, BlockDevice::open(&node, device)?)));
-        let (device, opened) = match opened {
-            // It was detached, or removed, at this moment.
-            Err(Errno::ENXIO | Errno::ENOENT) => continue,
-            opened => opened?,
-        };
-        // Detached as well, or the kernel could not ask its file, as on an NFS or a FUSE that is gone: this one has answered.
-        let Ok(status) = status(&opened) else { continue };
-        if (status.lo_device, status.lo_inode) == (file.st_dev, file.st_ino) {
-            devices.push(LoopDevice {
-                opened,
-                node,
-                device,
-                shows_part: status.lo_offset != 0 || status.lo_sizelimit != 0,
-                read_only: status.lo_flags & LO_FLAGS_READ_ONLY != 0,
-            });
-        }
-    }
-    Ok(devices)
-}
+/// The nodes of all loop devices by the files that they showed at one moment: a file does not tell which devices it has.
+pub struct LoopDevices(HashMap<FileId, Vec<PathBuf>>);
 
-/// The number in a file such as `/sys/block/loop0/dev`: `7:0`.
-fn read_device(path: &Path) -> Result<dev_t, Errno> {
-    let text = fs::read_to_string(path).map_err(|_| Errno::ENOENT)?;
-    let number = |text: &str| text.parse().map_err(|_| Errno::EINVAL);
-    let (major, minor) = text.trim_end().split_once(':').ok_or(Errno::EINVAL)?;
-    Ok(makedev(number(major)?, number(minor)?))
+impl LoopDevices {
+    /// # Errors
+    /// Those of reading `/sys/block` and of opening a loop device that is there.
+    pub fn now() -> Result<Self, Errno> {
+        let mut nodes: HashMap<FileId, Vec<PathBuf>> = HashMap::new();
+        for entry in fs::read_dir("/sys/block").map_err(errno)? {
+            let entry = entry.map_err(errno)?;
+            // Only a loop device that has a file has this directory.
+            if entry.path().join("loop").is_dir()
+                && let Some((file, device)) = LoopDevice::open(&Path::new("/dev").join(entry.file_name()))?
+            {
+                nodes.entry(file).or_default().push(device.node);
+            }
+        }
+        Ok(Self(nodes))
+    }
+
+    /// Those of an open file that still show it.
+    ///
+    /// # Errors
+    /// Those of opening them.
+    pub fn of_file(&self, file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
+        let status = fstat(file)?;
+        let file = (status.st_dev, status.st_ino);
+        let mut devices = Vec::new();
+        for node in self.0.get(&file).into_iter().flatten() {
+            devices.extend(LoopDevice::open(node)?.filter(|(shown, _)| *shown == file).map(|(_, device)| device));
+        }
+        Ok(devices)
+    }
 }
 
 fn status(opened: &BlockDevice) -> Result<RawStatus, Errno> {
@@ -121,8 +140,7 @@ fn status(opened: &BlockDevice) -> Result<RawStatus, Errno> {
         lo_encrypt_key: [0; 32],
         lo_init: [0; 2],
     };
-    // SAFETY: the descriptor is that of an open block device whose directory in /sys is a loop device's, and the kernel
-    // fills a structure of this very layout.
+    // SAFETY: the descriptor is that of an open loop device, and the kernel fills a structure of this very layout.
     Errno::result(unsafe { ioctl(opened.as_fd().as_raw_fd(), LOOP_GET_STATUS64, &raw mut status) })?;
     Ok(status)
 }
@@ -135,7 +153,8 @@ mod tests {
     #[test]
     fn a_file_of_nobody_has_no_device() {
         let file = File::open("Cargo.toml").unwrap();
-        assert_eq!(of_file(file.as_fd()).unwrap().len(), 0);
-        assert_eq!(read_device(Path::new("/sys/block/missing/dev")), Err(Errno::ENOENT));
+        assert!(LoopDevices::now().unwrap().of_file(file.as_fd()).unwrap().is_empty());
+        assert!(LoopDevice::open(Path::new("/dev/missing")).unwrap().is_none());
+        assert_eq!(LoopDevice::open(Path::new("/dev/null")).unwrap_err(), Errno::ENODEV);
     }
 }

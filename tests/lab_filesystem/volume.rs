@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use growd::driver::DriverError;
-use growd::driver::filesystem::{Device, Mounted};
+use growd::driver::filesystem::{Device, Mounted, Mounts};
 use growd::model::{Refusal, ShareId};
 
 use crate::support::mapped_disk::remove_device;
@@ -121,7 +121,7 @@ impl Drop for Volume {
 
 /// As the device of some share.
 pub fn look(device: u64, node: &Path) -> Result<Device, DriverError> {
-    Device::look(ShareId::from_uuid(uuid::Uuid::nil()), &"vols".parse().unwrap(), device, node, node)
+    Device::look(ShareId::from_uuid(uuid::Uuid::nil()), &"vols".parse().unwrap(), device, node, node, &Mounts::now()?)
 }
 
 pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nix::libc::dev_t;
 
-use super::{Mounted, observe};
+use super::{Mounted, Mounts, observe};
 use crate::driver::{DriverError, Outcome, Problem, Sizes, system};
 use crate::model::{Bytes, PoolName, Reason, Refusal, ShareId};
 use crate::sys::block_device::BlockDevice;
@@ -28,10 +28,11 @@ impl Device {
         device: dev_t,
         node: &Path,
         location: &Path,
+        mounts: &Mounts,
     ) -> Result<Self, DriverError> {
         let opened = BlockDevice::open(node, device).map_err(system("open", node))?;
         let size = opened.size().map_err(system("measure", node))?;
-        Ok(Self { size, mounted: observe(share, pool, opened, device, node, location)? })
+        Ok(Self { size, mounted: observe(share, pool, opened, device, node, location, mounts)? })
     }
 
     pub fn sizes(&self) -> Sizes {

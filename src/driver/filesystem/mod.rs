@@ -22,6 +22,7 @@ use nix::unistd::syncfs;
 pub use self::device::{Device, half_grown};
 use self::ext4::{BY_COPY, Ext4, Obstacle, SUPERBLOCK};
 use self::geometry::Geometry;
+pub use self::mounts::Mounts;
 use super::shell::Quoted;
 use super::{DriverError, Problem, nothing_blocks, system};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
@@ -58,6 +59,7 @@ fn observe(
     device: dev_t,
     node: &Path,
     location: &Path,
+    mounts: &Mounts,
 ) -> Result<Option<Mounted>, DriverError> {
     let holders = block_device::holders(device).map_err(system("list the holders of", node))?;
     if !holders.is_empty() {
@@ -68,7 +70,7 @@ fn observe(
     let not_mounted = |problem: String, remedy| {
         DriverError::unusable(Refusal::ShareNotMounted { share, pool: pool.clone(), problem }, remedy)
     };
-    match mounts::find(device, location).map_err(system("find the mount of", node))? {
+    match mounts.find(device, node, location).map_err(system("find the mount of", node))? {
         mounts::Found::Writable { root, mount } => {
             let mut geometry = read_geometry(&opened, root.as_fd(), node)?;
             if let Geometry::Ext4(ext4) = &mut geometry

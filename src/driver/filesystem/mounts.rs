@@ -1,17 +1,19 @@
 //! Finds a mount of the file system that is on a block device, and opens its root.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc::dev_t;
 use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use uuid::Uuid;
 
 use crate::driver::places::{self, WHY_READ_ONLY};
 use crate::driver::shell::Quoted;
+use crate::driver::{DriverError, system};
 use crate::sys::btrfs::devices;
 use crate::sys::mountinfo::{Mount, Table, above};
 use crate::sys::open_beneath::{DIRECTORY, open_without_links};
@@ -59,48 +61,66 @@ impl Wanted {
     }
 }
 
-/// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do. A check of the file
-/// system is run on `location`.
-pub(super) fn find(device: dev_t, location: &Path) -> Result<Found, Errno> {
-    let wanted = btrfs_id(device)?.map_or(Wanted::Device(device), Wanted::Btrfs);
-    let all = Table::read()?.mounts;
-    let mut mounts: Vec<&Mount> = all.iter().filter(|mount| wanted.may_be(mount)).collect();
-    mounts.sort_by_key(|mount| mount.root.components().count());
-    let mut unusable = None;
-    for mount in mounts {
-        if !["xfs", "ext4", "ext3", "ext2", "btrfs"].iter().any(|known| mount.filesystem == *known) {
-            return Ok(Found::Foreign { filesystem: mount.filesystem.to_string_lossy().into_owned() });
-        }
-        let place = mount.mount_point.display().to_string();
-        let (problem, remedy) = match open_root(mount, &wanted) {
-            Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount: mount.clone() }),
-            Ok(Root::ReadOnly) if mount.all_read_only => {
-                (format!("is mounted read-only at {place}"), mend(mount, location))
-            }
-            // A remount on the node would change nothing, where systemd has made it so for growd alone.
-            Ok(Root::ReadOnly) => {
-                let remedy = places::make_writable(Quoted(&mount.mount_point));
-                (format!("is read-only for growd at {place}: {WHY_READ_ONLY}"), remedy)
-            }
-            // Any btrfs was looked at, so this says nothing.
-            Ok(Root::Another) if matches!(wanted, Wanted::Btrfs(_)) => continue,
-            missed => match (above(&all, &mount.mount_point).filter(|top| top.id != mount.id), missed) {
-                (Some(top), _) => {
-                    let remedy = format!("umount {}", Quoted(&top.mount_point));
-                    (format!("is mounted at {place}, where another mount covers it"), remedy)
-                }
-                (None, Err(errno)) => {
-                    let remedy = format!("umount {}, then mount it again", Quoted(&mount.mount_point));
-                    (format!("is mounted at {place}, which cannot be opened: {errno}"), remedy)
-                }
-                // It was unmounted just now.
-                (None, Ok(_)) => continue,
-            },
-        };
-        let filesystem = mount.filesystem.to_string_lossy().into_owned();
-        unusable.get_or_insert(Found::Unusable { filesystem, problem, remedy });
+/// What is mounted on the node, at one moment: read once for all volumes that a question is about, since there may be a
+/// thousand mounts. What it leads to is looked at when it is opened, so that nothing else is taken for it later.
+pub struct Mounts {
+    all: Vec<Mount>,
+    /// Ids of the btrfs that are mounted, by the numbers of their devices, as `7:0`.
+    btrfs: HashMap<String, [u8; 16]>,
+}
+
+impl Mounts {
+    /// # Errors
+    /// The failed system call.
+    pub fn now() -> Result<Self, DriverError> {
+        let table = Table::read().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
+        Ok(Self { all: table.mounts, btrfs: btrfs_devices() })
     }
-    Ok(unusable.unwrap_or(Found::Nothing))
+
+    /// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do. `node` is the name of
+    /// the device, and a check of the file system is run on `location`.
+    pub(super) fn find(&self, device: dev_t, node: &Path, location: &Path) -> Result<Found, Errno> {
+        let number = format!("{}:{}", major(device), minor(device));
+        let wanted = self.btrfs.get(&number).map_or(Wanted::Device(device), |id| Wanted::Btrfs(*id));
+        let mut mounts: Vec<&Mount> = self.all.iter().filter(|mount| wanted.may_be(mount)).collect();
+        // Of many btrfs it most likely is the one whose source has the name of the device.
+        mounts.sort_by_cached_key(|mount| (mount.root.components().count(), mount.source != node));
+        let mut unusable = None;
+        for mount in mounts {
+            if !["xfs", "ext4", "ext3", "ext2", "btrfs"].iter().any(|known| mount.filesystem == *known) {
+                return Ok(Found::Foreign { filesystem: mount.filesystem.to_string_lossy().into_owned() });
+            }
+            let place = mount.mount_point.display().to_string();
+            let (problem, remedy) = match open_root(mount, &wanted) {
+                Ok(Root::Writable(root)) => return Ok(Found::Writable { root, mount: mount.clone() }),
+                Ok(Root::ReadOnly) if mount.all_read_only => {
+                    (format!("is mounted read-only at {place}"), mend(mount, location))
+                }
+                // A remount on the node would change nothing, where systemd has made it so for growd alone.
+                Ok(Root::ReadOnly) => {
+                    let remedy = places::make_writable(Quoted(&mount.mount_point));
+                    (format!("is read-only for growd at {place}: {WHY_READ_ONLY}"), remedy)
+                }
+                // Any btrfs was looked at, so this says nothing.
+                Ok(Root::Another) if matches!(wanted, Wanted::Btrfs(_)) => continue,
+                missed => match (above(&self.all, &mount.mount_point).filter(|top| top.id != mount.id), missed) {
+                    (Some(top), _) => {
+                        let remedy = format!("umount {}", Quoted(&top.mount_point));
+                        (format!("is mounted at {place}, where another mount covers it"), remedy)
+                    }
+                    (None, Err(errno)) => {
+                        let remedy = format!("umount {}, then mount it again", Quoted(&mount.mount_point));
+                        (format!("is mounted at {place}, which cannot be opened: {errno}"), remedy)
+                    }
+                    // It was unmounted just now.
+                    (None, Ok(_)) => continue,
+                },
+            };
+            let filesystem = mount.filesystem.to_string_lossy().into_owned();
+            unusable.get_or_insert(Found::Unusable { filesystem, problem, remedy });
+        }
+        Ok(unusable.unwrap_or(Found::Nothing))
+    }
 }
 
 /// What heals a file system that is read-only. One that has met an error the kernel makes so, and lets nobody undo that
@@ -134,22 +154,18 @@ fn open_root(mount: &Mount, wanted: &Wanted) -> Result<Root, Errno> {
     }
 }
 
-/// The id of the mounted btrfs that uses the device: from `/sys/fs/btrfs/ID/devices/NAME`, which stays right when the
-/// device is renamed, as the source in mountinfo does not.
-fn btrfs_id(device: dev_t) -> Result<Option<[u8; 16]>, Errno> {
-    let number = format!("{}:{}", major(device), minor(device));
+/// The ids of the mounted btrfs by the numbers of their devices: from `/sys/fs/btrfs/ID/devices/NAME`, which stays right when
+/// a device is renamed, as the source in mountinfo does not.
+fn btrfs_devices() -> HashMap<String, [u8; 16]> {
     // The directory is missing where no btrfs was ever mounted, and entries may go while they are read.
-    let list = |path: PathBuf| -> BTreeSet<PathBuf> {
-        fs::read_dir(path).map_or_else(|_| BTreeSet::new(), |list| list.flatten().map(|entry| entry.path()).collect())
-    };
-    let uses = |filesystem: &PathBuf| {
-        let numbers = list(filesystem.join("devices")).into_iter().map(|path| fs::read_to_string(path.join("dev")));
-        numbers.flatten().any(|found| found.trim_end() == number)
-    };
-    let found = list("/sys/fs/btrfs".into()).into_iter().find(uses);
-    let name = found.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().replace('-', ""));
-    match name {
-        None => Ok(None),
-        Some(name) => u128::from_str_radix(&name, 16).map(|id| Some(id.to_be_bytes())).map_err(|_| Errno::EINVAL),
+    let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut ids = HashMap::new();
+    for filesystem in list(Path::new("/sys/fs/btrfs")) {
+        // There are others, as `features`.
+        let id = filesystem.file_name().and_then(|name| Uuid::try_parse(name.to_str()?).ok());
+        let Some(id) = id else { continue };
+        let numbers = list(&filesystem.join("devices")).flat_map(|device| fs::read_to_string(device.join("dev")));
+        ids.extend(numbers.map(|number| (number.trim_end().to_owned(), id.into_bytes())));
     }
+    ids
 }

@@ -22,10 +22,9 @@ use parking_lot::Mutex;
 pub use self::group::{VolumeGroup, find_lvm};
 use self::ordinary::Volumes;
 use self::report::Row;
-use self::suspension::Patience;
 pub use self::volume::doubled;
 use self::volume::{Group, Volume};
-use super::filesystem::{self, Device};
+use super::filesystem::{self, Device, Mounts};
 use super::path_template::NameTemplate;
 use super::{
     Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, answer_each,
@@ -126,15 +125,20 @@ impl Lvm {
         Ok(rows)
     }
 
-    fn find(&self, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
-        self.find_among(&self.look_for(&[share])?, share, patience)
+    fn find(&self, share: ShareId) -> Result<Share, DriverError> {
+        self.find_among(&self.look_for(&[share])?, share)
     }
 
-    fn find_among(&self, volumes: &Volumes, share: ShareId, patience: &Patience) -> Result<Share, DriverError> {
-        match volumes.ordinary.get(&share) {
-            Some(volume) => self.describe(share, volume.clone(), None, patience),
-            None => self.look_up(share, &volumes.rows, patience),
+    fn find_among(&self, volumes: &Volumes, share: ShareId) -> Result<Share, DriverError> {
+        if let Some(volume) = volumes.ordinary.get(&share) {
+            return self.describe(share, volume.clone(), None, volumes);
         }
+        let thin_pool = match &self.thin {
+            Some(thin) => Volume::read(&volumes.rows, &thin.name)?,
+            None => None,
+        };
+        let volume = Volume::read(&volumes.rows, &self.name_of(share))?.ok_or(Refusal::ShareNotFound { share })?;
+        self.describe(share, volume, thin_pool, volumes)
     }
 
     /// What `lvs` reports of a share's volume, and of the thin pool if the pool has one.
@@ -145,22 +149,12 @@ impl Lvm {
         self.lvs(volume::FIELDS, &names)
     }
 
-    /// A share among the rows of a report, which has the thin pool too if the pool has one.
-    fn look_up(&self, share: ShareId, rows: &[Row], patience: &Patience) -> Result<Share, DriverError> {
-        let thin_pool = match &self.thin {
-            Some(thin) => Volume::read(rows, &thin.name)?,
-            None => None,
-        };
-        let volume = Volume::read(rows, &self.name_of(share))?.ok_or(Refusal::ShareNotFound { share })?;
-        self.describe(share, volume, thin_pool, patience)
-    }
-
     fn describe(
         &self,
         share: ShareId,
         volume: Volume,
         thin_pool: Option<Volume>,
-        patience: &Patience,
+        Volumes { mounts, patience, .. }: &Volumes,
     ) -> Result<Share, DriverError> {
         let name = &volume.name;
         let location = self.location_of(name);
@@ -171,7 +165,7 @@ impl Lvm {
         let is_pool_suspended = pool_node.is_some_and(|node| patience.is_outlasted_by(&node));
         let critical = thin_pool.and_then(|thin_pool| self.critical(&thin_pool, is_pool_suspended));
         let waits = is_suspended || is_pool_suspended;
-        let looked = if volume.is_active && !waits { self.look_at(share).map(Some) } else { Ok(None) };
+        let looked = if volume.is_active && !waits { self.look_among(share, mounts).map(Some) } else { Ok(None) };
         let device = match looked.map_err(DriverError::into_problem) {
             Ok(device) => device,
             Err(Ok(problem)) => {
@@ -235,6 +229,10 @@ impl Lvm {
 
     /// The volume's device and what is on it, by the kernel alone.
     fn look_at(&self, share: ShareId) -> Result<Device, DriverError> {
+        self.look_among(share, &Mounts::now()?)
+    }
+
+    fn look_among(&self, share: ShareId, mounts: &Mounts) -> Result<Device, DriverError> {
         let name = self.name_of(share);
         let node = volume::node(self.group.name(), &name);
         let device = match stat(&node) {
@@ -244,7 +242,7 @@ impl Lvm {
             }
             result => result.map_err(system("stat", &node))?.st_rdev,
         };
-        Device::look(share, &self.pool, device, &node, &self.location_of(&name))
+        Device::look(share, &self.pool, device, &node, &self.location_of(&name), mounts)
     }
 
     /// Asks LVM what it thinks only where it matters: each question reads the metadata of the whole group, which in a
@@ -253,7 +251,7 @@ impl Lvm {
         let name = self.name_of(share);
         if self.thin.is_some() {
             // LVM would go on growing the volumes of a thin pool that has no room for what is written to them.
-            self.find(share, &Patience::default())?.observed.extendable()?;
+            self.find(share)?.observed.extendable()?;
         }
         let device = self.look_at(share)?;
         let before = device.size;
@@ -275,7 +273,8 @@ impl Lvm {
             *self.given.lock() = Some((share, after));
             return Ok(Outcome::Changed { from: before, to: after });
         }
-        let Share { volume, observed, .. } = self.look_up(share, &self.read_share(share)?, &Patience::default())?;
+        let reported = Volumes::reported(self.read_share(share)?)?;
+        let Share { volume, observed, .. } = self.find_among(&reported, share)?;
         observed.extendable()?;
         let (missing, free) = (wanted.saturating_sub(before), volume.group.free);
         let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
@@ -288,15 +287,11 @@ impl Lvm {
     }
 
     /// The volumes of some shares, and the space of the thin pool if the pool has one.
-    fn look_with_space(
-        &self,
-        shares: &[ShareId],
-        patience: &Patience,
-    ) -> Result<(Volumes, Option<Space>), DriverError> {
+    fn look_with_space(&self, shares: &[ShareId]) -> Result<(Volumes, Option<Space>), DriverError> {
         let Some(thin) = &self.thin else { return Ok((self.look_for(shares)?, None)) };
-        let rows = self.lvs(volume::FIELDS, &[])?;
-        let space = self.space_of_thin_pool(thin, &rows, patience)?;
-        Ok((Volumes { rows, ..Volumes::default() }, Some(space)))
+        let volumes = Volumes::reported(self.lvs(volume::FIELDS, &[])?)?;
+        let space = self.space_of_thin_pool(thin, &volumes)?;
+        Ok((volumes, Some(space)))
     }
 
     fn assess(
@@ -304,9 +299,8 @@ impl Lvm {
         volumes: &Volumes,
         thin_space: Option<Space>,
         (share, target): (ShareId, Bytes),
-        patience: &Patience,
     ) -> Result<Assessment, DriverError> {
-        let Share { volume, device, observed } = self.find_among(volumes, share, patience)?;
+        let Share { volume, device, observed } = self.find_among(volumes, share)?;
         let growth = match (device, volume.rounding) {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
@@ -321,7 +315,8 @@ impl Lvm {
     }
 
     /// By a report of all volumes of the group.
-    fn space_of_thin_pool(&self, thin: &ThinPool, rows: &[Row], patience: &Patience) -> Result<Space, DriverError> {
+    fn space_of_thin_pool(&self, thin: &ThinPool, volumes: &Volumes) -> Result<Space, DriverError> {
+        let Volumes { rows, patience, .. } = volumes;
         let missing = || self.not_mounted(format!("there is no thin pool {} in {}", thin.name, self.group.name()));
         let thin_pool = Volume::read(rows, &thin.name)?.ok_or_else(missing)?;
         let mut promised = Bytes::ZERO;
@@ -383,22 +378,17 @@ impl Driver for Lvm {
     }
 
     fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(share, &Patience::default())?.observed)
+        Ok(self.find(share)?.observed)
     }
 
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
-        let patience = Patience::default();
-        answer_each(self.look_for(shares), shares, |volumes, share| {
-            Ok(self.find_among(volumes, *share, &patience)?.observed)
-        })
+        answer_each(self.look_for(shares), shares, |volumes, share| Ok(self.find_among(volumes, *share)?.observed))
     }
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
         let shares: Vec<ShareId> = asked.iter().map(|(share, _)| *share).collect();
-        let patience = Patience::default();
-        let common = self.look_with_space(&shares, &patience);
-        answer_each(common, asked, |(volumes, thin_space), asked| {
-            self.assess(volumes, thin_space.clone(), *asked, &patience)
+        answer_each(self.look_with_space(&shares), asked, |(volumes, thin_space), asked| {
+            self.assess(volumes, thin_space.clone(), *asked)
         })
     }
 
@@ -408,7 +398,7 @@ impl Driver for Lvm {
 
     fn space(&self) -> Result<Space, DriverError> {
         match &self.thin {
-            Some(thin) => self.space_of_thin_pool(thin, &self.lvs(volume::FIELDS, &[])?, &Patience::default()),
+            Some(thin) => self.space_of_thin_pool(thin, &Volumes::reported(self.lvs(volume::FIELDS, &[])?)?),
             None => Ok(self.space_of(self.group_now()?)),
         }
     }

@@ -6,16 +6,26 @@ use std::collections::HashMap;
 use super::Lvm;
 use super::metadata::Metadata;
 use super::report::Row;
+use super::suspension::Patience;
 use super::volume::{self, Group, Volume};
 use crate::driver::DriverError;
+use crate::driver::filesystem::Mounts;
 use crate::model::{Refusal, ShareId};
 
 /// The volumes of some shares at one moment.
-#[derive(Default)]
 pub(super) struct Volumes {
     pub ordinary: HashMap<ShareId, Volume>,
     /// What `lvs` reports of the others, and of the thin pool if the pool has one.
     pub rows: Vec<Row>,
+    pub mounts: Mounts,
+    pub patience: Patience,
+}
+
+impl Volumes {
+    /// Those that `lvs` reports.
+    pub fn reported(rows: Vec<Row>) -> Result<Self, DriverError> {
+        Ok(Self { ordinary: HashMap::new(), rows, mounts: Mounts::now()?, patience: Patience::default() })
+    }
 }
 
 impl Lvm {
@@ -72,7 +82,7 @@ impl Lvm {
             [share] => self.read_share(*share)?,
             _ => self.lvs(volume::FIELDS, &[])?,
         };
-        Ok(Volumes { ordinary, rows })
+        Ok(Volumes { ordinary, ..Volumes::reported(rows)? })
     }
 
     /// The names of the group's volumes.
