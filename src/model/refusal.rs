@@ -1,82 +1,58 @@
 //! Every way in which growd says no, with what it knows of the case.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Bytes, JobId, JobState, PoolName, RequestId, Role, ShareId};
 
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
-        /// Machine-readable reason of a refusal, of a failed job or of a finding.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Reason {
-            $($(#[$doc])* $variant,)*
-        }
-
-        impl Reason {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The code on the wire.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $text,)*
-                }
-            }
-        }
-    };
-}
-
-reasons! {
-    InvalidShareId = "INVALID_SHARE_ID",
-    InvalidSize = "INVALID_SIZE",
-    /// Another field of the request is wrong; the field violation names it.
-    InvalidRequest = "INVALID_REQUEST",
-    SizeNotGreater = "SIZE_NOT_GREATER",
-    SizeNotSmaller = "SIZE_NOT_SMALLER",
-    /// The caller has no identity.
-    Unauthenticated = "UNAUTHENTICATED",
-    /// The caller has not the role that the call takes.
-    Forbidden = "FORBIDDEN",
-    ShareNotFound = "SHARE_NOT_FOUND",
-    JobNotFound = "JOB_NOT_FOUND",
-    ShareBusy = "SHARE_BUSY",
-    RequestIdReused = "REQUEST_ID_REUSED",
-    CurrentSizeMismatch = "CURRENT_SIZE_MISMATCH",
-    NotMounted = "NOT_MOUNTED",
-    QuotaNotEnforced = "QUOTA_NOT_ENFORCED",
-    NoProjectId = "NO_PROJECT_ID",
-    ProjectIdShared = "PROJECT_ID_SHARED",
-    Unlimited = "UNLIMITED",
-    /// More is in use than a shrink would leave.
-    WouldLoseData = "WOULD_LOSE_DATA",
-    ThinPoolCritical = "THIN_POOL_CRITICAL",
-    HasSnapshot = "HAS_SNAPSHOT",
-    GrowthTooLarge = "GROWTH_TOO_LARGE",
-    PoolFull = "POOL_FULL",
-    QueueFull = "QUEUE_FULL",
-    /// The job can no longer be cancelled.
-    JobNotQueued = "JOB_NOT_QUEUED",
-    Draining = "DRAINING",
-    StoreUnavailable = "STORE_UNAVAILABLE",
-    Unsupported = "UNSUPPORTED",
-    /// Finding only: a soft limit below the hard one stops writers once its grace time is over.
-    SoftLimitFirst = "SOFT_LIMIT_FIRST",
-    /// Finding only: the limits of the pool add up to more than it may promise.
-    PoolOvercommitted = "POOL_OVERCOMMITTED",
-    /// Finding only: the file system is smaller than its volume; an extend to the volume's size finishes it.
-    HalfGrown = "HALF_GROWN",
-    /// A pool, or the step of a job, has not answered for long.
-    Stuck = "STUCK",
-    Internal = "INTERNAL",
+words! {
+    /// Machine-readable reason of a refusal, of a failed job or of a finding: the code on the wire.
+    pub enum Reason {
+        InvalidShareId = "INVALID_SHARE_ID",
+        InvalidSize = "INVALID_SIZE",
+        /// Another field of the request is wrong; the field violation names it.
+        InvalidRequest = "INVALID_REQUEST",
+        SizeNotGreater = "SIZE_NOT_GREATER",
+        SizeNotSmaller = "SIZE_NOT_SMALLER",
+        /// The caller has no identity.
+        Unauthenticated = "UNAUTHENTICATED",
+        /// The caller has not the role that the call takes.
+        Forbidden = "FORBIDDEN",
+        ShareNotFound = "SHARE_NOT_FOUND",
+        JobNotFound = "JOB_NOT_FOUND",
+        ShareBusy = "SHARE_BUSY",
+        RequestIdReused = "REQUEST_ID_REUSED",
+        CurrentSizeMismatch = "CURRENT_SIZE_MISMATCH",
+        NotMounted = "NOT_MOUNTED",
+        QuotaNotEnforced = "QUOTA_NOT_ENFORCED",
+        NoProjectId = "NO_PROJECT_ID",
+        ProjectIdShared = "PROJECT_ID_SHARED",
+        Unlimited = "UNLIMITED",
+        /// More is in use than a shrink would leave.
+        WouldLoseData = "WOULD_LOSE_DATA",
+        ThinPoolCritical = "THIN_POOL_CRITICAL",
+        HasSnapshot = "HAS_SNAPSHOT",
+        GrowthTooLarge = "GROWTH_TOO_LARGE",
+        PoolFull = "POOL_FULL",
+        QueueFull = "QUEUE_FULL",
+        /// The job can no longer be cancelled.
+        JobNotQueued = "JOB_NOT_QUEUED",
+        Draining = "DRAINING",
+        StoreUnavailable = "STORE_UNAVAILABLE",
+        Unsupported = "UNSUPPORTED",
+        /// Finding only: a soft limit below the hard one stops writers once its grace time is over.
+        SoftLimitFirst = "SOFT_LIMIT_FIRST",
+        /// Finding only: the limits of the pool add up to more than it may promise.
+        PoolOvercommitted = "POOL_OVERCOMMITTED",
+        /// Finding only: the file system is smaller than its volume; an extend to the volume's size finishes it.
+        HalfGrown = "HALF_GROWN",
+        /// A pool, or the step of a job, has not answered for long.
+        Stuck = "STUCK",
+        Internal = "INTERNAL",
+    }
 }
 
 impl Reason {
-    /// `None` for what only another growd says.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
-    }
-
     /// Whether the same request can succeed later without a change by whoever asks.
     pub const fn is_retryable(self) -> bool {
         matches!(
@@ -92,12 +68,6 @@ impl Reason {
                 | Self::StoreUnavailable
                 | Self::Internal
         )
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 

@@ -226,10 +226,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         kind,
         share: share(&record.share)?,
         pool: record.pool.parse::<PoolName>().map_err(|_| RecordError::Field("pool"))?,
-        driver: DriverKind::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == record.driver)
-            .ok_or(RecordError::Field("driver"))?,
+        driver: DriverKind::named(&record.driver).ok_or(RecordError::Field("driver"))?,
         state: state(&record.state)?,
         size_before: Bytes::new(record.size_before),
         requested_size: Bytes::new(record.requested_size),
@@ -279,7 +276,7 @@ fn request_id(bytes: &[u8]) -> Result<RequestId, RecordError> {
 }
 
 fn state(text: &str) -> Result<JobState, RecordError> {
-    text.parse().map_err(|_| RecordError::Field("state"))
+    JobState::named(text).ok_or(RecordError::Field("state"))
 }
 
 /// A record that carries a commit number and the kept time, for [`MARK_KEY`].
