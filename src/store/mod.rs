@@ -26,7 +26,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::meters::Meters;
-use crate::model::{Job, JobId, RequestId};
+use crate::model::{Job, JobId, JobKind, JobState, RequestId, ShareId};
 use committer::Work;
 use files::{Files, Lock};
 use index::Index;
@@ -161,6 +161,15 @@ impl Store {
 
     pub fn of_request(&self, request_id: RequestId) -> Option<JobId> {
         self.shared.index.read().of_request(request_id)
+    }
+
+    pub fn kind(&self, job: JobId) -> Option<JobKind> {
+        self.shared.index.read().kind(job)
+    }
+
+    /// The newest of a share's jobs that have ended in a state that counts, with what it did and that state.
+    pub fn last_ended(&self, share: ShareId, counts: impl Fn(JobState) -> bool) -> Option<(JobId, JobKind, JobState)> {
+        self.shared.index.read().last_ended(share, counts)
     }
 
     /// The newest job that is kept, or was noted before this start. A new one must be above it, or retention takes it for

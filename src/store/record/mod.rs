@@ -261,10 +261,10 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
 /// When the record is not what [`encode`] wrote under this key.
 pub fn entry(key: &[u8], value: &[u8]) -> Result<(Entry, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (_, commit, payload) = unseal_job(key, value)?;
+    let (kind, commit, payload) = unseal_job(key, value)?;
     let record = EntryOnDisk::decode(payload).map_err(|_| RecordError::Field("payload"))?;
     let request_id = record.request_id.as_deref().map(request_id).transpose()?;
-    Ok((Entry { id, state: state(&record.state)?, share: share(&record.share)?, request_id }, commit))
+    Ok((Entry { id, kind, state: state(&record.state)?, share: share(&record.share)?, request_id }, commit))
 }
 
 fn share(bytes: &[u8]) -> Result<ShareId, RecordError> {
