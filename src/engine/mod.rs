@@ -18,7 +18,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{Instrument, Span, info, warn};
 use uuid::Uuid;
@@ -44,6 +45,8 @@ pub struct Engine {
     pub store: Store,
     /// For what has to be read from the store's disk, which may hang.
     reads: Arc<Looks>,
+    /// As many of the threads that serve others may look for an ended job themselves: the rest goes on when it hangs.
+    looks_here: Semaphore,
     pub claims: Claims,
     pub ledger: Ledger,
     /// Jobs that have not ended, as they are now: RUNNING and steps are seen here before they are on disk.
@@ -73,13 +76,14 @@ struct Live {
 }
 
 impl Engine {
-    /// `store` as it was opened; [`Engine::recover`] must follow with its unfinished jobs.
+    /// `store` as it was opened; [`Engine::recover`] must follow with its unfinished jobs. To be called within a runtime.
     pub fn new(store: Store, pools: Pools, meters: Arc<Meters>) -> Arc<Self> {
         let last_id = store.newest().unwrap_or(JobId::from_uuid(Uuid::nil()));
         Arc::new(Self {
             pools,
             store,
             reads: Arc::default(),
+            looks_here: Semaphore::new(Handle::current().metrics().num_workers() / 2),
             claims: Claims::default(),
             ledger: Ledger::default(),
             live: Mutex::default(),
@@ -198,10 +202,15 @@ impl Engine {
     /// # Errors
     /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
     pub async fn job(self: &Arc<Self>, id: JobId) -> Result<Job, Refusal> {
-        match self.live_job(id) {
-            Some(job) => Ok(job),
-            None => self.read(move |engine| engine.job_if_seen(id)).await?.ok_or(Refusal::JobNotFound { job: id }),
+        if let Some(job) = self.live_job(id) {
+            return Ok(job);
         }
+        // As a rule sled has it in memory, and to ask another thread takes longer than to look.
+        let seen = match self.looks_here.try_acquire() {
+            Ok(_permit) => self.job_if_seen(id)?,
+            Err(_) => self.read(move |engine| engine.job_if_seen(id)).await?,
+        };
+        seen.ok_or(Refusal::JobNotFound { job: id })
     }
 
     /// Looks at jobs on a thread that the disk of the store may block.
