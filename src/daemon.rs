@@ -44,7 +44,7 @@ const POOLS_ADDED: usize = 16;
 /// look takes more wake-ups than the look, the allocator's among them.
 pub const THREADS_STAY: Duration = Duration::from_secs(35);
 
-/// Threads that drivers may block at once, so that one pool's hanging calls leave room for the others'.
+/// Threads that drivers, and reads of the job store, may block at once: what hangs leaves room for the rest.
 pub fn blocking_threads(config: &Config) -> usize {
     (config.pools.len() + POOLS_ADDED) * (TURNS + looks::THREADS) + looks::THREADS
 }

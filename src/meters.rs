@@ -31,6 +31,9 @@ impl Meters {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
         };
+        let refused = |name: &str, kind: JobKind| {
+            counters(name, &format!("Requests to {kind} a share that were not accepted."), &["reason"])
+        };
         let times = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(TIMES.to_vec());
         let histogram = |options| registered(&registry, Histogram::with_opts(options)?);
         let meters = Self {
@@ -39,16 +42,8 @@ impl Meters {
                 "Jobs that have ended since growd was started.",
                 &["kind", "driver", "state", "reason"],
             )?,
-            extends_refused: counters(
-                "growd_extends_refused_total",
-                "Requests to extend a share that were not accepted.",
-                &["reason"],
-            )?,
-            shrinks_refused: counters(
-                "growd_shrinks_refused_total",
-                "Requests to shrink a share that were not accepted.",
-                &["reason"],
-            )?,
+            extends_refused: refused("growd_extends_refused_total", JobKind::Extend)?,
+            shrinks_refused: refused("growd_shrinks_refused_total", JobKind::Shrink)?,
             turned_away: counters(
                 "growd_callers_turned_away_total",
                 "Calls and handshakes of callers who may not.",

@@ -113,20 +113,25 @@ fn a_shrink_has_the_answers_of_the_api() {
     shrink("1").refused(409);
     front.extend(&id, 3).refused(409);
     for (reason, status, told) in [
-        ("INTERNAL", "shrinking_error", "The storage node of the share has met an error."),
+        (
+            "INTERNAL",
+            "shrinking_error",
+            "The storage node of the share has met an error. Its operators find which by the job JOB.",
+        ),
         ("WOULD_LOSE_DATA", "shrinking_possible_data_loss_error", "why"),
     ] {
-        cluster.nodes[0].with(|state| {
+        let job_id = cluster.nodes[0].with(|state| {
             let share = state.shares.get_mut(&id).unwrap();
             share.set_status(ShareStatus::ShrinkingError);
             share.size_bytes = Some(2 * GIB);
             let job: &mut Job = state.jobs.get_mut(&share.last_job_id).unwrap();
             job.set_state(JobState::Failed);
             job.error = Some(JobError { reason: reason.to_owned(), message: "why".to_owned(), ..JobError::default() });
+            share.last_job_id.clone()
         });
         let seen = front.share(&id);
         assert_eq!((&seen["status"], &seen["size"]), (&json!(status), &json!(2)));
-        assert_eq!(seen["error_message"], told);
+        assert_eq!(seen["error_message"], told.replace("JOB", &job_id));
     }
     front.extend(&id, 3).accepted();
 }

@@ -15,14 +15,17 @@ mod store;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use daemon::{Clients, Daemon};
-use growd::model::{Job, JobState as State};
+use daemon::{Clients, Daemon, assert_refused, create_shares, eventually, pool, share};
+use growd::model::{Job, JobId, JobState as State};
 use growd::store::StoreError;
-use growd::wire::proto::JobState;
+use growd::wire::proto::{GetJobRequest, JobState};
 use seed::rounds;
 use store::{KEEP_ALL, PATIENCE, Running, job, open, until};
+use support::mapped_disk::MappedDisk;
 use support::{Filesystem, lab};
+use tonic_health::pb::health_check_response::ServingStatus;
 
 const MIB: u64 = 1 << 20;
 
@@ -224,4 +227,55 @@ async fn a_full_xfs_loses_nothing_that_was_acknowledged() {
 async fn a_full_ext4_loses_nothing_that_was_acknowledged() {
     lab::require();
     survives_a_full_disk(Filesystem::ext4("ubdc", "")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_what_must_be_read_waits_for_a_disk_that_hangs_and_nobody_else_does() {
+    lab::require();
+    let shares = Filesystem::xfs("ubda", "prjquota");
+    create_shares(&shares, 1, MIB);
+    let disk = MappedDisk::over("ubdd");
+    let home = Filesystem::ext4(&disk.path(), "");
+    let (state, away) = (home.path().join("state"), home.path().join("away"));
+    // Far more than one page of sled's.
+    let jobs: Vec<Job> = (0..2000).map(|_| job(State::Succeeded)).collect();
+    let (store, _) = open(&state, KEEP_ALL).unwrap();
+    store.commit(jobs.clone()).await.unwrap();
+    store.close().await;
+    drop(store);
+    for (workers, size) in [("1", 2 * MIB), ("2", 3 * MIB)] {
+        let workers = [("TOKIO_WORKER_THREADS", workers)];
+        let mut growd = Daemon::start_with(home.path(), &pool(&shares, ""), &workers).await;
+        let clients = growd.clients().await;
+        let last = clients.extended(1, size).await;
+        // A start reads everything. What growd opens again while it runs it reads when it is asked for.
+        std::fs::rename(&state, &away).unwrap();
+        assert_refused(&clients.extend(&share(1), size + MIB).await.unwrap_err(), "STORE_UNAVAILABLE");
+        std::fs::rename(&away, &state).unwrap();
+        eventually(|| clients.healths(), |healths| healths.iter().all(|health| *health == ServingStatus::Serving))
+            .await;
+        lab::run("sync", &[]);
+        std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+
+        let hang = disk.hang();
+        let ask = |id: JobId| {
+            let mut jobs = clients.jobs.clone();
+            tokio::spawn(async move { jobs.get_job(GetJobRequest { job_id: id.to_string() }).await })
+        };
+        // Not all of them in the pages that sled needed when it opened.
+        let asked: Vec<JobId> = jobs.iter().step_by(200).map(|job| job.id).collect();
+        let waits: Vec<_> = asked.iter().copied().map(ask).collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let others = async { (clients.healths().await, clients.share(&share(1)).await, clients.node().await) };
+        let (_, share, _) =
+            tokio::time::timeout(PATIENCE / 4, others).await.expect("they wait for a disk that is not theirs");
+        assert_eq!((share.size_bytes, share.last_job_id), (Some(size), last.job_id));
+        assert!(waits.iter().any(|wait| !wait.is_finished()), "this shows nothing: all was in memory");
+        drop(hang);
+        for (wait, id) in waits.into_iter().zip(asked) {
+            assert_eq!(wait.await.unwrap().unwrap().into_inner().job_id, id.to_string());
+        }
+        assert!(growd.terminate());
+    }
+    drop(home);
 }

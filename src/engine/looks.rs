@@ -1,4 +1,4 @@
-//! Questions to a pool's kernel side, on threads that they may block.
+//! Questions to a disk, a pool's or that of the job store, on threads that they may block.
 //!
 //! To wake a thread and to be woken by it takes longer than most questions. So one thread takes all that wait, one after
 //! the other. When one keeps it too long another thread takes its place: those behind a disk that hangs are held up
@@ -12,8 +12,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
-/// Threads of a pool, which is how many of its questions may hang before none is answered any more.
+/// Longer than a question to lvm may take. Whoever waited so long is told; the thread stays behind until it is answered.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+/// Threads for one disk, which is how many questions to it may hang before none is answered any more.
 pub const THREADS: usize = 32;
 /// Questions that may wait for a thread when all hang. Most of those who asked have gone by then, and nothing takes their
 /// questions away before the disk answers.
@@ -43,7 +46,27 @@ struct State {
     is_watched: bool,
 }
 
+/// Why a question has no answer.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// For as long as [`PATIENCE`], or as long as many others, which nobody waits behind.
+    Hangs,
+    /// With the message of its panic.
+    Crashed(String),
+}
+
 impl Looks {
+    /// Waits for what was asked here.
+    ///
+    /// # Errors
+    /// [`Unanswered`].
+    pub async fn wait_for<T>(&self, answer: impl Future<Output = Result<T, String>>) -> Result<T, Unanswered> {
+        if self.are_overrun() {
+            return Err(Unanswered::Hangs);
+        }
+        timeout(PATIENCE, answer).await.map_err(|_| Unanswered::Hangs)?.map_err(Unanswered::Crashed)
+    }
+
     /// What `question` answers.
     ///
     /// # Errors
@@ -66,7 +89,7 @@ impl Looks {
     }
 
     /// Whether all threads hang and so many questions wait that another had better not be asked.
-    pub fn are_overrun(&self) -> bool {
+    fn are_overrun(&self) -> bool {
         let state = self.state.lock();
         state.threads >= THREADS && state.waiting.len() >= MOST_WAITING
     }

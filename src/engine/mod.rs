@@ -18,7 +18,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{Instrument, Span, info, warn};
 use uuid::Uuid;
@@ -26,9 +27,10 @@ use uuid::Uuid;
 use crate::logging::spans;
 use crate::meters::Meters;
 use crate::model::{Bytes, DriverKind, Job, JobError, JobId, JobState, Reason, Refusal, ShareId};
-use crate::store::{Failure, Selection, Store, StoreError};
+use crate::store::{Store, StoreError};
 use claims::Claims;
 use ledger::Ledger;
+use looks::{Looks, Unanswered};
 use pools::{Pool, Pools, Seat};
 use state::Event;
 
@@ -41,6 +43,10 @@ pub const LOOK_MOST: Duration = Duration::from_secs(5);
 pub struct Engine {
     pub pools: Pools,
     pub store: Store,
+    /// For what has to be read from the store's disk, which may hang.
+    reads: Arc<Looks>,
+    /// As many of the threads that serve others may look for an ended job themselves: the rest goes on when it hangs.
+    looks_here: Semaphore,
     pub claims: Claims,
     pub ledger: Ledger,
     /// Jobs that have not ended, as they are now: RUNNING and steps are seen here before they are on disk.
@@ -70,12 +76,14 @@ struct Live {
 }
 
 impl Engine {
-    /// `store` as it was opened; [`Engine::recover`] must follow with its unfinished jobs.
+    /// `store` as it was opened; [`Engine::recover`] must follow with its unfinished jobs. To be called within a runtime.
     pub fn new(store: Store, pools: Pools, meters: Arc<Meters>) -> Arc<Self> {
         let last_id = store.newest().unwrap_or(JobId::from_uuid(Uuid::nil()));
         Arc::new(Self {
             pools,
             store,
+            reads: Arc::default(),
+            looks_here: Semaphore::new(Handle::current().metrics().num_workers() / 2),
             claims: Claims::default(),
             ledger: Ledger::default(),
             live: Mutex::default(),
@@ -120,10 +128,9 @@ impl Engine {
     /// STORE_UNAVAILABLE. The job may be on disk then: a restart of growd would carry it out, while a store that can be
     /// written again forgets it. What it was promised is given back.
     pub async fn accept(self: &Arc<Self>, claim: Claim<'_>, job: Job, seat: Seat) -> Result<Job, Refusal> {
-        let stored = self.store.commit(vec![job.clone()]).await;
-        if let Err(error) = stored {
+        if let Err(error) = self.store.commit(vec![job.clone()]).await {
             self.ledger.withdraw(&job.pool, job.promised);
-            return Err(store_refusal(&error));
+            return Err(error.into());
         }
         self.enliven(job.clone(), seat, || claim.accepted(job.id));
         self.begin(job.id);
@@ -179,29 +186,63 @@ impl Engine {
     /// # Errors
     /// STORE_UNAVAILABLE.
     pub fn check_writable(&self) -> Result<(), Refusal> {
-        self.store.failure().borrow().as_ref().map_or(Ok(()), |failure| Err(unwritable(failure)))
+        match self.store.failure().borrow().as_ref() {
+            Some(failure) => Err(StoreError::Write { problem: failure.to_string() }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// A job that has not ended, as it is now.
+    fn live_job(&self, id: JobId) -> Option<Job> {
+        self.live.lock().get(&id).map(|live| live.job.borrow().clone())
     }
 
     /// A job as it is now. One that is on disk and not live yet is not seen: nobody could wait for its changes.
     ///
     /// # Errors
     /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
-    pub fn job(&self, id: JobId) -> Result<Job, Refusal> {
-        self.job_if_seen(id)?.ok_or(Refusal::JobNotFound { job: id })
+    pub async fn job(self: &Arc<Self>, id: JobId) -> Result<Job, Refusal> {
+        if let Some(job) = self.live_job(id) {
+            return Ok(job);
+        }
+        // As a rule sled has it in memory, and to ask another thread takes longer than to look.
+        let seen = match self.looks_here.try_acquire() {
+            Ok(_permit) => self.job_if_seen(id)?,
+            Err(_) => self.read(move |engine| engine.job_if_seen(id)).await?,
+        };
+        seen.ok_or(Refusal::JobNotFound { job: id })
     }
 
-    /// The same for whoever has the id from the store's index: `None` when retention removed the job at this moment, or it is
-    /// being accepted.
+    /// Looks at jobs on a thread that the disk of the store may block.
+    ///
+    /// # Errors
+    /// What `look` answers; STORE_UNAVAILABLE when the disk does not.
+    pub async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        look: impl FnOnce(&Self) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let engine = Arc::clone(self);
+        let answer = self.reads.wait_for(self.reads.ask(move || look(&engine))).await;
+        answer.unwrap_or_else(|unanswered| {
+            let problem = match unanswered {
+                Unanswered::Hangs => "its disk does not answer".to_owned(),
+                Unanswered::Crashed(what) => what,
+            };
+            Err(StoreError::Read { problem }.into())
+        })
+    }
+
+    /// As [`Engine::job`], within [`Engine::read`]: `None` when retention removed the job at this moment, or it is being
+    /// accepted.
     ///
     /// # Errors
     /// STORE_UNAVAILABLE.
     pub fn job_if_seen(&self, id: JobId) -> Result<Option<Job>, Refusal> {
-        if let Some(live) = self.live.lock().get(&id) {
-            return Ok(Some(live.job.borrow().clone()));
+        if let Some(job) = self.live_job(id) {
+            return Ok(Some(job));
         }
         // Read second: a job that is live no more has ended on disk before.
-        let stored = self.store.get(id).map_err(|error| store_refusal(&error))?;
-        Ok(stored.filter(|job| job.state.is_ended()))
+        Ok(self.store.get(id)?.filter(|job| job.state.is_ended()))
     }
 
     /// A job to look at; whoever waits for a change is woken now and then, and when it has ended, which is the last one. Of
@@ -209,29 +250,11 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::job`].
-    pub fn watch(&self, id: JobId) -> Result<watch::Receiver<Job>, Refusal> {
+    pub async fn watch(self: &Arc<Self>, id: JobId) -> Result<watch::Receiver<Job>, Refusal> {
         if let Some(live) = self.live.lock().get(&id) {
             return Ok(live.job.subscribe());
         }
-        self.job(id).map(|job| watch::channel(job).1)
-    }
-
-    /// The newest job of a share, and the newest that was not cancelled.
-    ///
-    /// # Errors
-    /// STORE_UNAVAILABLE.
-    pub fn last_jobs(&self, share: ShareId) -> Result<(Option<JobId>, Option<Job>), Refusal> {
-        let selection = Selection { share: Some(share), state: None };
-        let mut newest = None;
-        // One record is read as a rule: only cancelled jobs lead on to the next.
-        for id in self.store.newest_first(&selection, None, 20) {
-            let Some(job) = self.job_if_seen(id)? else { continue };
-            newest.get_or_insert(id);
-            if job.state != JobState::Cancelled {
-                return Ok((newest, Some(job)));
-            }
-        }
-        Ok((newest, None))
+        self.job(id).await.map(|job| watch::channel(job).1)
     }
 
     /// The jobs whose step has been at work for longer than this, and for how long.
@@ -264,18 +287,22 @@ impl Engine {
     /// as soon as it is, and does not begin before, but may after the next start where growd ends first.
     pub async fn cancel(self: &Arc<Self>, id: JobId) -> Result<Job, Refusal> {
         let Some(mut job) = self.begin_to_cancel(id)? else {
-            return match self.job(id)? {
+            return match self.job(id).await? {
                 job if job.state == JobState::Cancelled => Ok(job),
                 job => Err(Refusal::JobNotQueued { job: id, state: job.state }),
             };
         };
         let mut failure = self.store.failure();
-        let failed = async { failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) };
         tokio::select! {
             biased;
             Ok(ended) = job.wait_for(|job| job.state.is_ended()) => Ok(ended.clone()),
-            Ok(Some(failure)) = failed => Err(unwritable(&failure)),
-            else => self.job(id),
+            Ok(failure) = failure.wait_for(Option::is_some) => {
+                let problem = failure.as_ref().map(ToString::to_string).unwrap_or_default();
+                let problem = format!("{problem}. Job {id} is cancelled once it can, unless growd ends before");
+                Err(StoreError::Write { problem }.into())
+            }
+            // Both last as long as growd does.
+            else => Err(Refusal::Draining),
         }
     }
 
@@ -287,8 +314,9 @@ impl Engine {
         let job = live.job.borrow().clone();
         let cancelled = state::apply(&job, Event::Cancel, SystemTime::now());
         let cancelled = cancelled.ok_or(Refusal::JobNotQueued { job: id, state: job.state })?;
-        self.check_writable()?;
-        if !std::mem::replace(&mut live.cancelling, true) {
+        if !live.cancelling {
+            self.check_writable()?;
+            live.cancelling = true;
             let engine = Arc::clone(self);
             tokio::spawn(async move { engine.end(vec![cancelled]).await });
         }
@@ -335,12 +363,10 @@ impl Engine {
     }
 }
 
-fn store_refusal(error: &StoreError) -> Refusal {
-    Refusal::StoreUnavailable { problem: error.to_string() }
-}
-
-fn unwritable(failure: &Failure) -> Refusal {
-    store_refusal(&StoreError::Write { problem: failure.to_string() })
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::StoreUnavailable { problem: error.to_string() }
+    }
 }
 
 /// What a job is told that ends by a refusal.
@@ -363,42 +389,10 @@ fn tell_end(job: &Job) {
 }
 
 #[cfg(test)]
-pub mod fixture {
-    use super::*;
-    use crate::model::JobKind;
-
-    pub fn job() -> Job {
-        Job {
-            id: JobId::from_uuid(Uuid::now_v7()),
-            kind: JobKind::Extend,
-            share: ShareId::from_uuid(Uuid::from_u128(7)),
-            pool: "home".parse().unwrap(),
-            driver: DriverKind::ProjectQuota,
-            state: JobState::Queued,
-            size_before: Bytes::gib(1),
-            requested_size: Bytes::gib(2),
-            promised: Bytes::gib(1),
-            expected_size: None,
-            size_after: None,
-            steps: Vec::new(),
-            error: None,
-            attempt: 1,
-            revision: 1,
-            requested_by: "uid=0".to_owned(),
-            project: "".parse().unwrap(),
-            request_id: None,
-            trace: None,
-            created_at: SystemTime::now(),
-            started_at: None,
-            finished_at: None,
-        }
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::{Claimed, Retention};
+    use state::fixture;
 
     fn is_unknown<T>(answer: Result<T, Refusal>) -> bool {
         matches!(answer, Err(Refusal::JobNotFound { .. }))
@@ -422,20 +416,18 @@ mod tests {
         let job = fixture::job();
         engine.store.commit(vec![job.clone()]).await.unwrap();
         // On disk, and listed there, before whoever asked for it goes on.
-        assert!(is_unknown(engine.job(job.id)) && is_unknown(engine.watch(job.id)));
+        assert!(is_unknown(engine.job(job.id).await) && is_unknown(engine.watch(job.id).await));
         assert!(is_unknown(engine.cancel(job.id).await));
-        assert_eq!(engine.last_jobs(job.share), Ok((None, None)));
 
         engine.enliven(job.clone(), Seat::default(), || {
             assert!(engine.live.try_lock().is_none(), "somebody may end it now, and its share be taken for ever");
             assert!(engine.claims.activate(job.share, job.id));
         });
-        let mut watched = engine.watch(job.id).unwrap();
-        assert_eq!(engine.last_jobs(job.share).unwrap().0, Some(job.id));
+        let mut watched = engine.watch(job.id).await.unwrap();
         let cancelled = engine.cancel(job.id).await.unwrap();
         assert_eq!(watched.wait_for(|job| job.state.is_ended()).await.unwrap().clone(), cancelled);
         assert_eq!(engine.claims.active(job.share), None);
-        assert_eq!(engine.job(job.id), Ok(cancelled));
+        assert_eq!(engine.job(job.id).await, Ok(cancelled));
         engine.store.close().await;
     }
 }

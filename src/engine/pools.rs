@@ -5,13 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
 
-use super::looks::{Looks, Together};
+use super::looks::{Looks, PATIENCE, Together, Unanswered};
 use super::search::{Found, search};
 use crate::driver::{Assessment, Driver, DriverError, Observed};
 use crate::model::{Bytes, JobId, JobKind, PoolName, Refusal, ShareId};
@@ -26,8 +24,6 @@ const MOST_TOGETHER: usize = 64;
 /// Questions about shares of one file system that are answered together. A disk that hangs hangs for all of them.
 const LOOKS_TOGETHER: usize = 16;
 
-/// Longer than a question to lvm may take. Whoever waited so long is told; the thread stays behind until it is answered.
-const PATIENCE: Duration = Duration::from_secs(40);
 /// Shares whose pools are remembered; beyond it all are forgotten, and found again when they are asked for.
 const MOST_KNOWN: usize = 100_000;
 
@@ -172,19 +168,15 @@ impl Pool {
         }
     }
 
-    fn stuck(&self) -> Refusal {
-        Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE }
-    }
-
     async fn wait_for<T>(
         &self,
         answer: impl Future<Output = Result<Result<T, DriverError>, String>>,
     ) -> Result<T, Refusal> {
-        if self.looks.are_overrun() {
-            return Err(self.stuck());
-        }
-        let answer = timeout(PATIENCE, answer).await.map_err(|_| self.stuck())?;
-        let answer = answer.map_err(|what| self.crashed(&what))?.map_err(DriverError::into_refusal);
+        let answer = match self.looks.wait_for(answer).await {
+            Ok(answer) => answer.map_err(DriverError::into_refusal),
+            Err(Unanswered::Hangs) => Err(Refusal::Stuck { pool: self.name.clone(), waited: PATIENCE }),
+            Err(Unanswered::Crashed(what)) => Err(self.crashed(&what)),
+        };
         if matches!(answer, Ok(_) | Err(Refusal::ShareNotFound { .. })) {
             self.told.fetch_add(1, Ordering::Relaxed);
         }
@@ -317,7 +309,7 @@ mod tests {
     use super::*;
     use crate::engine::LOOK_MOST;
     use std::sync::atomic::AtomicUsize;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
     use uuid::Uuid;
 
     /// What a pool answers.

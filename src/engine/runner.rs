@@ -202,7 +202,7 @@ impl Engine {
     }
 
     fn bring_about(self: &Arc<Self>, driver: &dyn Driver, id: JobId) -> Result<Option<Bound>, Refusal> {
-        let job = self.job(id)?;
+        let job = self.live_job(id).ok_or(Refusal::JobNotFound { job: id })?;
         match job.kind {
             JobKind::Extend => self.grow(driver, &job),
             JobKind::Shrink => self.lower(driver, &job).map(Some),
@@ -247,7 +247,8 @@ impl Engine {
                     return Ok(None);
                 }
                 // What was done so far is on disk before the next step begins: after a crash the job tells of it.
-                if let Err(error) = Handle::current().block_on(self.store.commit(vec![self.job(id)?])) {
+                let job = self.live_job(id).into_iter().collect();
+                if let Err(error) = Handle::current().block_on(self.store.commit(job)) {
                     warn!(%error, "a step's record must wait for the next commit");
                 }
             }
@@ -304,7 +305,7 @@ impl Engine {
                 Ok(size) => Event::Succeed { size },
                 Err(refusal) => Event::Fail(job_error(&refusal)),
             };
-            Some((state::apply(&self.job(member.id).ok()?, event, now)?, member))
+            Some((state::apply(&self.live_job(member.id)?, event, now)?, member))
         };
         // They are at work until their ends were told.
         let (jobs, _members): (Vec<Job>, Vec<Member>) = ends.into_iter().filter_map(apply).unzip();

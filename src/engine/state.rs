@@ -93,9 +93,43 @@ fn end_step(job: &mut Job, detail: String, now: SystemTime) {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod fixture {
     use super::*;
-    use crate::engine::fixture::job;
+    use crate::model::{DriverKind, JobId, JobKind, ShareId};
+    use uuid::Uuid;
+
+    pub fn job() -> Job {
+        Job {
+            id: JobId::from_uuid(Uuid::now_v7()),
+            kind: JobKind::Extend,
+            share: ShareId::from_uuid(Uuid::from_u128(7)),
+            pool: "home".parse().unwrap(),
+            driver: DriverKind::ProjectQuota,
+            state: JobState::Queued,
+            size_before: Bytes::gib(1),
+            requested_size: Bytes::gib(2),
+            promised: Bytes::gib(1),
+            expected_size: None,
+            size_after: None,
+            steps: Vec::new(),
+            error: None,
+            attempt: 1,
+            revision: 1,
+            requested_by: "uid=0".to_owned(),
+            project: "".parse().unwrap(),
+            request_id: None,
+            trace: None,
+            created_at: SystemTime::now(),
+            started_at: None,
+            finished_at: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::job;
+    use super::*;
     use proptest::prelude::*;
 
     fn any_event() -> impl Strategy<Value = Event> {

@@ -80,21 +80,18 @@ pub struct Log {
 /// [`LogError`].
 pub fn start(format: Option<LogFormat>, level: Option<Targets>, collector: Option<&str>) -> Result<Log, LogError> {
     let stderr_is_journal = || is_journal(&std::env::var("JOURNAL_STREAM").unwrap_or_default());
-    let (format, journal) = match format {
-        Some(LogFormat::Journald) => (LogFormat::Journald, Some(journal()?)),
-        Some(format) => (format, None),
+    let journal = match format {
+        Some(LogFormat::Journald) => Some(journal()?),
+        Some(_) => None,
         // A sandbox may keep the journal's socket away; stderr gets there all the same.
-        None => match stderr_is_journal().then(journal).and_then(Result::ok) {
-            Some(journal) => (LogFormat::Journald, Some(journal)),
-            None => (LogFormat::Human, None),
-        },
+        None => stderr_is_journal().then(journal).and_then(Result::ok),
     };
     let lines = fmt::layer().with_writer(io::stderr);
-    let output: Box<dyn Layer<Filtered> + Send + Sync> = match (format, journal) {
-        (_, Some(journal)) => Box::new(journal),
-        (LogFormat::Json, None) => Box::new(lines.json()),
+    let output: Box<dyn Layer<Filtered> + Send + Sync> = match journal {
+        Some(journal) => Box::new(journal),
+        None if format == Some(LogFormat::Json) => Box::new(lines.json()),
         // Colours are for people who look at it now: elsewhere their escapes make a line unreadable.
-        (_, None) => Box::new(lines.with_ansi(io::stderr().is_terminal())),
+        None => Box::new(lines.with_ansi(io::stderr().is_terminal())),
     };
     let (filter, level) = reload::Layer::new(or_usual(level)?);
     let subscriber = tracing_subscriber::registry().with(filter).with(output);

@@ -8,24 +8,15 @@ use std::str::FromStr;
 
 use super::InvalidName;
 
-/// Each role may do what the roles before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Sees shares, jobs, pools and the node.
-    Reader,
-    /// Extends and shrinks shares and cancels jobs.
-    Operator,
-    /// Everything.
-    Admin,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Reader => "reader",
-            Self::Operator => "operator",
-            Self::Admin => "admin",
-        })
+words! {
+    /// Each role may do what the roles before it may.
+    pub enum Role {
+        /// Sees shares, jobs, pools and the node.
+        Reader = "reader",
+        /// Extends and shrinks shares and cancels jobs.
+        Operator = "operator",
+        /// Everything.
+        Admin = "admin",
     }
 }
 

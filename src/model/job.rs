@@ -1,78 +1,33 @@
 //! A job: one accepted request to extend or to shrink a share, from its acceptance to its end.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::SystemTime;
 
-use super::{Bytes, DriverKind, InvalidName, JobId, PoolName, ProjectLabel, RequestId, ShareId, TraceParent};
+use super::{Bytes, DriverKind, JobId, PoolName, ProjectLabel, RequestId, ShareId, TraceParent};
 
-/// What a job does to the size of its share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum JobKind {
-    Extend,
-    /// Only a quota is ever lowered, no volume or file system.
-    Shrink,
-}
-
-impl JobKind {
-    pub const ALL: [Self; 2] = [Self::Extend, Self::Shrink];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Extend => "extend",
-            Self::Shrink => "shrink",
-        }
+words! {
+    /// What a job does to the size of its share.
+    pub enum JobKind {
+        Extend = "extend",
+        /// Only a quota is ever lowered, no volume or file system.
+        Shrink = "shrink",
     }
 }
 
-impl fmt::Display for JobKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+words! {
+    pub enum JobState {
+        /// Accepted and on disk, waiting for its turn.
+        Queued = "QUEUED",
+        Running = "RUNNING",
+        Succeeded = "SUCCEEDED",
+        Failed = "FAILED",
+        Cancelled = "CANCELLED",
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum JobState {
-    /// Accepted and on disk, waiting for its turn.
-    Queued,
-    Running,
-    Succeeded,
-    Failed,
-    Cancelled,
 }
 
 impl JobState {
-    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
-
     /// Whether the job has come to its end: it never changes again.
     pub const fn is_ended(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
-    }
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "QUEUED",
-            Self::Running => "RUNNING",
-            Self::Succeeded => "SUCCEEDED",
-            Self::Failed => "FAILED",
-            Self::Cancelled => "CANCELLED",
-        }
-    }
-}
-
-impl fmt::Display for JobState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for JobState {
-    type Err = InvalidName;
-
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let expected = "a job state (QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED)";
-        let state = Self::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text));
-        state.ok_or_else(|| InvalidName::new(text, expected))
     }
 }
 

@@ -1,82 +1,59 @@
 //! Every way in which growd says no, with what it knows of the case.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Bytes, JobId, JobState, PoolName, RequestId, Role, ShareId};
 
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
-        /// Machine-readable reason of a refusal, of a failed job or of a finding.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Reason {
-            $($(#[$doc])* $variant,)*
-        }
-
-        impl Reason {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The code on the wire.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $text,)*
-                }
-            }
-        }
-    };
-}
-
-reasons! {
-    InvalidShareId = "INVALID_SHARE_ID",
-    InvalidSize = "INVALID_SIZE",
-    /// Another field of the request is wrong; the field violation names it.
-    InvalidRequest = "INVALID_REQUEST",
-    SizeNotGreater = "SIZE_NOT_GREATER",
-    SizeNotSmaller = "SIZE_NOT_SMALLER",
-    /// The caller has no identity.
-    Unauthenticated = "UNAUTHENTICATED",
-    /// The caller has not the role that the call takes.
-    Forbidden = "FORBIDDEN",
-    ShareNotFound = "SHARE_NOT_FOUND",
-    JobNotFound = "JOB_NOT_FOUND",
-    ShareBusy = "SHARE_BUSY",
-    RequestIdReused = "REQUEST_ID_REUSED",
-    CurrentSizeMismatch = "CURRENT_SIZE_MISMATCH",
-    NotMounted = "NOT_MOUNTED",
-    QuotaNotEnforced = "QUOTA_NOT_ENFORCED",
-    NoProjectId = "NO_PROJECT_ID",
-    ProjectIdShared = "PROJECT_ID_SHARED",
-    Unlimited = "UNLIMITED",
-    /// More is in use than a shrink would leave.
-    WouldLoseData = "WOULD_LOSE_DATA",
-    ThinPoolCritical = "THIN_POOL_CRITICAL",
-    HasSnapshot = "HAS_SNAPSHOT",
-    GrowthTooLarge = "GROWTH_TOO_LARGE",
-    PoolFull = "POOL_FULL",
-    QueueFull = "QUEUE_FULL",
-    /// The job can no longer be cancelled.
-    JobNotQueued = "JOB_NOT_QUEUED",
-    Draining = "DRAINING",
-    StoreUnavailable = "STORE_UNAVAILABLE",
-    Unsupported = "UNSUPPORTED",
-    /// Finding only: a soft limit below the hard one stops writers once its grace time is over.
-    SoftLimitFirst = "SOFT_LIMIT_FIRST",
-    /// Finding only: the limits of the pool add up to more than it may promise.
-    PoolOvercommitted = "POOL_OVERCOMMITTED",
-    /// Finding only: the file system is smaller than its volume; an extend to the volume's size finishes it.
-    HalfGrown = "HALF_GROWN",
-    /// A pool, or the step of a job, has not answered for long.
-    Stuck = "STUCK",
-    Internal = "INTERNAL",
+words! {
+    /// Machine-readable reason of a refusal, of a failed job or of a finding: the code on the wire.
+    pub enum Reason {
+        InvalidShareId = "INVALID_SHARE_ID",
+        InvalidSize = "INVALID_SIZE",
+        /// Another field of the request is wrong; the field violation names it.
+        InvalidRequest = "INVALID_REQUEST",
+        SizeNotGreater = "SIZE_NOT_GREATER",
+        SizeNotSmaller = "SIZE_NOT_SMALLER",
+        /// The caller has no identity.
+        Unauthenticated = "UNAUTHENTICATED",
+        /// The caller has not the role that the call takes.
+        Forbidden = "FORBIDDEN",
+        ShareNotFound = "SHARE_NOT_FOUND",
+        JobNotFound = "JOB_NOT_FOUND",
+        ShareBusy = "SHARE_BUSY",
+        RequestIdReused = "REQUEST_ID_REUSED",
+        CurrentSizeMismatch = "CURRENT_SIZE_MISMATCH",
+        NotMounted = "NOT_MOUNTED",
+        QuotaNotEnforced = "QUOTA_NOT_ENFORCED",
+        NoProjectId = "NO_PROJECT_ID",
+        ProjectIdShared = "PROJECT_ID_SHARED",
+        Unlimited = "UNLIMITED",
+        /// More is in use than a shrink would leave.
+        WouldLoseData = "WOULD_LOSE_DATA",
+        ThinPoolCritical = "THIN_POOL_CRITICAL",
+        HasSnapshot = "HAS_SNAPSHOT",
+        GrowthTooLarge = "GROWTH_TOO_LARGE",
+        PoolFull = "POOL_FULL",
+        QueueFull = "QUEUE_FULL",
+        /// The job can no longer be cancelled.
+        JobNotQueued = "JOB_NOT_QUEUED",
+        Draining = "DRAINING",
+        StoreUnavailable = "STORE_UNAVAILABLE",
+        Unsupported = "UNSUPPORTED",
+        /// Finding only: a soft limit below the hard one stops writers once its grace time is over.
+        SoftLimitFirst = "SOFT_LIMIT_FIRST",
+        /// Finding only: the limits of the pool add up to more than it may promise.
+        PoolOvercommitted = "POOL_OVERCOMMITTED",
+        /// Finding only: the file system is smaller than its volume; an extend to the volume's size finishes it.
+        HalfGrown = "HALF_GROWN",
+        /// A pool, or the step of a job, has not answered for long.
+        Stuck = "STUCK",
+        Internal = "INTERNAL",
+    }
 }
 
 impl Reason {
-    /// `None` for what only another growd says.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
-    }
-
     /// Whether the same request can succeed later without a change by whoever asks.
     pub const fn is_retryable(self) -> bool {
         matches!(
@@ -92,12 +69,6 @@ impl Reason {
                 | Self::StoreUnavailable
                 | Self::Internal
         )
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 
@@ -232,51 +203,37 @@ impl Refusal {
 
     /// The sizes (in bytes) and ids of the case, for programs.
     pub fn metadata(&self) -> Vec<(&'static str, String)> {
-        let bytes = |size: &Bytes| size.get().to_string();
+        let text = |key, value: &dyn Display| (key, value.to_string());
+        let bytes = |key, size: &Bytes| (key, size.get().to_string());
+        let place = |location: &Path| ("location", location.display().to_string());
         match self {
-            Self::InvalidShareId { given } => vec![("share_id", given.clone())],
-            Self::InvalidSize { field, given, .. } => vec![(field, given.to_string())],
+            Self::InvalidShareId { given } => vec![text("share_id", given)],
+            Self::InvalidSize { field, given, .. } => vec![text(field, given)],
             Self::SizeNotGreater { share, current, requested } | Self::SizeNotSmaller { share, current, requested } => {
-                vec![
-                    ("share_id", share.to_string()),
-                    ("current_size_bytes", bytes(current)),
-                    ("new_size_bytes", bytes(requested)),
-                ]
+                vec![text("share_id", share), bytes("current_size_bytes", current), bytes("new_size_bytes", requested)]
             }
-            Self::ShareNotFound { share } | Self::ShareStuck { share, .. } => {
-                vec![("share_id", share.to_string())]
-            }
-            Self::JobNotFound { job } => vec![("job_id", job.to_string())],
-            Self::ShareBusy { share, job } => vec![("share_id", share.to_string()), ("job_id", job.to_string())],
-            Self::RequestIdReused { request_id, job, .. } => {
-                vec![("request_id", request_id.to_string()), ("job_id", job.to_string())]
-            }
+            Self::ShareNotFound { share } | Self::ShareStuck { share, .. } => vec![text("share_id", share)],
+            Self::JobNotFound { job } => vec![text("job_id", job)],
+            Self::ShareBusy { share, job } => vec![text("share_id", share), text("job_id", job)],
+            Self::RequestIdReused { request_id, job, .. } => vec![text("request_id", request_id), text("job_id", job)],
             Self::CurrentSizeMismatch { share, current, expected } => vec![
-                ("share_id", share.to_string()),
-                ("current_size_bytes", bytes(current)),
-                ("expected_current_size_bytes", bytes(expected)),
+                text("share_id", share),
+                bytes("current_size_bytes", current),
+                bytes("expected_current_size_bytes", expected),
             ],
             Self::NotMounted { pool, .. } | Self::ShareNotMounted { pool, .. } | Self::Stuck { pool, .. } => {
-                vec![("pool", pool.to_string())]
+                vec![text("pool", pool)]
             }
             Self::QuotaNotEnforced { location, .. }
             | Self::NoProjectId { location, .. }
-            | Self::HasSnapshot { location } => {
-                vec![("location", location.display().to_string())]
+            | Self::HasSnapshot { location } => vec![place(location)],
+            Self::ProjectIdShared { location, project_id, other } => {
+                vec![place(location), text("quota_project_id", project_id), text("other_location", &other.display())]
             }
-            Self::ProjectIdShared { location, project_id, other } => vec![
-                ("location", location.display().to_string()),
-                ("quota_project_id", project_id.to_string()),
-                ("other_location", other.display().to_string()),
-            ],
-            Self::Unlimited { location, quota } => {
-                vec![("location", location.display().to_string()), ("quota", quota.clone())]
+            Self::Unlimited { location, quota } => vec![place(location), text("quota", quota)],
+            Self::WouldLoseData { share, used, requested } => {
+                vec![text("share_id", share), bytes("used_bytes", used), bytes("requested_bytes", requested)]
             }
-            Self::WouldLoseData { share, used, requested } => vec![
-                ("share_id", share.to_string()),
-                ("used_bytes", bytes(used)),
-                ("requested_bytes", bytes(requested)),
-            ],
             Self::ThinPoolCritical {
                 thin_pool,
                 data_percent,
@@ -285,31 +242,31 @@ impl Refusal {
                 max_metadata_percent,
                 ..
             } => vec![
-                ("thin_pool", thin_pool.clone()),
-                ("data_percent", data_percent.to_string()),
-                ("metadata_percent", metadata_percent.to_string()),
-                ("max_data_percent", max_data_percent.to_string()),
-                ("max_metadata_percent", max_metadata_percent.to_string()),
+                text("thin_pool", thin_pool),
+                text("data_percent", data_percent),
+                text("metadata_percent", metadata_percent),
+                text("max_data_percent", max_data_percent),
+                text("max_metadata_percent", max_metadata_percent),
             ],
             Self::GrowthTooLarge { location, filesystem, to, what, needed, most } => vec![
-                ("location", location.display().to_string()),
-                ("filesystem", (*filesystem).to_owned()),
-                ("volume_size_bytes", bytes(to)),
-                ("limit", (*what).to_owned()),
-                ("needed", needed.to_string()),
-                ("most", most.to_string()),
+                place(location),
+                text("filesystem", filesystem),
+                bytes("volume_size_bytes", to),
+                text("limit", what),
+                text("needed", needed),
+                text("most", most),
             ],
             Self::PoolFull { pool, free, reserved, asked } => vec![
-                ("pool", pool.to_string()),
-                ("free_bytes", bytes(free)),
-                ("reserved_bytes", bytes(reserved)),
-                ("asked_bytes", bytes(asked)),
+                text("pool", pool),
+                bytes("free_bytes", free),
+                bytes("reserved_bytes", reserved),
+                bytes("asked_bytes", asked),
             ],
-            Self::QueueFull { active, .. } => vec![("active_jobs", active.to_string())],
-            Self::JobNotQueued { job, state } => vec![("job_id", job.to_string()), ("state", state.to_string())],
-            Self::Forbidden { rpc, role, .. } => vec![("rpc", rpc.clone()), ("role", role.to_string())],
+            Self::QueueFull { active, .. } => vec![text("active_jobs", active)],
+            Self::JobNotQueued { job, state } => vec![text("job_id", job), text("state", state)],
+            Self::Forbidden { rpc, role, .. } => vec![text("rpc", rpc), text("role", role)],
             Self::InTwoPlaces { share, one, other } => {
-                vec![("share_id", share.to_string()), ("place", one.clone()), ("other_place", other.clone())]
+                vec![text("share_id", share), text("place", one), text("other_place", other)]
             }
             Self::InvalidRequest { .. }
             | Self::Unauthenticated

@@ -1,46 +1,29 @@
 //! What shares and pools are: kinds of drivers, thin pools; and what is known of them at one moment, with their troubles and
 //! the commands that were given to the host for them.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::{Bytes, JobId, PoolName, ProjectLabel, Reason, ShareId};
 
-/// How the shares of a pool are bounded and grown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DriverKind {
-    /// A directory with a project quota, on XFS or ext4.
-    ProjectQuota,
-    /// A logical volume, thick or thin, with or without a file system on it.
-    Lvm,
-    /// A file on a loop device, with or without a file system on it.
-    Image,
-    /// A subvolume of btrfs with a limit of its own.
-    Btrfs,
+words! {
+    /// How the shares of a pool are bounded and grown.
+    pub enum DriverKind {
+        /// A directory with a project quota, on XFS or ext4.
+        ProjectQuota = "project-quota",
+        /// A logical volume, thick or thin, with or without a file system on it.
+        Lvm = "lvm",
+        /// A file on a loop device, with or without a file system on it.
+        Image = "image",
+        /// A subvolume of btrfs with a limit of its own.
+        Btrfs = "btrfs",
+    }
 }
 
 impl DriverKind {
-    pub const ALL: [Self; 4] = [Self::ProjectQuota, Self::Lvm, Self::Image, Self::Btrfs];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ProjectQuota => "project-quota",
-            Self::Lvm => "lvm",
-            Self::Image => "image",
-            Self::Btrfs => "btrfs",
-        }
-    }
-
     /// Whether a share's size is a limit, which can be lowered, and not that of a device or a file.
     pub const fn is_quota(self) -> bool {
         matches!(self, Self::ProjectQuota | Self::Btrfs)
-    }
-}
-
-impl fmt::Display for DriverKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 

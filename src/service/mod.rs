@@ -146,7 +146,7 @@ impl Service {
     }
 
     async fn repeated(&self, request: &SizeRequest, id: JobId) -> Result<Job, Refusal> {
-        let job = self.engine.job(id)?;
+        let job = self.engine.job(id).await?;
         let same = request.request_id.map_or(Ok(()), |id| admission::same_request(request, id, &job));
         if same.is_err() {
             self.may_hear_of(request, id).await?;
@@ -158,7 +158,7 @@ impl Service {
     /// project that is asked for tells enough; that of another may be an operator's, so that only the share's place tells.
     async fn may_hear_of(&self, request: &SizeRequest, job: JobId) -> Result<(), Refusal> {
         let (share, project) = (request.share, &request.project);
-        if project.is_empty() || self.engine.job(job).is_ok_and(|job| job.project == *project) {
+        if project.is_empty() || self.engine.job(job).await.is_ok_and(|job| job.project == *project) {
             return Ok(());
         }
         let (_, observed) = self.engine.pools.find(share, move |pool| async move { pool.observe(share).await }).await?;
@@ -167,14 +167,14 @@ impl Service {
 
     /// # Errors
     /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
-    pub fn job(&self, id: JobId) -> Result<Job, Refusal> {
-        self.engine.job(id)
+    pub async fn job(&self, id: JobId) -> Result<Job, Refusal> {
+        self.engine.job(id).await
     }
 
     /// # Errors
     /// JOB_NOT_FOUND, STORE_UNAVAILABLE.
-    pub fn watch(&self, id: JobId) -> Result<tokio::sync::watch::Receiver<Job>, Refusal> {
-        self.engine.watch(id)
+    pub async fn watch(&self, id: JobId) -> Result<tokio::sync::watch::Receiver<Job>, Refusal> {
+        self.engine.watch(id).await
     }
 
     /// # Errors
@@ -187,40 +187,40 @@ impl Service {
     ///
     /// # Errors
     /// STORE_UNAVAILABLE.
-    pub fn list_jobs(
+    pub async fn list_jobs(
         &self,
-        selection: &Selection,
-        project: &ProjectLabel,
+        selection: Selection,
+        project: ProjectLabel,
         before: Option<JobId>,
         size: usize,
     ) -> Result<(Vec<Job>, Option<JobId>), Refusal> {
-        let fits = |job: &Job| {
+        let fits = move |job: &Job| {
             let state = selection.state.is_none_or(|state| state == job.state);
-            state && (project.is_empty() || job.project == *project)
+            state && (project.is_empty() || job.project == project)
         };
-        let mut page = Vec::new();
-        let (mut from, mut read) = (before, 0);
-        loop {
-            let ids = self.engine.store.newest_first(selection, from, size);
-            let exhausted = ids.len() < size;
-            read += ids.len();
-            for id in ids {
-                from = Some(id);
-                let Some(job) = self.engine.job_if_seen(id)? else { continue };
-                if fits(&job) {
-                    page.push(job);
+        let list = move |engine: &Engine| {
+            let mut page = Vec::new();
+            let (mut from, mut read) = (before, 0);
+            loop {
+                let ids = engine.store.newest_first(&selection, from, size);
+                let exhausted = ids.len() < size;
+                read += ids.len();
+                for id in ids {
+                    from = Some(id);
+                    page.extend(engine.job_if_seen(id)?.filter(&fits));
                     if page.len() == size {
                         return Ok((page, from));
                     }
                 }
+                if exhausted {
+                    return Ok((page, None));
+                }
+                if read >= MOST_READ {
+                    return Ok((page, from));
+                }
             }
-            if exhausted {
-                return Ok((page, None));
-            }
-            if read >= MOST_READ {
-                return Ok((page, from));
-            }
-        }
+        };
+        self.engine.read(list).await
     }
 
     pub fn node(&self) -> NodeReport {

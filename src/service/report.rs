@@ -27,10 +27,10 @@ const WAITING: &str = "dmesg, and ps -eo pid,stat,wchan:30,args, show what it wa
 
 impl Service {
     /// # Errors
-    /// SHARE_NOT_FOUND, NOT_MOUNTED, STORE_UNAVAILABLE.
+    /// SHARE_NOT_FOUND, NOT_MOUNTED.
     pub async fn share(&self, share: ShareId) -> Result<ShareReport, Refusal> {
         // The jobs are asked first: a size that is read later is never older than the status says.
-        let jobs = self.jobs_of(share)?;
+        let jobs = self.jobs_of(share);
         let (pool, observed) =
             self.engine.pools.find(share, move |pool| async move { pool.observe(share).await }).await?;
         Ok(report(&pool, share, observed, jobs))
@@ -43,33 +43,29 @@ impl Service {
         shares: Vec<ShareId>,
         project: Option<&ProjectLabel>,
         limit: Duration,
-    ) -> Result<Vec<ShareReport>, Refusal> {
+    ) -> Vec<ShareReport> {
         // The jobs are asked first: a size that is read later is never older than the status says.
-        let jobs = shares.iter().map(|share| self.jobs_of(*share)).collect::<Result<Vec<Jobs>, Refusal>>()?;
+        let jobs: Vec<Jobs> = shares.iter().map(|share| self.jobs_of(*share)).collect();
         let observed = observe_all(pool, &shares, project, limit).await;
         let all = shares.into_iter().zip(observed).zip(jobs);
-        Ok(all.map(|((share, observed), jobs)| report(pool, share, observed, jobs)).collect())
+        all.map(|((share, observed), jobs)| report(pool, share, observed, jobs)).collect()
     }
 
-    pub(super) fn jobs_of(&self, share: ShareId) -> Result<Jobs, Refusal> {
-        let active = self.engine.claims.active(share);
-        let (last, job) = match active {
-            Some(id) => (active, Some(self.engine.job(id)?)),
-            None => {
-                let (newest, job) = self.engine.last_jobs(share)?;
-                let failed = job.filter(|job| job.state == JobState::Failed);
-                // Of a failure its own job tells, which a cancelled one may have come after.
-                (failed.as_ref().map(|job| job.id).or(newest), failed)
-            }
+    /// From memory: whoever looks at shares waits for no disk but theirs.
+    pub(super) fn jobs_of(&self, share: ShareId) -> Jobs {
+        let (claims, store) = (&self.engine.claims, &self.engine.store);
+        if let active @ Some(id) = claims.active(share) {
+            let shrinks = store.kind(id) == Some(JobKind::Shrink);
+            let status = if shrinks { ShareStatus::Shrinking } else { ShareStatus::Extending };
+            return Jobs { status, active, last: active };
+        }
+        // Of a failure its own job tells, which a cancelled one may have come after.
+        let (status, last) = match store.last_ended(share, |state| state != JobState::Cancelled) {
+            Some((id, JobKind::Extend, JobState::Failed)) => (ShareStatus::ExtendingError, Some(id)),
+            Some((id, JobKind::Shrink, JobState::Failed)) => (ShareStatus::ShrinkingError, Some(id)),
+            _ => (ShareStatus::Available, store.last_ended(share, |_| true).map(|(id, ..)| id)),
         };
-        let status = match (active, job.map(|job| job.kind)) {
-            (Some(_), Some(JobKind::Shrink)) => ShareStatus::Shrinking,
-            (Some(_), _) => ShareStatus::Extending,
-            (None, Some(JobKind::Shrink)) => ShareStatus::ShrinkingError,
-            (None, Some(JobKind::Extend)) => ShareStatus::ExtendingError,
-            (None, None) => ShareStatus::Available,
-        };
-        Ok(Jobs { status, active, last })
+        Jobs { status, active: None, last }
     }
 
     /// All pools at once; one that does not answer is reported as that.

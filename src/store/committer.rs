@@ -63,8 +63,6 @@ struct Committer {
     marking: (SyncSender<u64>, JoinHandle<()>),
     /// The highest commit number given out.
     commit: u64,
-    /// The highest commit number that is on disk for certain.
-    durable: u64,
     /// The commit number that was last given to the thread that writes the mark.
     marked: u64,
     marked_at: Instant,
@@ -99,7 +97,6 @@ pub fn start(
         files,
         retention,
         commit,
-        durable: commit,
         marked: commit,
         marked_at: Instant::now(),
         measured: commit,
@@ -171,7 +168,7 @@ impl Committer {
                 let mut index = self.shared.index.write();
                 waiting.iter().flat_map(|(jobs, _)| jobs).for_each(|job| index.publish(job));
                 drop(index);
-                self.shared.durable.store(self.durable, Ordering::Release);
+                self.shared.durable.store(self.commit, Ordering::Release);
                 for (_, answer) in waiting.drain(..) {
                     let _ = answer.send(Ok(()));
                 }
@@ -204,18 +201,15 @@ impl Committer {
     }
 
     fn write<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) -> Result<(), String> {
-        let db = self.shared.db.read();
-        let db = db.as_ref().ok_or("it is being opened again")?;
+        let db = self.shared.db()?;
         for job in jobs {
             self.commit += 1;
-            put(db, &record::key(job.id), record::encode(job, self.commit))?;
+            put(&db, &record::key(job.id), record::encode(job, self.commit))?;
         }
         // The one flush of the group; answered by fdatasync, see `sys::sync_file_range`.
         db.flush().map_err(|error| error.to_string())?;
         // A file without a name takes writes and flushes as any other.
-        self.check_identity()?;
-        self.durable = self.commit;
-        Ok(())
+        self.check_identity()
     }
 
     fn check_identity(&self) -> Result<(), String> {
@@ -235,7 +229,7 @@ impl Committer {
         self.mark();
         // Here, since whoever asks for it shall not wait for the disk; only after changes, since an idle growd sleeps.
         if self.measured != self.commit
-            && let Some(size) = self.shared.db.read().as_ref().and_then(|db| db.size_on_disk().ok())
+            && let Ok(Ok(size)) = self.shared.db().map(|db| db.size_on_disk())
         {
             self.shared.size.store(size, Ordering::Relaxed);
             self.measured = self.commit;
@@ -282,19 +276,17 @@ impl Committer {
         self.kept_time.advance(now - self.counted_at, newest, self.retention.age);
         self.counted_at = now;
         self.commit += 1;
-        let db = self.shared.db.read();
-        let db = db.as_ref().ok_or("it is being opened again")?;
-        put(db, record::MARK_KEY, record::encode_mark(self.commit, &self.kept_time))?;
+        let db = self.shared.db()?;
+        put(&db, record::MARK_KEY, record::encode_mark(self.commit, &self.kept_time))?;
         db.flush().map_err(|error| error.to_string())?;
-        self.durable = self.commit;
+        self.shared.durable.store(self.commit, Ordering::Release);
         Ok(())
     }
 
     fn remove(&self, jobs: &[JobId]) -> Result<(), String> {
-        let db = self.shared.db.read();
-        let db = db.as_ref().ok_or("it is being opened again")?;
+        let db = self.shared.db()?;
         for id in jobs {
-            if let Some((job, _)) = read(db, *id)? {
+            if let Some((job, _)) = read(&db, *id)? {
                 self.shared.index.write().forget(&job);
             }
             // Not flushed: a job that comes back after a power cut is removed again.
@@ -305,11 +297,12 @@ impl Committer {
 
     /// Has the mark brought up to what is on disk, unless that was done a moment ago or the last one is still at it.
     fn mark(&mut self) {
-        if self.marked == self.durable || self.marked_at.elapsed() < MARK_EVERY {
+        let durable = self.shared.durable.load(Ordering::Acquire);
+        if self.marked == durable || self.marked_at.elapsed() < MARK_EVERY {
             return;
         }
-        if self.marking.0.try_send(self.durable).is_ok() {
-            self.marked = self.durable;
+        if self.marking.0.try_send(durable).is_ok() {
+            self.marked = durable;
         }
         self.marked_at = Instant::now();
     }
@@ -358,7 +351,7 @@ impl Committer {
         let db = self.shared.db.write().take();
         let flushed = db.as_ref().map(|db| db.flush());
         self.note_progress();
-        let Self { shared, files, durable, marking: (marks, marker), .. } = self;
+        let Self { shared, files, marking: (marks, marker), .. } = self;
         drop(marks);
         // It only writes the mark, which is written once more below.
         let _ = marker.join();
@@ -366,7 +359,7 @@ impl Committer {
         sync_file_range::end();
         match flushed {
             Some(Ok(_)) if shared.failure.borrow().is_none() => {
-                if let Err(error) = files.write_mark(durable) {
+                if let Err(error) = files.write_mark(shared.durable.load(Ordering::Acquire)) {
                     warn!(%error, "cannot write {}", files.mark().display());
                 }
                 if let Err(error) = fingerprint::note(&files) {

@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use uuid::Uuid;
 
-use crate::model::{Job, JobId, JobState, RequestId, ShareId};
+use crate::model::{Job, JobId, JobKind, JobState, RequestId, ShareId};
 
 /// Which jobs a listing is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Selection {
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Index {
-    all: BTreeMap<JobId, JobState>,
+    all: BTreeMap<JobId, (JobKind, JobState)>,
     unfinished: BTreeSet<JobId>,
     /// One set for all shares: a set for each would take more memory than all else, since most shares have few jobs.
     by_share: BTreeSet<(ShareId, JobId)>,
@@ -29,6 +29,7 @@ pub struct Index {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub id: JobId,
+    pub kind: JobKind,
     pub state: JobState,
     pub share: ShareId,
     pub request_id: Option<RequestId>,
@@ -36,7 +37,7 @@ pub struct Entry {
 
 impl From<&Job> for Entry {
     fn from(job: &Job) -> Self {
-        Self { id: job.id, state: job.state, share: job.share, request_id: job.request_id }
+        Self { id: job.id, kind: job.kind, state: job.state, share: job.share, request_id: job.request_id }
     }
 }
 
@@ -49,7 +50,7 @@ impl From<&[Entry]> for Index {
             // Takes as long as all the rest: this must be sorted, and jobs come in their order.
             let by_share = threads.spawn(|| entries.iter().map(|entry| (entry.share, entry.id)).collect());
             Self {
-                all: entries.iter().map(|entry| (entry.id, entry.state)).collect(),
+                all: entries.iter().map(|entry| (entry.id, (entry.kind, entry.state))).collect(),
                 unfinished: entries.iter().filter(|entry| !entry.state.is_ended()).map(|entry| entry.id).collect(),
                 by_request: requests.collect(),
                 by_share: by_share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
@@ -60,7 +61,7 @@ impl From<&[Entry]> for Index {
 
 impl Index {
     pub fn publish(&mut self, job: &Job) {
-        self.all.insert(job.id, job.state);
+        self.all.insert(job.id, (job.kind, job.state));
         self.by_share.insert((job.share, job.id));
         if job.state.is_ended() {
             self.unfinished.remove(&job.id);
@@ -100,6 +101,25 @@ impl Index {
         self.by_request.get(&request_id).copied()
     }
 
+    pub fn kind(&self, job: JobId) -> Option<JobKind> {
+        self.all.get(&job).map(|(kind, _)| *kind)
+    }
+
+    /// The newest of a share's jobs that have ended in a state that counts, with what it did and that state.
+    pub fn last_ended(&self, share: ShareId, counts: impl Fn(JobState) -> bool) -> Option<(JobId, JobKind, JobState)> {
+        self.of_share(share, None).find_map(|id| {
+            let (kind, state) = *self.all.get(&id)?;
+            (state.is_ended() && counts(state)).then_some((id, kind, state))
+        })
+    }
+
+    /// The jobs of a share, newest first, from the one before `before` on.
+    fn of_share(&self, share: ShareId, before: Option<JobId>) -> impl Iterator<Item = JobId> {
+        let [first, last] = [Uuid::nil(), Uuid::max()].map(|id| (share, JobId::from_uuid(id)));
+        let end = before.map_or(Bound::Included(last), |before| Bound::Excluded((share, before)));
+        self.by_share.range((Bound::Included(first), end)).rev().map(|(_, id)| *id)
+    }
+
     /// Up to `limit` jobs, newest first, from the one before `before` on.
     ///
     /// The states on disk lag behind those of jobs at work, so a selection of QUEUED or RUNNING gives all that are
@@ -108,18 +128,13 @@ impl Index {
         let end = before.map_or(Bound::Unbounded, Bound::Excluded);
         let fits = |id: &JobId| match selection.state {
             None => true,
-            Some(state) if state.is_ended() => self.all.get(id) == Some(&state),
+            Some(state) if state.is_ended() => self.all.get(id).is_some_and(|(_, ended)| *ended == state),
             Some(_) => self.unfinished.contains(id),
         };
         match (selection.share, selection.state) {
-            (Some(share), _) => {
-                let [first, last] = [Uuid::nil(), Uuid::max()].map(|id| (share, JobId::from_uuid(id)));
-                let end = before.map_or(Bound::Included(last), |before| Bound::Excluded((share, before)));
-                let of_share = self.by_share.range((Bound::Included(first), end)).rev();
-                of_share.map(|(_, id)| *id).filter(fits).take(limit).collect()
-            }
+            (Some(share), _) => self.of_share(share, before).filter(fits).take(limit).collect(),
             (None, Some(state)) if !state.is_ended() => {
-                self.unfinished.range((Bound::Unbounded, end)).rev().copied().filter(fits).take(limit).collect()
+                self.unfinished.range((Bound::Unbounded, end)).rev().copied().take(limit).collect()
             }
             (None, _) => {
                 let all = self.all.range((Bound::Unbounded, end)).rev();
@@ -137,7 +152,7 @@ impl Index {
     pub fn expired(&self, old: Option<JobId>, most_kept: usize, limit: usize) -> Vec<JobId> {
         let mut surplus = self.ended().saturating_sub(most_kept);
         let mut expired = Vec::new();
-        for (id, state) in &self.all {
+        for (id, (_, state)) in &self.all {
             if (Some(*id) > old && surplus == 0) || expired.len() == limit {
                 break;
             }
@@ -184,6 +199,18 @@ mod tests {
         assert_eq!(list(of(Some(share), Some(JobState::Running)), None, 9), [id(3)]);
         assert_eq!(list(of(None, Some(JobState::Cancelled)), None, 9), []);
         assert_eq!(list(of(Some(other), None), None, 9), []);
+    }
+
+    #[test]
+    fn the_last_job_of_a_share_has_ended_and_counts() {
+        let (mut index, share) = (index(), any_job(0, JobState::Queued).share);
+        for (n, state) in [(5, JobState::Cancelled), (6, JobState::Running)] {
+            index.publish(&any_job(n, state));
+        }
+        let last = |counts: fn(JobState) -> bool| index.last_ended(share, counts);
+        assert_eq!(last(|_| true), Some((id(5), JobKind::Extend, JobState::Cancelled)));
+        assert_eq!(last(|state| state != JobState::Cancelled), Some((id(4), JobKind::Extend, JobState::Succeeded)));
+        assert_eq!(index.last_ended(ShareId::from_uuid(Uuid::from_u128(99)), |_| true), None);
     }
 
     #[test]

@@ -22,11 +22,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::meters::Meters;
-use crate::model::{Job, JobId, RequestId};
+use crate::model::{Job, JobId, JobKind, JobState, RequestId, ShareId};
 use committer::Work;
 use files::{Files, Lock};
 use index::Index;
@@ -82,7 +82,13 @@ struct Shared {
     meters: Arc<Meters>,
 }
 
-/// The open store. All methods but [`Store::commit`] and [`Store::close`] answer from memory or by one read.
+impl Shared {
+    fn db(&self) -> Result<MappedRwLockReadGuard<'_, sled::Db>, String> {
+        RwLockReadGuard::try_map(self.db.read(), Option::as_ref).map_err(|_| "it is being opened again".to_owned())
+    }
+}
+
+/// The open store. All methods but [`Store::commit`], [`Store::close`] and [`Store::get`] answer from memory.
 pub struct Store {
     shared: Arc<Shared>,
     inbox: mpsc::Sender<Work>,
@@ -140,15 +146,15 @@ impl Store {
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// A job as it was last committed.
+    /// A job as it was last committed. Waits for the disk where sled has not got it in memory.
     ///
     /// # Errors
     /// [`StoreError::Read`].
     pub fn get(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        let db = self.shared.db.read();
-        let db = db.as_ref().ok_or_else(|| StoreError::Read { problem: "it is being opened again".to_owned() })?;
+        // Asked first: what is not on disk yet may never be.
         let durable = self.shared.durable.load(Ordering::Acquire);
-        let found = committer::read(db, id).map_err(|problem| StoreError::Read { problem })?;
+        let found = self.shared.db().and_then(|db| committer::read(&db, id));
+        let found = found.map_err(|problem| StoreError::Read { problem })?;
         // The database also shows what is not flushed yet: then the index knows whether there was a record before.
         let exists = |commit| commit <= durable || self.shared.index.read().contains(id);
         Ok(found.and_then(|(job, commit)| exists(commit).then_some(job)))
@@ -161,6 +167,15 @@ impl Store {
 
     pub fn of_request(&self, request_id: RequestId) -> Option<JobId> {
         self.shared.index.read().of_request(request_id)
+    }
+
+    pub fn kind(&self, job: JobId) -> Option<JobKind> {
+        self.shared.index.read().kind(job)
+    }
+
+    /// The newest of a share's jobs that have ended in a state that counts, with what it did and that state.
+    pub fn last_ended(&self, share: ShareId, counts: impl Fn(JobState) -> bool) -> Option<(JobId, JobKind, JobState)> {
+        self.shared.index.read().last_ended(share, counts)
     }
 
     /// The newest job that is kept, or was noted before this start. A new one must be above it, or retention takes it for

@@ -13,7 +13,7 @@ use super::peer::Peer;
 use super::proto::job_service_server::JobService;
 use super::proto::node_service_server::NodeService;
 use super::proto::share_service_server::ShareService;
-use super::{audit, convert, proto, status::status};
+use super::{audit, convert, proto};
 use crate::meters::Meters;
 use crate::model::{Job, JobKind, PoolName, ProjectLabel, Refusal};
 use crate::service::{Selection, Service};
@@ -57,10 +57,9 @@ impl Handlers {
     where
         F: Future<Output = Result<Job, Refusal>> + Send + 'static,
     {
-        match tokio::spawn(change.in_current_span()).await {
-            Ok(answer) => answer.map(|job| Response::new(convert::job(job))).map_err(status),
-            Err(error) => Err(status(Refusal::Internal { problem: error.to_string() })),
-        }
+        let changed = tokio::spawn(change.in_current_span()).await;
+        let changed = changed.map_err(|error| Refusal::Internal { problem: error.to_string() })?;
+        Ok(Response::new(convert::job(changed?)))
     }
 }
 
@@ -94,9 +93,8 @@ impl ShareService for Handlers {
     }
 
     async fn get_share(&self, request: Request<proto::GetShareRequest>) -> Result<Response<proto::Share>, Status> {
-        let share = convert::share_id(&request.get_ref().share_id).map_err(status)?;
-        let report = self.service().map_err(status)?.share(share).await.map_err(status)?;
-        Ok(Response::new(convert::share(report)))
+        let share = convert::share_id(&request.get_ref().share_id)?;
+        Ok(Response::new(convert::share(self.service()?.share(share).await?)))
     }
 
     async fn list_shares(
@@ -105,17 +103,14 @@ impl ShareService for Handlers {
     ) -> Result<Response<proto::ListSharesResponse>, Status> {
         let request = request.into_inner();
         let filter = convert::shares_filter(&request.pool, request.project_id.as_deref());
-        let answer = async {
-            let project = request.project_id.as_deref().map(convert::project).transpose()?;
-            let pool = match request.pool.as_str() {
-                "" => None,
-                name => Some(name.parse::<PoolName>().map_err(|error| convert::invalid("pool", &error))?),
-            };
-            let after = convert::page_after(&request.page_token, &filter)?;
-            let size = convert::page_size(request.page_size);
-            self.service()?.shares(pool.as_ref(), project.as_ref(), after, size).await
+        let project = request.project_id.as_deref().map(convert::project).transpose()?;
+        let pool = match request.pool.as_str() {
+            "" => None,
+            name => Some(name.parse::<PoolName>().map_err(|error| convert::invalid("pool", &error))?),
         };
-        let page = answer.await.map_err(status)?;
+        let after = convert::page_after(&request.page_token, &filter)?;
+        let size = convert::page_size(request.page_size);
+        let page = self.service()?.shares(pool.as_ref(), project.as_ref(), after, size).await?;
         Ok(Response::new(proto::ListSharesResponse {
             shares: page.shares.into_iter().map(convert::share).collect(),
             next_page_token: convert::page_token(page.next, &filter),
@@ -127,8 +122,8 @@ impl ShareService for Handlers {
 #[tonic::async_trait]
 impl JobService for Handlers {
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Result<Response<proto::Job>, Status> {
-        let job = convert::job_id(&request.get_ref().job_id).and_then(|id| self.service()?.job(id));
-        job.map(|job| Response::new(convert::job(job))).map_err(status)
+        let id = convert::job_id(&request.get_ref().job_id)?;
+        Ok(Response::new(convert::job(self.service()?.job(id).await?)))
     }
 
     async fn list_jobs(
@@ -136,25 +131,19 @@ impl JobService for Handlers {
         request: Request<proto::ListJobsRequest>,
     ) -> Result<Response<proto::ListJobsResponse>, Status> {
         let request = request.into_inner();
-        let service = Arc::clone(self.service().map_err(status)?);
         let share = match request.share_id.as_str() {
             "" => None,
-            id => Some(convert::share_id(id).map_err(status)?),
+            id => Some(convert::share_id(id)?),
         };
         // An id is the same one in capitals.
         let of_share = share.map(|share| share.to_string()).unwrap_or_default();
         let filter = format!("{of_share}/{}/{}", request.state, request.project_id);
-        let listed = filter.clone();
-        // Up to a thousand records are read, which is too long for a thread that serves others.
-        let answer = tokio::task::spawn_blocking(move || {
-            let selection = Selection { share, state: convert::state_filter(request.state)? };
-            // Stored jobs may have labels that would not be taken now.
-            let project = ProjectLabel::of_record(request.project_id);
-            let before = convert::page_after(&request.page_token, &listed)?;
-            service.list_jobs(&selection, &project, before, convert::page_size(request.page_size))
-        });
-        let answer = answer.await.unwrap_or_else(|error| Err(Refusal::Internal { problem: error.to_string() }));
-        let (jobs, next) = answer.map_err(status)?;
+        let selection = Selection { share, state: convert::state_filter(request.state)? };
+        // Stored jobs may have labels that would not be taken now.
+        let project = ProjectLabel::of_record(request.project_id);
+        let before = convert::page_after(&request.page_token, &filter)?;
+        let size = convert::page_size(request.page_size);
+        let (jobs, next) = self.service()?.list_jobs(selection, project, before, size).await?;
         Ok(Response::new(proto::ListJobsResponse {
             jobs: jobs.into_iter().map(convert::job).collect(),
             next_page_token: convert::page_token(next, &filter),
@@ -167,8 +156,7 @@ impl JobService for Handlers {
         &self,
         request: Request<proto::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
-        let changes = convert::job_id(&request.get_ref().job_id).and_then(|id| self.service()?.watch(id));
-        let changes = changes.map_err(status)?;
+        let changes = self.service()?.watch(convert::job_id(&request.get_ref().job_id)?).await?;
         Ok(Response::new(Box::pin(follow(changes).map(|job| Ok(convert::job(job))))))
     }
 
@@ -188,19 +176,19 @@ impl JobService for Handlers {
 #[tonic::async_trait]
 impl NodeService for Handlers {
     async fn get_node(&self, _: Request<proto::GetNodeRequest>) -> Result<Response<proto::Node>, Status> {
-        Ok(Response::new(convert::node(self.service().map_err(status)?.node())))
+        Ok(Response::new(convert::node(self.service()?.node())))
     }
 
     async fn list_pools(
         &self,
         _: Request<proto::ListPoolsRequest>,
     ) -> Result<Response<proto::ListPoolsResponse>, Status> {
-        let pools = self.service().map_err(status)?.pools().await;
+        let pools = self.service()?.pools().await;
         Ok(Response::new(proto::ListPoolsResponse { pools: pools.into_iter().map(convert::pool).collect() }))
     }
 
     async fn diagnose(&self, _: Request<proto::DiagnoseRequest>) -> Result<Response<proto::DiagnoseResponse>, Status> {
-        let service = self.service().map_err(status)?;
+        let service = self.service()?;
         Ok(Response::new(proto::DiagnoseResponse {
             findings: service.diagnose().await.into_iter().map(convert::finding).collect(),
             commands: service.commands().into_iter().map(convert::command).collect(),

@@ -43,19 +43,20 @@ const fn codes(reason: Reason) -> (Code, u16) {
 }
 
 /// The answer for a refusal, with its google.rpc details. The log level follows the class.
-#[allow(clippy::needless_pass_by_value, reason = "it is the end of a refusal's way, in map_err")]
-pub fn status(refusal: Refusal) -> Status {
-    let reason = refusal.reason();
-    let message = refusal.to_string();
-    if codes(reason).0 == Code::Internal {
-        tracing::error!(%reason, error = message, "internal error");
-    } else {
-        tracing::info!(%reason, error = message, "refused");
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let reason = refusal.reason();
+        let message = refusal.to_string();
+        if codes(reason).0 == Code::Internal {
+            tracing::error!(%reason, error = message, "internal error");
+        } else {
+            tracing::info!(%reason, error = message, "refused");
+        }
+        unlogged(&refusal)
     }
-    unlogged(&refusal)
 }
 
-/// As [`status`], for refusals that are logged elsewhere.
+/// The same for refusals that are logged elsewhere.
 pub fn unlogged(refusal: &Refusal) -> Status {
     let reason = refusal.reason();
     let (code, http) = codes(reason);
@@ -86,7 +87,7 @@ mod tests {
     #[test]
     fn reason_and_http_status_travel_as_details() {
         let refusal = Refusal::InvalidSize { field: "new_size_bytes", given: 0, problem: "must be above 0" };
-        let status = status(refusal);
+        let status = Status::from(refusal);
         let details = status.get_error_details();
         let info = details.error_info().unwrap();
         assert_eq!(

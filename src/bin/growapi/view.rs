@@ -25,8 +25,8 @@ impl Details {
     /// [`Failure::Nonsense`] for a share without status.
     pub fn new(share: Share, job: Option<Job>) -> Result<Self, Failure> {
         let before = job.as_ref().map(|job| job.size_before_bytes).or(share.size_bytes);
-        let error = job.and_then(|job| job.error);
-        let in_the_way = error.as_ref().is_some_and(|error| error.reason == Reason::WouldLoseData.as_str());
+        let failed = job.and_then(|job| Some((job.error?, job.job_id)));
+        let in_the_way = failed.as_ref().is_some_and(|(error, _)| error.reason == Reason::WouldLoseData.as_str());
         let (status, size) = match share.status() {
             ShareStatus::Extending => ("extending", before),
             ShareStatus::Shrinking => ("shrinking", before),
@@ -38,7 +38,11 @@ impl Details {
             ShareStatus::Available => ("error", None),
             ShareStatus::Unspecified => return Err(Failure::nonsense("a share without status")),
         };
-        let failed = error.map(|error| words(&error.reason, error.message));
+        let failed = failed.map(|(error, job_id)| match error.reason == Reason::Internal.as_str() {
+            // Whoever may know more finds it by the job.
+            true => format!("{} Its operators find which by the job {job_id}.", words(&error.reason, error.message)),
+            false => words(&error.reason, error.message),
+        });
         let finding = || share.findings.first().map(|finding| words(&finding.kind, finding.message.clone()));
         let error = failed.or_else(|| size.is_none().then(finding).flatten());
         Ok(Self { id: share.share_id, status, size: Bytes::new(size.unwrap_or_default()).whole_gib(), error })

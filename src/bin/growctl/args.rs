@@ -157,7 +157,7 @@ pub struct JobsArgs {
     pub share: Option<ShareId>,
     /// Only jobs in this state
     #[arg(long, ignore_case = true, value_parser = PossibleValuesParser::new(JobState::ALL.map(JobState::as_str))
-        .try_map(|state| state.parse::<JobState>()))]
+        .try_map(|state| JobState::named(&state.to_uppercase()).ok_or("it is no state")))]
     pub state: Option<JobState>,
     /// Only jobs with this project label
     #[arg(long, value_name = "LABEL")]

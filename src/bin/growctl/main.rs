@@ -140,12 +140,7 @@ fn print_ended(output: Output, job: &Job) -> Result<ExitCode, Failure> {
 }
 
 fn print<M: prost::Name>(output: Output, message: &M, table: impl FnOnce(&M) -> String) -> Result<ExitCode, Failure> {
-    let text = match output {
-        Output::Table => table(message),
-        Output::Json => to_json_pretty(message).context("cannot write the answer as JSON")? + "\n",
-    };
-    write_to(io::stdout().lock(), &text)?;
-    Ok(ExitCode::SUCCESS)
+    print_list(output, message, "", |message| Some(table(message)))
 }
 
 /// An empty list is said on stderr: whatever reads the table sees no lines.
@@ -155,10 +150,11 @@ fn print_list<M: prost::Name>(
     when_empty: &str,
     table: impl FnOnce(&M) -> Option<String>,
 ) -> Result<ExitCode, Failure> {
-    if output == Output::Json {
-        return print(output, message, |_| String::new());
-    }
-    match table(message) {
+    let text = match output {
+        Output::Table => table(message),
+        Output::Json => Some(to_json_pretty(message).context("cannot write the answer as JSON")? + "\n"),
+    };
+    match text {
         Some(text) => write_to(io::stdout().lock(), &text)?,
         None => note(when_empty)?,
     }

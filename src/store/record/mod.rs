@@ -226,10 +226,7 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
         kind,
         share: share(&record.share)?,
         pool: record.pool.parse::<PoolName>().map_err(|_| RecordError::Field("pool"))?,
-        driver: DriverKind::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == record.driver)
-            .ok_or(RecordError::Field("driver"))?,
+        driver: DriverKind::named(&record.driver).ok_or(RecordError::Field("driver"))?,
         state: state(&record.state)?,
         size_before: Bytes::new(record.size_before),
         requested_size: Bytes::new(record.requested_size),
@@ -264,10 +261,10 @@ pub fn decode(key: &[u8], value: &[u8]) -> Result<(Job, u64), RecordError> {
 /// When the record is not what [`encode`] wrote under this key.
 pub fn entry(key: &[u8], value: &[u8]) -> Result<(Entry, u64), RecordError> {
     let id = job_of_key(key)?;
-    let (_, commit, payload) = unseal_job(key, value)?;
+    let (kind, commit, payload) = unseal_job(key, value)?;
     let record = EntryOnDisk::decode(payload).map_err(|_| RecordError::Field("payload"))?;
     let request_id = record.request_id.as_deref().map(request_id).transpose()?;
-    Ok((Entry { id, state: state(&record.state)?, share: share(&record.share)?, request_id }, commit))
+    Ok((Entry { id, kind, state: state(&record.state)?, share: share(&record.share)?, request_id }, commit))
 }
 
 fn share(bytes: &[u8]) -> Result<ShareId, RecordError> {
@@ -279,7 +276,7 @@ fn request_id(bytes: &[u8]) -> Result<RequestId, RecordError> {
 }
 
 fn state(text: &str) -> Result<JobState, RecordError> {
-    text.parse().map_err(|_| RecordError::Field("state"))
+    JobState::named(text).ok_or(RecordError::Field("state"))
 }
 
 /// A record that carries a commit number and the kept time, for [`MARK_KEY`].
