@@ -111,8 +111,8 @@ fn bytes_on_disk(dir: &Path) -> f64 {
     fs::read_dir(dir).unwrap().map(Result::unwrap).map(of).sum()
 }
 
-/// Until threads that were at work have ended.
-const SETTLE: Duration = Duration::from_secs(20);
+/// Until threads that were at work have ended, and the mark of the store is written, which follows a start after 20 s.
+const SETTLE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Wake-ups and processor time of a growd with a service manager that watches it and jobs in its store.
