@@ -114,8 +114,9 @@ pub fn certificate(data: &[u8]) {
 
 /// `/proc/self/mountinfo`: what is understood is what the kernel would write so, and each mount is found by its device.
 pub fn mountinfo(data: &[u8]) {
-    for mount in mountinfo::parse(data) {
-        let found = mountinfo::find(mountinfo::parse(data), mount.device, &mount.mount_point).expect("it is there");
+    let mounts: Vec<mountinfo::Mount> = mountinfo::parse(data).collect();
+    for mount in &mounts {
+        let found = mountinfo::find(&mounts, mount.device, &mount.mount_point).expect("it is there");
         assert_eq!(found.device, mount.device);
         let escaped = |text: &OsStr| {
             let escape = |byte: &u8| match byte {
@@ -133,7 +134,7 @@ pub fn mountinfo(data: &[u8]) {
             line.extend(escaped(field).as_bytes());
             line.push(b' ');
         }
-        assert_eq!(mountinfo::parse(&line).collect::<Vec<_>>(), [mount]);
+        assert_eq!(mountinfo::parse(&line).collect::<Vec<_>>(), std::slice::from_ref(mount));
     }
 }
 

@@ -4,7 +4,6 @@
 //! crash leaves half done is seen by the three sizes and finished. A file that has all its blocks gets all of its new
 //! ones; a sparse one stays sparse, and what it lacks counts as promised.
 
-use std::cell::LazyCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,13 +79,8 @@ struct Share {
 /// The loop device of a file, and what is on it.
 type Attached = (LoopDevice, Device);
 
-/// What images are attached to and mounted on, at the moment when one question needs it first.
-type Around = LazyCell<Result<(LoopDevices, Mounts), DriverError>>;
-
-fn look_around() -> Result<(LoopDevices, Mounts), DriverError> {
-    let loop_devices = LoopDevices::now().map_err(system("look at the loop devices in", Path::new("/sys/block")))?;
-    Ok((loop_devices, Mounts::now()?))
-}
+/// What the images of one question are attached to and mounted on.
+type Around = (LoopDevices, Mounts);
 
 impl Share {
     /// What it is attached to, unless something is wrong that a step must not build on.
@@ -113,7 +107,7 @@ impl Image {
     }
 
     fn find(&self, share: ShareId) -> Result<Share, DriverError> {
-        self.find_on(&Around::new(look_around), share)
+        self.find_on(&Around::default(), share)
     }
 
     fn find_on(&self, around: &Around, share: ShareId) -> Result<Share, DriverError> {
@@ -154,12 +148,11 @@ impl Image {
     /// [`DriverError::Unusable`] when it cannot be grown so.
     fn look_at(
         &self,
-        around: &Around,
+        (loop_devices, mounts): &Around,
         share: ShareId,
         file: &OwnedFd,
         location: &Path,
     ) -> Result<Attached, DriverError> {
-        let (loop_devices, mounts) = around.as_ref().map_err(DriverError::clone)?;
         let mut found = loop_devices.of_file(file.as_fd()).map_err(system("find the loop device of", location))?;
         let shown = location.display();
         let path = Quoted(location);
@@ -290,7 +283,7 @@ impl Driver for Image {
     }
 
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
-        let around = Around::new(look_around);
+        let around = Around::default();
         shares.iter().map(|share| Ok(self.find_on(&around, *share)?.observed)).collect()
     }
 

@@ -3,6 +3,7 @@
 //! A device and its file are told by numbers, never by names: the name that the kernel keeps is what somebody once
 //! typed, and the file may have been renamed since.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -89,14 +90,17 @@ impl LoopDevice {
     }
 }
 
-/// The nodes of all loop devices by the files that they showed at one moment: a file does not tell which devices it has.
-pub struct LoopDevices(HashMap<FileId, Vec<PathBuf>>);
+/// The nodes of loop devices by the files that they show.
+type Nodes = HashMap<FileId, Vec<PathBuf>>;
+
+/// The loop devices of the node, at the moment when they are asked for first: all are read then, since a file does not tell
+/// which it has.
+#[derive(Default)]
+pub struct LoopDevices(OnceCell<Result<Nodes, Errno>>);
 
 impl LoopDevices {
-    /// # Errors
-    /// Those of reading `/sys/block` and of opening a loop device that is there.
-    pub fn now() -> Result<Self, Errno> {
-        let mut nodes: HashMap<FileId, Vec<PathBuf>> = HashMap::new();
+    fn read() -> Result<Nodes, Errno> {
+        let mut nodes = Nodes::new();
         for entry in fs::read_dir("/sys/block").map_err(errno)? {
             let entry = entry.map_err(errno)?;
             // Only a loop device that has a file has this directory.
@@ -106,18 +110,19 @@ impl LoopDevices {
                 nodes.entry(file).or_default().push(device.node);
             }
         }
-        Ok(Self(nodes))
+        Ok(nodes)
     }
 
     /// Those of an open file that still show it.
     ///
     /// # Errors
-    /// Those of opening them.
+    /// Those of reading `/sys/block` and of opening a loop device that is there.
     pub fn of_file(&self, file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
+        let nodes = self.0.get_or_init(Self::read).as_ref().map_err(|errno| *errno)?;
         let status = fstat(file)?;
         let file = (status.st_dev, status.st_ino);
         let mut devices = Vec::new();
-        for node in self.0.get(&file).into_iter().flatten() {
+        for node in nodes.get(&file).into_iter().flatten() {
             devices.extend(LoopDevice::open(node)?.filter(|(shown, _)| *shown == file).map(|(_, device)| device));
         }
         Ok(devices)
@@ -153,7 +158,7 @@ mod tests {
     #[test]
     fn a_file_of_nobody_has_no_device() {
         let file = File::open("Cargo.toml").unwrap();
-        assert!(LoopDevices::now().unwrap().of_file(file.as_fd()).unwrap().is_empty());
+        assert!(LoopDevices::default().of_file(file.as_fd()).unwrap().is_empty());
         assert!(LoopDevice::open(Path::new("/dev/missing")).unwrap().is_none());
         assert_eq!(LoopDevice::open(Path::new("/dev/null")).unwrap_err(), Errno::ENODEV);
     }

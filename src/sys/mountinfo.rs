@@ -46,9 +46,7 @@ pub struct Mount {
 /// # Errors
 /// `ENOENT` when there is none, as for a file on a mount that was detached, and those of reading `/proc`.
 pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
-    let device = fstat(fd)?.st_dev;
-    let path = path_of(fd)?;
-    find(Table::read()?.mounts.into_iter(), device, &path).ok_or(Errno::ENOENT)
+    Table::read()?.of_fd(fd)
 }
 
 /// Where an open file is now, by a path without symbolic links. The kernel has it in memory.
@@ -74,6 +72,14 @@ impl Table {
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(errno)?;
         Ok(Self { mounts: parse(&text).collect(), file })
+    }
+
+    /// As [`of_fd`], among these mounts.
+    ///
+    /// # Errors
+    /// As [`of_fd`].
+    pub fn of_fd(&self, fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
+        find(&self.mounts, fstat(fd)?.st_dev, &path_of(fd)?).cloned().ok_or(Errno::ENOENT)
     }
 
     /// Whether something was mounted or unmounted since, see proc_pid_mounts(5).
@@ -106,8 +112,8 @@ pub fn above<'m>(mounts: &'m [Mount], path: &Path) -> Option<&'m Mount> {
 ///
 /// A bind mount may be nearer, such as the one that systemd makes for each of a service's `ReadWritePaths=`. But it is
 /// not what is in fstab, and its top directory may have a quota of its own.
-pub fn find(mounts: impl Iterator<Item = Mount>, device: dev_t, path: &Path) -> Option<Mount> {
-    mounts.filter(|mount| mount.device == device).max_by_key(|mount| {
+pub fn find<'m>(mounts: &'m [Mount], device: dev_t, path: &Path) -> Option<&'m Mount> {
+    mounts.iter().filter(|mount| mount.device == device).max_by_key(|mount| {
         let length = |path: &Path| path.components().count();
         let nearness = path.starts_with(&mount.mount_point).then(|| length(&mount.mount_point));
         (Reverse(length(&mount.root)), nearness)
@@ -202,7 +208,8 @@ nonsense
     fn finds_the_mount_of_the_whole_device_that_is_nearest() {
         let twice = b"40 22 98:0 / /srv/deep rw - xfs /dev/ubda rw\n41 22 98:0 / /mnt rw - xfs /dev/ubda rw\n";
         let find = |device, path: &str| {
-            find(parse(TEXT).chain(parse(twice)), device, Path::new(path)).map(|mount| mount.mount_point)
+            let mounts: Vec<Mount> = parse(TEXT).chain(parse(twice)).collect();
+            find(&mounts, device, Path::new(path)).map(|mount| mount.mount_point.clone())
         };
         assert_eq!(find(makedev(98, 0), "/srv/shares"), Some("/srv".into()));
         assert_eq!(find(makedev(98, 0), r"/srv/with space\/shares"), Some("/srv".into()));

@@ -121,7 +121,8 @@ impl Drop for Volume {
 
 /// As the device of some share.
 pub fn look(device: u64, node: &Path) -> Result<Device, DriverError> {
-    Device::look(ShareId::from_uuid(uuid::Uuid::nil()), &"vols".parse().unwrap(), device, node, node, &Mounts::now()?)
+    let (share, pool) = (ShareId::from_uuid(uuid::Uuid::nil()), "vols".parse().unwrap());
+    Device::look(share, &pool, device, node, node, &Mounts::default())
 }
 
 pub fn observe_node(node: &Path) -> Result<Option<Mounted>, DriverError> {

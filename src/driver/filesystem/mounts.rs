@@ -1,5 +1,6 @@
 //! Finds a mount of the file system that is on a block device, and opens its root.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +14,6 @@ use uuid::Uuid;
 
 use crate::driver::places::{self, WHY_READ_ONLY};
 use crate::driver::shell::Quoted;
-use crate::driver::{DriverError, system};
 use crate::sys::btrfs::devices;
 use crate::sys::mountinfo::{Mount, Table, above};
 use crate::sys::open_beneath::{DIRECTORY, open_without_links};
@@ -61,28 +61,27 @@ impl Wanted {
     }
 }
 
-/// What is mounted on the node, at one moment: read once for all volumes that a question is about, since there may be a
-/// thousand mounts. What it leads to is looked at when it is opened, so that nothing else is taken for it later.
-pub struct Mounts {
+/// What is mounted on the node, at the moment when it is asked first: read once for all volumes that a question is about,
+/// since there may be a thousand mounts. What it leads to is looked at when it is opened, so that nothing else is taken for
+/// it later.
+#[derive(Default)]
+pub struct Mounts(OnceCell<Result<Known, Errno>>);
+
+struct Known {
     all: Vec<Mount>,
     /// Ids of the btrfs that are mounted, by the numbers of their devices, as `7:0`.
     btrfs: HashMap<String, [u8; 16]>,
 }
 
 impl Mounts {
-    /// # Errors
-    /// The failed system call.
-    pub fn now() -> Result<Self, DriverError> {
-        let table = Table::read().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
-        Ok(Self { all: table.mounts, btrfs: btrfs_devices() })
-    }
-
     /// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do. `node` is the name of
     /// the device, and a check of the file system is run on `location`.
     pub(super) fn find(&self, device: dev_t, node: &Path, location: &Path) -> Result<Found, Errno> {
+        let known = self.0.get_or_init(|| Ok(Known { all: Table::read()?.mounts, btrfs: btrfs_devices() }));
+        let Known { all, btrfs } = known.as_ref().map_err(|errno| *errno)?;
         let number = format!("{}:{}", major(device), minor(device));
-        let wanted = self.btrfs.get(&number).map_or(Wanted::Device(device), |id| Wanted::Btrfs(*id));
-        let mut mounts: Vec<&Mount> = self.all.iter().filter(|mount| wanted.may_be(mount)).collect();
+        let wanted = btrfs.get(&number).map_or(Wanted::Device(device), |id| Wanted::Btrfs(*id));
+        let mut mounts: Vec<&Mount> = all.iter().filter(|mount| wanted.may_be(mount)).collect();
         // Of many btrfs it most likely is the one whose source has the name of the device.
         mounts.sort_by_cached_key(|mount| (mount.root.components().count(), mount.source != node));
         let mut unusable = None;
@@ -103,7 +102,7 @@ impl Mounts {
                 }
                 // Any btrfs was looked at, so this says nothing.
                 Ok(Root::Another) if matches!(wanted, Wanted::Btrfs(_)) => continue,
-                missed => match (above(&self.all, &mount.mount_point).filter(|top| top.id != mount.id), missed) {
+                missed => match (above(all, &mount.mount_point).filter(|top| top.id != mount.id), missed) {
                     (Some(top), _) => {
                         let remedy = format!("umount {}", Quoted(&top.mount_point));
                         (format!("is mounted at {place}, where another mount covers it"), remedy)

@@ -229,7 +229,7 @@ impl Lvm {
 
     /// The volume's device and what is on it, by the kernel alone.
     fn look_at(&self, share: ShareId) -> Result<Device, DriverError> {
-        self.look_among(share, &Mounts::now()?)
+        self.look_among(share, &Mounts::default())
     }
 
     fn look_among(&self, share: ShareId, mounts: &Mounts) -> Result<Device, DriverError> {
@@ -273,7 +273,7 @@ impl Lvm {
             *self.given.lock() = Some((share, after));
             return Ok(Outcome::Changed { from: before, to: after });
         }
-        let reported = Volumes::reported(self.read_share(share)?)?;
+        let reported = Volumes::from(self.read_share(share)?);
         let Share { volume, observed, .. } = self.find_among(&reported, share)?;
         observed.extendable()?;
         let (missing, free) = (wanted.saturating_sub(before), volume.group.free);
@@ -289,7 +289,7 @@ impl Lvm {
     /// The volumes of some shares, and the space of the thin pool if the pool has one.
     fn look_with_space(&self, shares: &[ShareId]) -> Result<(Volumes, Option<Space>), DriverError> {
         let Some(thin) = &self.thin else { return Ok((self.look_for(shares)?, None)) };
-        let volumes = Volumes::reported(self.lvs(volume::FIELDS, &[])?)?;
+        let volumes = Volumes::from(self.lvs(volume::FIELDS, &[])?);
         let space = self.space_of_thin_pool(thin, &volumes)?;
         Ok((volumes, Some(space)))
     }
@@ -398,7 +398,7 @@ impl Driver for Lvm {
 
     fn space(&self) -> Result<Space, DriverError> {
         match &self.thin {
-            Some(thin) => self.space_of_thin_pool(thin, &Volumes::reported(self.lvs(volume::FIELDS, &[])?)?),
+            Some(thin) => self.space_of_thin_pool(thin, &Volumes::from(self.lvs(volume::FIELDS, &[])?)),
             None => Ok(self.space_of(self.group_now()?)),
         }
     }

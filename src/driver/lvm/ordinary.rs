@@ -13,6 +13,7 @@ use crate::driver::filesystem::Mounts;
 use crate::model::{Refusal, ShareId};
 
 /// The volumes of some shares at one moment.
+#[derive(Default)]
 pub(super) struct Volumes {
     pub ordinary: HashMap<ShareId, Volume>,
     /// What `lvs` reports of the others, and of the thin pool if the pool has one.
@@ -21,10 +22,10 @@ pub(super) struct Volumes {
     pub patience: Patience,
 }
 
-impl Volumes {
+impl From<Vec<Row>> for Volumes {
     /// Those that `lvs` reports.
-    pub fn reported(rows: Vec<Row>) -> Result<Self, DriverError> {
-        Ok(Self { ordinary: HashMap::new(), rows, mounts: Mounts::now()?, patience: Patience::default() })
+    fn from(rows: Vec<Row>) -> Self {
+        Self { rows, ..Self::default() }
     }
 }
 
@@ -82,7 +83,7 @@ impl Lvm {
             [share] => self.read_share(*share)?,
             _ => self.lvs(volume::FIELDS, &[])?,
         };
-        Ok(Volumes { ordinary, ..Volumes::reported(rows)? })
+        Ok(Volumes { ordinary, rows, ..Volumes::default() })
     }
 
     /// The names of the group's volumes.
