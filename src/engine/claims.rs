@@ -192,16 +192,55 @@ mod tests {
     use tokio::time::timeout;
     use uuid::Uuid;
 
+    fn share(n: u128) -> ShareId {
+        ShareId::from_uuid(Uuid::from_u128(n))
+    }
+
+    fn job(n: u128) -> JobId {
+        JobId::from_uuid(Uuid::from_u128(n))
+    }
+
+    #[tokio::test]
+    async fn a_share_has_one_job_a_request_id_one_and_all_together_so_many() {
+        let claims = Claims::default();
+        let id = RequestId::from_uuid(Uuid::from_u128(1));
+        let claim =
+            async |n, request_id, known: Option<JobId>| claims.claim(share(n), request_id, 2, |_| known).await.err();
+        let first = claims.claim(share(1), Some(id), 2, |_| None).await.unwrap();
+        let second = claims.claim(share(2), None, 2, |_| None).await.unwrap();
+        assert_eq!(claim(3, None, None).await, Some(Denied::Full(2)));
+
+        // Both wait for the first acceptance: one for its share, one for its request id.
+        let (same_share, same_request, ()) =
+            tokio::join!(claim(1, None, None), claim(3, Some(id), Some(job(1))), async {
+                tokio::task::yield_now().await;
+                first.accepted(job(1));
+                // It ends before either has a turn.
+                claims.release(share(1));
+            });
+        assert_eq!((same_share, same_request), (Some(Denied::Busy(job(1))), Some(Denied::Known(job(1)))));
+        assert!(claims.activate(share(1), job(2)) && !claims.activate(share(1), job(3)));
+        assert_eq!(claim(1, None, None).await, Some(Denied::Busy(job(2))));
+
+        let (again, ()) = tokio::join!(claim(2, None, None), async {
+            tokio::task::yield_now().await;
+            drop(second);
+        });
+        assert_eq!(again, None, "an acceptance that failed leaves the share to whoever waits");
+        claims.release(share(1));
+        assert_eq!(claim(1, None, None).await, None);
+        claims.close();
+        assert_eq!(claim(1, None, None).await, Some(Denied::Closed));
+        assert_eq!(claim(1, Some(id), Some(job(1))).await, Some(Denied::Known(job(1))), "also while growd drains");
+    }
+
     #[tokio::test]
     async fn an_acceptance_is_under_way_until_its_claim_is_accepted_or_given_back() {
         let claims = Claims::default();
-        let claim = async |n| {
-            let share = ShareId::from_uuid(Uuid::from_u128(n));
-            claims.claim(share, None, 9, |_| None).await.unwrap()
-        };
+        let claim = async |n| claims.claim(share(n), None, 9, |_| None).await.unwrap();
         let (accepted, given_back) = (claim(1).await, claim(2).await);
         assert_eq!(claims.accepting(), 2);
-        accepted.accepted(JobId::from_uuid(Uuid::from_u128(7)));
+        accepted.accepted(job(7));
         assert!(timeout(Duration::from_millis(50), claims.none_accepting()).await.is_err());
         drop(given_back);
         claims.none_accepting().await;

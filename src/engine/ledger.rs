@@ -130,9 +130,10 @@ mod tests {
     fn two_that_fit_alone_do_not_fit_together() {
         let ledger = Ledger::default();
         let moment = ledger.moment();
-        let reserve = || ledger.reserve(&home(), &disk(), &moment, Bytes::gib(3), Bytes::gib(2));
-        assert_eq!(reserve(), Ok(()));
-        assert_eq!(reserve(), Err(Shortage { free: Bytes::gib(1), queued: Bytes::gib(2) }));
+        let reserve = |growth| ledger.reserve(&home(), &disk(), &moment, Bytes::gib(3), growth);
+        assert_eq!(reserve(Bytes::gib(2)), Ok(()));
+        assert_eq!(reserve(Bytes::gib(2)), Err(Shortage { free: Bytes::gib(1), queued: Bytes::gib(2) }));
+        assert_eq!(reserve(Bytes::gib(1)), Ok(()), "the last of it can be had");
     }
 
     #[test]
