@@ -64,12 +64,9 @@ async fn health_of_a_thin_pool_or_group_that_is_not_there_while_its_volumes_are_
     daemon.reload(&group.pool("thin_pool = \"none\""));
     eventually(|| clients.healths(), |healths| *healths == UNREADABLE).await;
 
-    // A disk that can be pulled out. The last modules need those before them.
+    // A disk that can be pulled out.
     shell(
-        "cd /usr/lib/uml/modules/$(uname -r)/kernel
-         for module in lib/crc64 crypto/crc64_rocksoft_generic lib/crc64-rocksoft block/t10-pi \
-             drivers/scsi/scsi_common drivers/scsi/scsi_mod drivers/scsi/sd_mod; do insmod $module.ko; done
-         insmod drivers/scsi/scsi_debug.ko dev_size_mb=64
+        "modprobe sd_mod && modprobe scsi_debug dev_size_mb=64
          until [ -b /dev/sda ]; do sleep 0.1; done
          vgcreate -q -y pulled /dev/sda && lvcreate -q -y -n one -L 40m pulled",
     );

@@ -73,13 +73,16 @@ impl Lvm {
         let (group, Volume { name, size: recorded, .. }) = (self.group.name(), volume);
         let (place, size) = (format!("{group}/{name}"), device.size);
         let problem = format!("the kernel has {size} of logical volume {place}, and LVM's metadata only {recorded}");
+        let (refresh, extend) =
+            (format!("lvchange --refresh {place}"), format!("lvextend --size {}b {place}", size.get()));
         let remedy = match device.sizes() {
             Sizes::Volume { filesystem: Some(filesystem), .. } if filesystem <= *recorded => {
-                format!("lvchange --refresh {place}")
+                // A refresh would use a larger table that was loaded, though what it lies on gets smaller (Linux 6.12).
+                if volume.segment_type.starts_with("raid") { extend } else { refresh }
             }
             // What is behind the recorded size is in use, and the extents that LVM takes should be the same.
             _ => {
-                let (extend, node) = (format!("lvextend --size {}b {place}", size.get()), volume::node(group, name));
+                let node = volume::node(group, name);
                 format!("{extend} (if that changes what dmsetup table {} shows, its end is lost)", node.display())
             }
         };

@@ -89,12 +89,16 @@ pub(super) fn turn_on(fd: BorrowedFd<'_>, kind: Kind, state: QuotaState) -> Opti
     (mount.point != "/").then(|| mount.turn_on(kind, state))
 }
 
-/// An error has ended all writing to the ext4 of an open file, which its mount need not show.
-pub(super) fn stopped(pool: &PoolName, fd: BorrowedFd<'_>) -> Problem {
-    let Mount { point, device, .. } = Mount::of(fd);
+/// An error has ended all writing to an ext4, which its mount need not show.
+pub(super) fn stopped(pool: &PoolName) -> Refusal {
     let problem = "an error has stopped the journal of its file system (dmesg)".to_owned();
-    let refusal = Refusal::NotMounted { pool: pool.clone(), problem };
-    Problem::blocking(refusal, format!("umount {point} && e2fsck -f {device}, then mount it again"))
+    Refusal::NotMounted { pool: pool.clone(), problem }
+}
+
+/// What heals that of the ext4 of an open file.
+pub(super) fn start_again(fd: BorrowedFd<'_>) -> String {
+    let Mount { point, device, .. } = Mount::of(fd);
+    format!("umount {point} && e2fsck -f {device}, then mount it again")
 }
 
 /// What is wrong with the quotas of the file system that a pool or a share is on.

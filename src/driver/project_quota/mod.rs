@@ -151,7 +151,7 @@ impl ProjectQuota {
             // Whoever may not write may not read a quota of ext4 either.
             _ if read_only.is_some() && kind == Kind::Ext4 => None,
             0 => None,
-            id => read_quota(fd, kind, id, &location)?,
+            id => self.read_quota(fd, kind, id, &location)?,
         };
         let case =
             Case { location: &location, fd, kind, writable: read_only.is_none(), state, attributes, twin, quota };
@@ -171,8 +171,7 @@ impl ProjectQuota {
         let promised = match self.promises.sum(&id, || promised(fd, kind)) {
             Ok(sum) => sum,
             Err(QuotaError::Off) => Bytes::ZERO,
-            Err(QuotaError::System(Errno::EROFS)) => return Err(self.places.read_only().into()),
-            Err(QuotaError::System(errno)) => return Err(system("sum the quotas of", &pool.path)(errno)),
+            Err(QuotaError::System(errno)) => return Err(self.failed(fd, "sum the quotas of", &pool.path, errno)),
         };
         Ok(Space {
             id,
@@ -198,7 +197,7 @@ impl ProjectQuota {
         // Counted even if the limit cannot be read back now.
         self.promises.add(&base.pool.space_id(), hard.saturating_sub(old.hard), begun);
         let location = &found.observed.location;
-        let new = read_quota(found.directory.as_fd(), found.kind, old.id, location)?;
+        let new = self.read_quota(found.directory.as_fd(), found.kind, old.id, location)?;
         let new = new.ok_or_else(|| found.just_turned_off())?;
         if new.hard < to {
             let problem = format!("the limit of {} was set to {hard}, but reads {}", location.display(), new.hard);
@@ -215,12 +214,13 @@ impl ProjectQuota {
             Err(QuotaError::System(Errno::ENOSPC | Errno::EDQUOT)) => {
                 Err(self.places.full(pool.fd.as_fd(), hard.saturating_sub(old.hard)).into())
             }
-            Err(QuotaError::System(Errno::EROFS)) => Err(self.places.read_only().into()),
             Err(QuotaError::System(Errno::ERANGE)) => {
                 let what = format!("a limit of {hard} on {}", found.observed.filesystem);
                 Err(Refusal::Unsupported { what }.into())
             }
-            Err(QuotaError::System(errno)) => Err(system("set the quota of", &found.observed.location)(errno)),
+            Err(QuotaError::System(errno)) => {
+                Err(self.failed(pool.fd.as_fd(), "set the quota of", &found.observed.location, errno))
+            }
         }
     }
 
@@ -247,10 +247,33 @@ impl ProjectQuota {
 
     /// Brings all limits that were set to the disk.
     fn commit(&self, pool: &PoolDirectory) -> Result<(), DriverError> {
-        journal::force(pool.fd.as_fd()).map_err(|errno| match errno {
+        let fd = pool.fd.as_fd();
+        journal::force(fd).map_err(|errno| self.failed(fd, "flush the journal at", &pool.path, errno))
+    }
+
+    /// `None` when quota is off.
+    fn read_quota(
+        &self,
+        fd: BorrowedFd<'_>,
+        kind: Kind,
+        id: u32,
+        location: &Path,
+    ) -> Result<Option<quotactl::Quota>, DriverError> {
+        match quotactl::get(fd, kind, id) {
+            Ok(quota) => Ok(Some(quota)),
+            Err(QuotaError::Off) => Ok(None),
+            Err(QuotaError::System(errno)) => Err(self.failed(fd, "read the quota of", location, errno)),
+        }
+    }
+
+    /// Why a system call failed on the file system of an open file.
+    fn failed(&self, fd: BorrowedFd<'_>, operation: &'static str, object: &Path, errno: Errno) -> DriverError {
+        match errno {
             Errno::EROFS => self.places.read_only().into(),
-            errno => system("flush the journal at", &pool.path)(errno),
-        })
+            // As an ext4 with errors=remount-ro gives, which Linux 6.12 and newer do not make read-only.
+            Errno::EIO if journal::check_begins(fd).is_err() => findings::stopped(self.places.pool()).into(),
+            errno => system(operation, object)(errno),
+        }
     }
 
     fn flush(&self) -> Result<Base, DriverError> {
@@ -320,7 +343,8 @@ impl Driver for ProjectQuota {
         // that is shut down lets nobody look either.
         let is_asked = kind == Some(Kind::Ext4) && read_only.is_none();
         let fd = pool.fd.as_fd();
-        Ok((is_asked && journal::check_begins(fd).is_err()).then(|| findings::stopped(self.places.pool(), fd)))
+        let stopped = || Problem::blocking(findings::stopped(self.places.pool()), findings::start_again(fd));
+        Ok((is_asked && journal::check_begins(fd).is_err()).then(stopped))
     }
 
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError> {
@@ -351,20 +375,6 @@ fn promised(fd: BorrowedFd<'_>, kind: Kind) -> Result<Bytes, QuotaError> {
         next = quota.id.max(id).checked_add(1);
     }
     Ok(promised)
-}
-
-/// `None` when quota is off.
-fn read_quota(
-    fd: BorrowedFd<'_>,
-    kind: Kind,
-    id: u32,
-    location: &Path,
-) -> Result<Option<quotactl::Quota>, DriverError> {
-    match quotactl::get(fd, kind, id) {
-        Ok(quota) => Ok(Some(quota)),
-        Err(QuotaError::Off) => Ok(None),
-        Err(QuotaError::System(errno)) => Err(system("read the quota of", location)(errno)),
-    }
 }
 
 fn unsupported(pool: &PoolDirectory) -> Refusal {
