@@ -18,7 +18,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{Instrument, Span, info, warn};
 use uuid::Uuid;
@@ -44,6 +45,8 @@ pub struct Engine {
     pub store: Store,
     /// For what has to be read from the store's disk, which may hang.
     reads: Arc<Looks>,
+    /// As many of the threads that serve others may look for an ended job themselves: the rest goes on when it hangs.
+    looks_here: Semaphore,
     pub claims: Claims,
     pub ledger: Ledger,
     /// Jobs that have not ended, as they are now: RUNNING and steps are seen here before they are on disk.
@@ -80,6 +83,7 @@ impl Engine {
             pools,
             store,
             reads: Arc::default(),
+            looks_here: Semaphore::new(Handle::current().metrics().num_workers() / 2),
             claims: Claims::default(),
             ledger: Ledger::default(),
             live: Mutex::default(),
@@ -201,9 +205,14 @@ impl Engine {
         if let Some(job) = self.live_job(id) {
             return Ok(job);
         }
-        // As a rule sled has it in memory. But a thread of the runtime that the disk holds up may be the one that waits for
-        // events on behalf of all others.
-        let seen = self.read(move |engine| engine.job_if_seen(id)).await?;
+        // As a rule sled has it in memory, and to ask another thread takes longer than to look.
+        let seen = match self.looks_here.try_acquire() {
+            Ok(_permit) => {
+                hand_over();
+                self.job_if_seen(id)?
+            }
+            Err(_) => self.read(move |engine| engine.job_if_seen(id)).await?,
+        };
         seen.ok_or(Refusal::JobNotFound { job: id })
     }
 
@@ -379,6 +388,15 @@ fn tell_end(job: &Job) {
         }
         None if job.state == JobState::Cancelled => info!(attempt, "job cancelled"),
         None => info!(size = job.size_after.map(Bytes::get), attempt, "job succeeded"),
+    }
+}
+
+/// Lets another thread of the runtime do what only this one would: a disk may hold it up. It may be the one that waits for
+/// events on behalf of all, and the task that it woke last is out of reach of others. Each task that is spawned here moves
+/// the one before it to where others take it, and tells one that sleeps, which waits for events when there is no more to do.
+fn hand_over() {
+    for _ in 0..2 {
+        tokio::spawn(async {});
     }
 }
 
