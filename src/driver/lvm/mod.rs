@@ -99,14 +99,13 @@ impl Lvm {
         let command = format!("vgs {REPORT} -o {} {name}", volume::GROUP_FIELDS);
         let (rows, words) = self.group.ask(&self.pool, &command)?;
         self.group.learn_disks(&rows);
-        match rows.first() {
-            // Its volumes are in no report then.
-            Some(row) if !row.text("vg_exported")?.is_empty() => {
-                Err(self.not_mounted(format!("volume group {name} is exported; vgimport {name}")))
-            }
-            Some(row) => Group::read(row),
-            None => Err(self.not_mounted(format!("volume group {name}: {words}"))),
+        // Its volumes are in no report then.
+        if let Some(row) = rows.first()
+            && !row.text("vg_exported")?.is_empty()
+        {
+            return Err(self.not_mounted(format!("volume group {name} is exported; vgimport {name}")));
         }
+        Group::read(&rows)?.ok_or_else(|| self.not_mounted(format!("volume group {name}: {words}")))
     }
 
     /// Fields that `lvs` reports of some volumes, or of all of the group when none is named.
@@ -237,6 +236,12 @@ impl Lvm {
         let node = volume::node(self.group.name(), &name);
         let device = match stat(&node) {
             Err(Errno::ENOENT) => {
+                // It may have been removed or deactivated since the extend was accepted.
+                let volume = self.read_volume(&name)?.ok_or(Refusal::ShareNotFound { share })?;
+                if !volume.is_active {
+                    let (refusal, remedy) = self.not_active(share, &format!("{}/{name}", self.group.name()));
+                    return Err(DriverError::unusable(refusal, remedy));
+                }
                 let refusal = self.not_ready(share, format!("{} does not exist", node.display()));
                 return Err(DriverError::unusable(refusal, format!("vgmknodes {}", self.group.name())));
             }
@@ -276,7 +281,7 @@ impl Lvm {
         let reported = Volumes::from(self.read_share(share)?);
         let Share { volume, observed, .. } = self.find_among(&reported, share)?;
         observed.extendable()?;
-        let (missing, free) = (wanted.saturating_sub(before), volume.group.free);
+        let (missing, free) = (wanted.saturating_sub(before), self.group_now()?.free);
         let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
         // Else one of its disks is full that a stripe or a copy should be on, which LVM's words tell.
         if words.contains("nsufficient") && free < asked {
@@ -310,7 +315,11 @@ impl Lvm {
             }
             _ => Ok(Bytes::ZERO),
         };
-        let space = thin_space.unwrap_or_else(|| self.space_of(volume.group));
+        let space = match (thin_space, volumes.group) {
+            (Some(space), _) => space,
+            (None, Some(group)) => self.space_of(group),
+            (None, None) => self.space_of(self.group_now()?),
+        };
         Ok(Assessment { observed, growth, space })
     }
 
