@@ -291,18 +291,22 @@ impl Lvm {
         Err(Refusal::Internal { problem }.into())
     }
 
-    /// The volumes of some shares, and the space of the thin pool if the pool has one.
-    fn look_with_space(&self, shares: &[ShareId]) -> Result<(Volumes, Option<Space>), DriverError> {
-        let Some(thin) = &self.thin else { return Ok((self.look_for(shares)?, None)) };
+    /// The volumes of some shares, and the space that they grow into.
+    fn look_with_space(&self, shares: &[ShareId]) -> Result<(Volumes, Space), DriverError> {
+        let Some(thin) = &self.thin else {
+            let volumes = self.look_for(shares)?;
+            let group = volumes.group.map_or_else(|| self.group_now(), Ok)?;
+            return Ok((volumes, self.space_of(group)));
+        };
         let volumes = Volumes::from(self.lvs(volume::FIELDS, &[])?);
         let space = self.space_of_thin_pool(thin, &volumes)?;
-        Ok((volumes, Some(space)))
+        Ok((volumes, space))
     }
 
     fn assess(
         &self,
         volumes: &Volumes,
-        thin_space: Option<Space>,
+        space: Space,
         (share, target): (ShareId, Bytes),
     ) -> Result<Assessment, DriverError> {
         let Share { volume, device, observed } = self.find_among(volumes, share)?;
@@ -314,11 +318,6 @@ impl Lvm {
                 checked.map(|()| rounding.space(wanted.saturating_sub(before)))
             }
             _ => Ok(Bytes::ZERO),
-        };
-        let space = match (thin_space, volumes.group) {
-            (Some(space), _) => space,
-            (None, Some(group)) => self.space_of(group),
-            (None, None) => self.space_of(self.group_now()?),
         };
         Ok(Assessment { observed, growth, space })
     }
@@ -396,8 +395,8 @@ impl Driver for Lvm {
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
         let shares: Vec<ShareId> = asked.iter().map(|(share, _)| *share).collect();
-        answer_each(self.look_with_space(&shares), asked, |(volumes, thin_space), asked| {
-            self.assess(volumes, thin_space.clone(), *asked)
+        answer_each(self.look_with_space(&shares), asked, |(volumes, space), asked| {
+            self.assess(volumes, space.clone(), *asked)
         })
     }
 
