@@ -163,6 +163,45 @@ async fn what_cannot_be_grown_is_refused_and_stays_as_it_is() {
     clients.extended(1, 200 * MIB).await;
 }
 
+/// As whoever guards it against a slip does.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_immutable_is_told_with_its_size() {
+    lab::require();
+    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
+    let image = Image::mounted(ground.path(), &share(1), 100 * MIB, false, "mkfs.ext4 -q -F");
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let clients = daemon.clients().await;
+    for attribute in ["+i", "+a"] {
+        lab::run("chattr", &[attribute, image.path.to_str().unwrap()]);
+        assert_refused(&clients.extend(&share(1), 200 * MIB).await.unwrap_err(), "UNSUPPORTED");
+        let told = clients.share(&share(1)).await;
+        assert_eq!(told.size_bytes, Some(100 * MIB));
+        lab::run("sh", &["-c", &told.findings[0].remedy]);
+    }
+    clients.extended(1, 200 * MIB).await;
+}
+
+/// Tenants write to the old one, and a mount in the same place would hide what they wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_was_replaced_while_it_is_mounted_is_told_with_what_is_mounted() {
+    lab::require();
+    let (ground, dir) = (Filesystem::xfs("ubda", ""), tempfile::tempdir().unwrap());
+    let image = Image::mounted(ground.path(), &share(1), 100 * MIB, false, "mkfs.ext4 -q -F");
+    let daemon = Daemon::start(dir.path(), &pool(ground.path(), "")).await;
+    let clients = daemon.clients().await;
+    let (node, copy) = (image.devices()[0].clone(), ground.path().join("copy"));
+    fs::copy(&image.path, &copy).unwrap();
+    fs::rename(&copy, &image.path).unwrap();
+    let refused = clients.extend(&share(1), 200 * MIB).await.unwrap_err();
+    assert_refused(&refused, "NOT_MOUNTED");
+    assert!(refused.message().ends_with(&format!("{node} shows the file that was there before it")), "{refused:?}");
+    let remedy = clients.share(&share(1)).await.findings[0].remedy.clone();
+    assert!(remedy.starts_with(&format!("dd if={node} of=COPY ")), "{remedy}");
+    lab::run("umount", &[&node]);
+    image.mount("loop");
+    clients.extended(1, 200 * MIB).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_sparse_images_lack_is_promised() {
     lab::require();

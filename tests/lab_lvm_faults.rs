@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, share};
+use daemon::{Clients, Daemon, MIB, assert_refused, create_shares, eventually, metadata, share};
 use growd::wire::proto::{CancelJobRequest, HostCommand, Job, JobState};
 use support::{Filesystem, PRJQUOTA};
 use volumes::{FakeLvm, Group, shell};
@@ -235,6 +235,74 @@ async fn space_that_lvextend_does_not_find_is_told_as_it_is() {
     fake.lvextend("real");
     assert_eq!(ended(&clients, &share(2), 120 * MIB).await.state(), JobState::Succeeded);
     shell("vgreduce -q vg /dev/loop7 && pvremove -q /dev/loop7 && losetup -d /dev/loop7 && rm /run/disk");
+}
+
+/// As whoever takes a disk out of use begins, before pvmove.
+#[tokio::test]
+async fn a_disk_that_takes_no_more_volumes_gives_no_room() {
+    let group = Group::on("vg", &["ubda", "ubdb"]);
+    // LVM alone can tell what the second is.
+    let (volume, copied) = (group.create(1, "-L 100m"), group.create(2, "-L 100m --type raid1 -m 1 --nosync"));
+    let daemon = Daemon::start(group.dir(), &group.pool("")).await;
+    let clients = daemon.clients().await;
+    for disks in ["/dev/ubdb", "/dev/ubda /dev/ubdb"] {
+        shell(&format!("pvchange -q -xn {disks}"));
+        let free = shell("pvs --noheadings --units b --nosuffix -o pv_free -S pv_allocatable=allocatable");
+        let free: u64 = free.split_whitespace().map(|free| free.parse::<u64>().unwrap()).sum();
+        assert_eq!(clients.pool("vg").await.free_bytes, free);
+        for n in [1, 2] {
+            let refused = clients.extend(&share(n), 5000 * MIB).await.unwrap_err();
+            assert_refused(&refused, "POOL_FULL");
+            assert_eq!(metadata(&refused, "free_bytes"), free.to_string());
+        }
+    }
+    shell("pvchange -q -xy /dev/ubda /dev/ubdb");
+    assert_eq!(ended(&clients, &share(1), 5000 * MIB).await.state(), JobState::Succeeded);
+    assert_eq!((volume.size(), copied.size()), (5000 * MIB, 100 * MIB));
+}
+
+#[tokio::test]
+async fn a_volume_that_is_removed_or_deactivated_while_its_job_waits() {
+    let group = Group::on("vg", &["ubda"]);
+    let _volumes = [1, 2, 3].map(|n| group.create(n, "-L 100m"));
+    let fake = FakeLvm::new();
+    let hang = fake.dir().join("hang");
+    fs::write(&hang, "").unwrap();
+    fake.lvextend("while [ -e $dir/hang ]; do sleep 0.1; done; real");
+    let daemon = Daemon::start_with(group.dir(), &group.pool(""), &[("PATH", &fake.path())]).await;
+    let clients = daemon.clients().await;
+    let first = clients.extend(&share(1), 200 * MIB).await.unwrap();
+    eventually(|| async { fake.asked() }, |asked| *asked == 1).await;
+    let mut waiting = Vec::new();
+    for n in [2, 3] {
+        waiting.push(clients.extend(&share(n), 200 * MIB).await.unwrap());
+    }
+    shell(&format!("lvremove -q -y vg/share-{0} && lvchange -q -an vg/share-{1}", share(2), share(3)));
+    fs::remove_file(&hang).unwrap();
+    assert_eq!(clients.end_of(&first.job_id).await.state(), JobState::Succeeded);
+    for (job, reason, words) in [(&waiting[0], "SHARE_NOT_FOUND", ""), (&waiting[1], "NOT_MOUNTED", "is not active")] {
+        let error = clients.end_of(&job.job_id).await.error.unwrap();
+        assert!(error.reason == reason && error.message.ends_with(words), "{error:?}");
+    }
+}
+
+/// A rollback that waits for the end of a mount would undo the extend.
+#[tokio::test]
+async fn a_thin_volume_that_a_snapshot_is_to_be_merged_into() {
+    let group = Group::on("vg", &["ubda"]);
+    group.create_thin_pool("-L 1g");
+    let mut volume = group.create(1, "--thinpool thin -V 100m").formatted("mkfs.ext4 -q");
+    let daemon = Daemon::start(group.dir(), &group.pool("thin_pool = \"thin\"")).await;
+    let clients = daemon.clients().await;
+    let snapshot = group.snapshot(2, &volume, "-kn");
+    shell(&format!("lvconvert -q --merge {}", snapshot.full_name()));
+    let refused = clients.extend(&share(1), 200 * MIB).await.unwrap_err();
+    assert_refused(&refused, "NOT_MOUNTED");
+    assert!(refused.message().contains("a snapshot is merged into"), "{refused:?}");
+    volume.unmount();
+    shell(&format!("lvchange -q -an {0} && lvchange -q -ay {0}", volume.full_name()));
+    volume.mount();
+    assert_eq!(ended(&clients, &share(1), 200 * MIB).await.state(), JobState::Succeeded);
 }
 
 #[tokio::test]

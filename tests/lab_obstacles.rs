@@ -204,3 +204,23 @@ async fn btrfs_with_a_balance_that_is_paused() {
         clients.extended(n, 1200 * MIB).await;
     }
 }
+
+/// As an admin closes a share by, while those who have it mounted still write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_was_made_read_only_under_its_mount() {
+    let group = Group::on("vg", &["ubdb"]);
+    let (ground, volume) = (Filesystem::xfs("ubda", ""), group.create(2, "-L 320m").formatted("mkfs.ext4 -q"));
+    let image = Image::mounted(ground.path(), &share(1), 320 * MIB, false, "mkfs.ext4 -q -F");
+    let daemon = Daemon::start(group.dir(), &(pool(ground.path(), "") + &group.pool(""))).await;
+    let clients = daemon.clients().await;
+    shell(&format!("blockdev --setro {}; lvchange -q --permission r {}", image.devices()[0], volume.full_name()));
+    for n in [1, 2] {
+        let told = only_finding(&clients, n, "NOT_MOUNTED").await;
+        assert!(told.message.ends_with("is read-only, though it is mounted writable"), "{told:?}");
+        let size = || if n == 1 { image.device_size() } else { volume.size() };
+        assert_eq!(size(), 320 * MIB);
+        shell(&told.remedy);
+        clients.extended(n, 640 * MIB).await;
+        assert_eq!(size(), 640 * MIB);
+    }
+}

@@ -5,10 +5,13 @@
 mod store;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use growd::model::JobState;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use store::*;
 
 /// A store with a job, beside a configuration with a pool that is there.
@@ -99,6 +102,41 @@ fn without_a_stderr_the_exit_code_is_all_that_is_said() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_growd"));
     let status = command.args(["check-config", "--config"]).arg(home.config()).stderr(full()).status();
     assert_eq!(status.unwrap().code(), Some(1), "a pool is not there");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nobody_and_what_it_lacks_is_told() {
+    let home = home().await;
+    let socket = format!("unix:{}", home.dir.path().join("sock").display());
+    for (format, told) in [("human", " lines are lost here"), ("json", "\"message\":\"lines are lost here")] {
+        let (mut reader, log) = std::io::pipe().unwrap();
+        fcntl(&log, FcntlArg::F_SETPIPE_SZ(8192)).unwrap();
+        // It ends although it hangs.
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", "100", env!("CARGO_BIN_EXE_growd"), "run", "--log-format", format, "--config"]);
+        let mut growd = command.arg(home.config()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        drop(command);
+        // Each refusal is logged.
+        let ask = || {
+            let mut growctl = Command::new("timeout");
+            growctl.args(["30", env!("CARGO_BIN_EXE_growctl"), "--endpoint", &socket]);
+            let asked = growctl.args(["extend", "00000000-0000-4000-8000-000000000001", "1GiB"]).output().unwrap();
+            asked.status.code()
+        };
+        let begun = std::time::Instant::now();
+        while ask() != Some(4) {
+            assert!(begun.elapsed() < PATIENCE, "growd does not answer");
+        }
+        assert_eq!((0..20).map(|_| ask()).collect::<Vec<_>>(), vec![Some(4); 20]);
+        let read = reader.read(&mut [0; 8192]).unwrap();
+        assert!(read > 3000, "it was full: {read}");
+        assert_eq!(ask(), Some(4));
+        kill(Pid::from_raw(growd.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(growd.wait().unwrap().code(), Some(0));
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert!(rest.lines().any(|line| line.contains(told)), "{rest}");
+    }
 }
 
 #[test]

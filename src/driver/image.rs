@@ -23,7 +23,7 @@ use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares,
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
-use crate::sys::loop_device::{LoopDevice, LoopDevices};
+use crate::sys::loop_device::{LoopDevice, LoopDevices, of_removed};
 use crate::sys::open_beneath::{FILE, FILE_TO_READ};
 
 /// Loop devices count whole ones, and `st_blocks` counts these, whatever the file system.
@@ -112,7 +112,14 @@ impl Image {
 
     fn find_on(&self, around: &Around, share: ShareId) -> Result<Share, DriverError> {
         let pool = self.places.open_pool()?;
-        let Opened { fd: file, path: location, project } = self.places.open_share(&pool, share)?;
+        let (opened, is_immutable) = match self.places.open_share(&pool, share) {
+            Err(DriverError::System { source: Errno::EPERM, .. }) => {
+                let opened = self.places.try_open(&pool, share, FILE_TO_READ)?;
+                (opened.ok_or(Refusal::ShareNotFound { share })?, true)
+            }
+            opened => (opened?, false),
+        };
+        let Opened { fd: file, path: location, project } = opened;
         let look = || fstat(&file).map_err(system("stat", &location));
         if look()?.st_mode & S_IFMT != S_IFREG {
             return Err(unsupported(share, &location, "something other than a regular file").into());
@@ -121,6 +128,11 @@ impl Image {
         // Read after the size of its device, which follows that of the file when somebody makes both larger at this moment.
         let (size, allocated) = sizes_of(&look()?);
         let mut problems = Vec::new();
+        if is_immutable {
+            let what = format!("growing {}, which is immutable or append-only (chattr +i, +a),", location.display());
+            let remedy = format!("chattr -i -a {}", Quoted(&location));
+            problems.push(Problem::blocking(Refusal::Unsupported { what }, remedy));
+        }
         let attached = match attached.and_then(|attached| uncut(attached, size, &location)) {
             Ok(attached) => Some(attached),
             Err(error) => {
@@ -158,9 +170,18 @@ impl Image {
         let path = Quoted(location);
         let unsupported = |what, remedy| Err(DriverError::unusable(Refusal::Unsupported { what }, remedy));
         let Some(device) = found.pop() else {
-            let problem = format!("{shown} is attached to no loop device");
+            let mut problem = format!("{shown} is attached to no loop device");
+            let mut remedy = format!("mount -o loop {path} DIRECTORY");
+            // As by rsync(1) or by a restore: whoever has it mounted goes on writing to a file that nobody finds again.
+            if let Some(node) = of_removed(location) {
+                let node = node.display();
+                problem = format!("{problem}, but {node} shows the file that was there before it");
+                remedy = format!(
+                    "dd if={node} of=COPY keeps that one, which is gone once {node} is; then umount {node}, {remedy}"
+                );
+            }
             let refusal = Refusal::ShareNotMounted { share, pool: self.places.pool().clone(), problem };
-            return Err(DriverError::unusable(refusal, format!("mount -o loop {path} DIRECTORY")));
+            return Err(DriverError::unusable(refusal, remedy));
         };
         let node = device.node.display();
         if let Some(other) = found.pop() {

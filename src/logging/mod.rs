@@ -1,11 +1,13 @@
 //! The log: for people, as JSON, or with fields of their own in the journal. And the spans that its lines are in.
 
+mod lines;
 #[cfg(feature = "otlp")]
 mod otlp;
 pub mod spans;
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::sync::Mutex;
 
 use clap::ValueEnum;
 use nix::sys::stat::fstat;
@@ -13,6 +15,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+use self::lines::Lines;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -86,10 +90,11 @@ pub fn start(format: Option<LogFormat>, level: Option<Targets>, collector: Optio
         // A sandbox may keep the journal's socket away; stderr gets there all the same.
         None => stderr_is_journal().then(journal).and_then(Result::ok),
     };
-    let lines = fmt::layer().with_writer(io::stderr);
+    let are_json = format == Some(LogFormat::Json);
+    let lines = fmt::layer().with_writer(Mutex::new(Lines { are_json, lost: 0 }));
     let output: Box<dyn Layer<Filtered> + Send + Sync> = match journal {
         Some(journal) => Box::new(journal),
-        None if format == Some(LogFormat::Json) => Box::new(lines.json()),
+        None if are_json => Box::new(lines.json()),
         // Colours are for people who look at it now: elsewhere their escapes make a line unreadable.
         None => Box::new(lines.with_ansi(io::stderr().is_terminal())),
     };

@@ -16,6 +16,7 @@ use crate::model::Bytes;
 mod raw {
     // The header says size_t, and the kernel fills 64 bits on every platform (linux/fs.h, block/ioctl.c).
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
+    nix::ioctl_read_bad!(blkroget, nix::request_code_none!(0x12, 94), nix::libc::c_int);
 }
 
 /// A block device, open for reading.
@@ -49,6 +50,17 @@ impl BlockDevice {
         // SAFETY: the descriptor is that of an open block device, and the kernel fills 64 bits.
         unsafe { raw::blkgetsize64(self.fd.as_raw_fd(), &raw mut size) }?;
         Ok(Bytes::new(size))
+    }
+
+    /// Whether the kernel has it read-only, whatever it is mounted as: ioctl BLKROGET of `linux/fs.h`.
+    ///
+    /// # Errors
+    /// Those of ioctl(2).
+    pub fn is_read_only(&self) -> Result<bool, Errno> {
+        let mut read_only = 0;
+        // SAFETY: the descriptor is that of an open block device, and the kernel fills an int.
+        unsafe { raw::blkroget(self.fd.as_raw_fd(), &raw mut read_only) }?;
+        Ok(read_only != 0)
     }
 
     /// Reads what is on the device now, past its page cache, where XFS keeps nothing of its own. `None` behind the end.

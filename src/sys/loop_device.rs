@@ -129,6 +129,15 @@ impl LoopDevices {
     }
 }
 
+/// The node of one that shows a file which is no longer there, and was at this path when it was removed.
+pub fn of_removed(path: &Path) -> Option<PathBuf> {
+    let shown = format!("{} (deleted)\n", path.display());
+    let mut devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let is_it = |backing_file: &Path| fs::read_to_string(backing_file).is_ok_and(|text| text == shown);
+    let found = devices.find(|device| is_it(&device.path().join("loop/backing_file")))?;
+    Some(Path::new("/dev").join(found.file_name()))
+}
+
 fn status(opened: &BlockDevice) -> Result<RawStatus, Errno> {
     let mut status = RawStatus {
         lo_device: 0,

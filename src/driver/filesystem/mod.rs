@@ -220,6 +220,16 @@ impl Mounted {
                 format!("allow growd {capability}: by CapabilityBoundingSet= of its unit, or in its container");
             return Some(Problem::blocking(Refusal::Unsupported { what }, remedy));
         }
+        // Tenants can write all the same (Linux 6.1), but ext4 grows by a part and then fails.
+        if self.device.is_read_only() == Ok(true) {
+            let problem = format!("{node} is read-only, though it is mounted writable");
+            let remedy = match self.node.starts_with("/dev/mapper") {
+                true => format!("lvchange --permission rw {}", Quoted(location)),
+                false => format!("blockdev --setrw {node}"),
+            };
+            let (share, pool) = (self.share, self.pool.clone());
+            return Some(Problem::blocking(Refusal::ShareNotMounted { share, pool, problem }, remedy));
+        }
         match &self.geometry {
             Geometry::Ext4(Ext4 { obstacle, .. }) => obstacle.map(|Obstacle { what, check }| {
                 let (advice, remedy) = match check {

@@ -18,7 +18,7 @@ impl Lvm {
         let mut problems = Vec::new();
         let mut block = |refusal, remedy| problems.push(Problem::blocking(refusal, remedy));
 
-        if volume.group.is_partial {
+        if volume.is_partial {
             let problem =
                 format!("volume group {group} lacks a physical volume, and LVM changes nothing in it until then");
             block(self.not_mounted(problem), format!("vgs -o +devices {group}, and bring the missing device back"));
@@ -28,13 +28,21 @@ impl Lvm {
             let node = volume::node(group, &volume.name);
             block(self.not_ready(share, problem), self.resume(&node, &place));
         } else if !volume.is_active {
-            let problem = format!("logical volume {place} is not active");
-            block(self.not_ready(share, problem), format!("lvchange -ay {place}, and mount it"));
+            let (refusal, remedy) = self.not_active(share, &place);
+            block(refusal, remedy);
         }
         if volume.is_locked {
             let problem =
                 format!("logical volume {place} is being moved by pvmove, and LVM resizes it only afterwards");
             let remedy = format!("lvs -a {group} shows how far pvmove is; pvmove --abort ends it");
+            block(self.not_ready(share, problem), remedy);
+        }
+        if volume.is_merging {
+            let problem = format!("a snapshot is merged into {place}, which will have its content and its size");
+            let remedy = format!(
+                "wait until lvs -a {group} shows it no more; it waits itself while the volume is in use: unmount that, \
+                 lvchange -an {place} && lvchange -ay {place}, and mount it again"
+            );
             block(self.not_ready(share, problem), remedy);
         }
         if volume.has_role("thickorigin") {
@@ -56,6 +64,11 @@ impl Lvm {
             block(Refusal::Unsupported { what }, format!("add thin_pool = {pool:?} to the pool in growd.toml"));
         }
         problems
+    }
+
+    pub(super) fn not_active(&self, share: ShareId, place: &str) -> (Refusal, String) {
+        let problem = format!("logical volume {place} is not active");
+        (self.not_ready(share, problem), format!("lvchange -ay {place}, and mount it"))
     }
 
     /// What resumes a device and all that it lies on in the group: an lvextend that was killed has suspended them all and left

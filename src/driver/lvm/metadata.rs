@@ -98,7 +98,8 @@ impl<'a> Metadata<'a> {
             thin_pool: None,
             data_percent: None,
             metadata_percent: None,
-            group,
+            is_merging: false,
+            is_partial: false,
         };
         Some((ordinary, mapper_uuid))
     }
@@ -111,13 +112,16 @@ fn ordinary_group(section: &Section<'_>) -> Option<Group> {
         return None;
     }
     let disks = section.section("physical_volumes")?;
-    let mut extents: u64 = 0;
+    let (mut extents, mut allocatable): (u64, u64) = (0, 0);
     for (_, disk) in &disks.sections {
-        // One that is missing has a flag, and one that takes no more volumes has no status.
-        if disk.list("status")? != ["ALLOCATABLE"] || !disk.list("flags")?.is_empty() {
+        // One that is missing has a flag.
+        if !disk.list("flags")?.is_empty() {
             return None;
         }
         extents = extents.checked_add(disk.number("pe_count")?)?;
+        if takes_more(disk)? {
+            allocatable = allocatable.checked_add(disk.number("pe_count")?)?;
+        }
     }
     let mut taken: u64 = 0;
     for (_, volume) in &section.section("logical_volumes")?.sections {
@@ -130,19 +134,37 @@ fn ordinary_group(section: &Section<'_>) -> Option<Group> {
     }
     let extent = section.number("extent_size")?.checked_mul(SECTOR)?;
     let bytes = |extents: u64| Some(Bytes::new(extents.checked_mul(extent)?));
-    let free = bytes(extents.checked_sub(taken)?)?;
-    Some(Group { size: bytes(extents)?, free, extent: Bytes::new(extent), is_partial: false })
+    let free = bytes(allocatable.checked_sub(taken)?)?;
+    Some(Group { size: bytes(extents)?, free, extent: Bytes::new(extent) })
 }
 
-/// How much a segment takes of the physical volumes. Those that lie on other volumes take nothing themselves.
+/// Whether volumes may be put on a physical volume: `pvchange -xn` forbids it, as before one is taken away.
+fn takes_more(disk: &Section<'_>) -> Option<bool> {
+    match disk.list("status")? {
+        ["ALLOCATABLE"] => Some(true),
+        [] => Some(false),
+        _ => None,
+    }
+}
+
+/// How much a segment takes of the physical volumes that take more. Those that lie on other volumes take nothing
+/// themselves.
 fn extents_of(segment: &Section<'_>, disks: &Section<'_>) -> Option<u64> {
     let is_disk = |name: &str| disks.section(name).is_some();
     match segment.one("type")? {
         "striped" => {
             let (stripes, extents) = (segment.list("stripes")?, segment.number("extent_count")?);
             let count = segment.number("stripe_count")?;
-            let whole = count > 0 && extents % count == 0 && stripes.len() as u64 == count.checked_mul(2)?;
-            (whole && stripes.iter().step_by(2).all(|name| is_disk(name))).then_some(extents)
+            if count == 0 || extents % count > 0 || stripes.len() as u64 != count.checked_mul(2)? {
+                return None;
+            }
+            let mut taken: u64 = 0;
+            for name in stripes.iter().step_by(2) {
+                if takes_more(disks.section(name)?)? {
+                    taken = taken.checked_add(extents / count)?;
+                }
+            }
+            Some(taken)
         }
         kind if ["snapshot", "thin", "thin-pool"].contains(&kind) || kind.starts_with("raid") => {
             let mut values = segment.values.iter().flat_map(|(_, value)| value);
@@ -353,7 +375,9 @@ creation_time = 1732489500	# Tue Nov 24 23:05:00 2026
         let extents = |count: u64| Bytes::new(count * (4 << 20));
         assert_eq!((volume.size, volume.segment_type.as_str()), (extents(106), "striped"));
         assert_eq!(volume.rounding.unwrap().unit, extents(2));
-        assert_eq!((volume.group.size, volume.group.free), (extents(1023), extents(1023 - 106)));
+        let space = |text: &str| Metadata::read(text, "vg").unwrap().group.map(|group| (group.size, group.free));
+        assert_eq!(space(TEXT), Some((extents(1023), extents(1023 - 106))));
+        assert_eq!(space(&TEXT.replace("[\"ALLOCATABLE\"]", "[]")), Some((extents(1023), Bytes::ZERO)));
         assert_eq!(mapper_uuid, "LVM-qnnDg2qKvi3qGJ2E8Y0bZt4wsEx8z9oYjZqHX23o5P9tDh3lMvsHYvhXTLhb7h5u");
         let metadata = Metadata::read(TEXT, "vg").unwrap();
         assert_eq!((metadata.disks(), metadata.names()), (Some(1), Some(vec!["a-b", "thin"])));
@@ -386,7 +410,7 @@ creation_time = 1732489500	# Tue Nov 24 23:05:00 2026
             ("thin_pool = \"pool\"", "pool = \"pv0\""),
             ("type = \"thin\"", "type = \"mirror\""),
             ("flags = []\ndev_size", "flags = [\"MISSING\"]\ndev_size"),
-            ("[\"ALLOCATABLE\"]", "[]"),
+            ("[\"ALLOCATABLE\"]", "[\"OTHER\"]"),
             ("\"WRITE\"]\nflags = []\nextent", "\"WRITE\", \"EXPORTED\"]\nflags = []\nextent"),
             ("flags = []\nextent_size", "flags = [\"NEW\"]\nextent_size"),
             ("format = \"lvm2\"", "lock_type = \"dlm\""),

@@ -99,14 +99,13 @@ impl Lvm {
         let command = format!("vgs {REPORT} -o {} {name}", volume::GROUP_FIELDS);
         let (rows, words) = self.group.ask(&self.pool, &command)?;
         self.group.learn_disks(&rows);
-        match rows.first() {
-            // Its volumes are in no report then.
-            Some(row) if !row.text("vg_exported")?.is_empty() => {
-                Err(self.not_mounted(format!("volume group {name} is exported; vgimport {name}")))
-            }
-            Some(row) => Group::read(row),
-            None => Err(self.not_mounted(format!("volume group {name}: {words}"))),
+        // Its volumes are in no report then.
+        if let Some(row) = rows.first()
+            && !row.text("vg_exported")?.is_empty()
+        {
+            return Err(self.not_mounted(format!("volume group {name} is exported; vgimport {name}")));
         }
+        Group::read(&rows)?.ok_or_else(|| self.not_mounted(format!("volume group {name}: {words}")))
     }
 
     /// Fields that `lvs` reports of some volumes, or of all of the group when none is named.
@@ -237,6 +236,12 @@ impl Lvm {
         let node = volume::node(self.group.name(), &name);
         let device = match stat(&node) {
             Err(Errno::ENOENT) => {
+                // It may have been removed or deactivated since the extend was accepted.
+                let volume = self.read_volume(&name)?.ok_or(Refusal::ShareNotFound { share })?;
+                if !volume.is_active {
+                    let (refusal, remedy) = self.not_active(share, &format!("{}/{name}", self.group.name()));
+                    return Err(DriverError::unusable(refusal, remedy));
+                }
                 let refusal = self.not_ready(share, format!("{} does not exist", node.display()));
                 return Err(DriverError::unusable(refusal, format!("vgmknodes {}", self.group.name())));
             }
@@ -278,7 +283,7 @@ impl Lvm {
         let reported = Volumes::from(self.read_share(share)?);
         let Share { volume, observed, .. } = self.find_among(&reported, share)?;
         observed.extendable()?;
-        let (missing, free) = (wanted.saturating_sub(before), volume.group.free);
+        let (missing, free) = (wanted.saturating_sub(before), self.group_now()?.free);
         let asked = volume.rounding.map_or(missing, |rounding| rounding.space(missing));
         // Else one of its disks is full that a stripe or a copy should be on, which LVM's words tell.
         if words.contains("nsufficient") && free < asked {
@@ -288,18 +293,22 @@ impl Lvm {
         Err(Refusal::Internal { problem }.into())
     }
 
-    /// The volumes of some shares, and the space of the thin pool if the pool has one.
-    fn look_with_space(&self, shares: &[ShareId]) -> Result<(Volumes, Option<Space>), DriverError> {
-        let Some(thin) = &self.thin else { return Ok((self.look_for(shares)?, None)) };
+    /// The volumes of some shares, and the space that they grow into.
+    fn look_with_space(&self, shares: &[ShareId]) -> Result<(Volumes, Space), DriverError> {
+        let Some(thin) = &self.thin else {
+            let volumes = self.look_for(shares)?;
+            let group = volumes.group.map_or_else(|| self.group_now(), Ok)?;
+            return Ok((volumes, self.space_of(group)));
+        };
         let volumes = Volumes::from(self.lvs(volume::FIELDS, &[])?);
         let space = self.space_of_thin_pool(thin, &volumes)?;
-        Ok((volumes, Some(space)))
+        Ok((volumes, space))
     }
 
     fn assess(
         &self,
         volumes: &Volumes,
-        thin_space: Option<Space>,
+        space: Space,
         (share, target): (ShareId, Bytes),
     ) -> Result<Assessment, DriverError> {
         let Share { volume, device, observed } = self.find_among(volumes, share)?;
@@ -312,7 +321,6 @@ impl Lvm {
             }
             _ => Ok(Bytes::ZERO),
         };
-        let space = thin_space.unwrap_or_else(|| self.space_of(volume.group));
         Ok(Assessment { observed, growth, space })
     }
 
@@ -389,8 +397,8 @@ impl Driver for Lvm {
 
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
         let shares: Vec<ShareId> = asked.iter().map(|(share, _)| *share).collect();
-        answer_each(self.look_with_space(&shares), asked, |(volumes, thin_space), asked| {
-            self.assess(volumes, thin_space.clone(), *asked)
+        answer_each(self.look_with_space(&shares), asked, |(volumes, space), asked| {
+            self.assess(volumes, space.clone(), *asked)
         })
     }
 

@@ -16,6 +16,8 @@ use crate::model::{Refusal, ShareId};
 #[derive(Default)]
 pub(super) struct Volumes {
     pub ordinary: HashMap<ShareId, Volume>,
+    /// As far as the metadata told of it.
+    pub group: Option<Group>,
     /// What `lvs` reports of the others, and of the thin pool if the pool has one.
     pub rows: Vec<Row>,
     pub mounts: Mounts,
@@ -46,10 +48,10 @@ impl Lvm {
 
     /// A share's volume that needs no `lvs`: active, and ordinary by the metadata.
     pub(super) fn ordinary(&self, share: ShareId) -> Result<Option<Volume>, Refusal> {
-        Ok(self.all_ordinary(&[share])?.remove(&share))
+        Ok(self.all_ordinary(&[share])?.0.remove(&share))
     }
 
-    fn all_ordinary(&self, shares: &[ShareId]) -> Result<HashMap<ShareId, Volume>, Refusal> {
+    fn all_ordinary(&self, shares: &[ShareId]) -> Result<(HashMap<ShareId, Volume>, Option<Group>), Refusal> {
         let active = |share: &ShareId| {
             let name = self.name_of(*share);
             let mapper = volume::mapper(&volume::node(self.group.name(), &name)).ok()?;
@@ -59,14 +61,14 @@ impl Lvm {
         let shares = if self.thin.is_some() { &[] } else { shares };
         let active: Vec<(ShareId, String, String)> = shares.iter().filter_map(active).collect();
         if active.is_empty() {
-            return Ok(HashMap::new());
+            return Ok((HashMap::new(), None));
         }
         let read = |metadata: &Metadata<'_>| {
             let ordinary = active.iter().filter_map(|(share, name, mapper_uuid)| {
                 let (volume, uuid) = metadata.ordinary(name)?;
                 (uuid == *mapper_uuid).then_some((*share, volume))
             });
-            Some(ordinary.collect())
+            Some((ordinary.collect(), metadata.group))
         };
         Ok(self.by_metadata(read)?.unwrap_or_default())
     }
@@ -77,13 +79,13 @@ impl Lvm {
     /// # Errors
     /// NOT_MOUNTED when the group is not there.
     pub(super) fn look_for(&self, shares: &[ShareId]) -> Result<Volumes, DriverError> {
-        let ordinary = self.all_ordinary(shares)?;
+        let (ordinary, group) = self.all_ordinary(shares)?;
         let rows = match shares {
             _ if shares.iter().all(|share| ordinary.contains_key(share)) => Vec::new(),
             [share] => self.read_share(*share)?,
             _ => self.lvs(volume::FIELDS, &[])?,
         };
-        Ok(Volumes { ordinary, rows, ..Volumes::default() })
+        Ok(Volumes { ordinary, group, rows, ..Volumes::default() })
     }
 
     /// The names of the group's volumes.

@@ -14,7 +14,10 @@ use crate::sys::block_device::{self, Mapper};
 /// The fields of `lvs` that [`Volume::read`] reads.
 pub const FIELDS: &str = "lv_name,lv_size,lv_active,lv_role,lv_allocation_locked,lv_health_status,\
                           segtype,stripes,data_stripes,data_copies,pool_lv,data_percent,metadata_percent,\
-                          vg_size,vg_free,vg_extent_size,vg_partial";
+                          vg_extent_size,vg_partial,lv_attr";
+
+/// The first of the attributes in lvs(8).
+const ORIGIN_OF_A_MERGE: char = 'O';
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Volume {
@@ -35,31 +38,37 @@ pub struct Volume {
     pub thin_pool: Option<String>,
     pub data_percent: Option<f64>,
     pub metadata_percent: Option<f64>,
-    pub group: Group,
+    /// A snapshot takes its place, at its next activation if not before.
+    pub is_merging: bool,
+    /// A physical volume of its group is missing.
+    pub is_partial: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Group {
     pub size: Bytes,
+    /// Where volumes may be put: `pvchange -xn` forbids it, as before a physical volume is taken away.
     pub free: Bytes,
     pub extent: Bytes,
-    /// A physical volume is missing.
-    pub is_partial: bool,
 }
 
 /// The fields of `vgs` that [`Group::read`] reads, and those of its physical volumes, each of which has a row.
-pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size,vg_partial,vg_exported,pv_name,pv_mda_used_count";
+pub const GROUP_FIELDS: &str = "vg_size,vg_extent_size,vg_exported,pv_name,pv_mda_used_count,pv_allocatable,pv_free";
 
 impl Group {
+    /// Of the rows of a report, which has one for each physical volume.
+    ///
     /// # Errors
     /// INTERNAL when a field is missing or not what it should be.
-    pub fn read(row: &Row) -> Result<Self, Refusal> {
-        Ok(Self {
-            size: row.bytes("vg_size")?,
-            free: row.bytes("vg_free")?,
-            extent: row.bytes("vg_extent_size")?,
-            is_partial: !row.text("vg_partial")?.is_empty(),
-        })
+    pub fn read(rows: &[Row]) -> Result<Option<Self>, Refusal> {
+        let Some(row) = rows.first() else { return Ok(None) };
+        let mut free = Bytes::ZERO;
+        for disk in rows {
+            if !disk.text("pv_allocatable")?.is_empty() {
+                free = free.saturating_add(disk.bytes("pv_free")?);
+            }
+        }
+        Ok(Some(Self { size: row.bytes("vg_size")?, free, extent: row.bytes("vg_extent_size")? }))
     }
 }
 
@@ -76,7 +85,7 @@ impl Volume {
             }
         }
         let Some(row) = last else { return Ok(None) };
-        let group = Group::read(row)?;
+        let extent = row.bytes("vg_extent_size")?;
         let segment_type = row.text("segtype")?.to_owned();
         let count = |field| row.number::<u64>(field);
         let (stripes, data_stripes, copies) = (count("stripes")?, count("data_stripes")?, count("data_copies")?);
@@ -87,12 +96,13 @@ impl Volume {
             is_locked: !row.text("lv_allocation_locked")?.is_empty(),
             health: row.text("lv_health_status")?.to_owned(),
             role: row.text("lv_role")?.to_owned(),
-            rounding: Rounding::of(&segment_type, group.extent, stripes, data_stripes, copies),
+            rounding: Rounding::of(&segment_type, extent, stripes, data_stripes, copies),
             segment_type,
             thin_pool: Some(row.text("pool_lv")?.to_owned()).filter(|pool| !pool.is_empty()),
             data_percent: row.percent("data_percent")?,
             metadata_percent: row.percent("metadata_percent")?,
-            group,
+            is_merging: row.text("lv_attr")?.starts_with(ORIGIN_OF_A_MERGE),
+            is_partial: !row.text("vg_partial")?.is_empty(),
         }))
     }
 
@@ -154,7 +164,7 @@ mod tests {
         LVM2_LV_ROLE='public,origin,thickorigin' LVM2_LV_ALLOCATION_LOCKED='' \
         LVM2_LV_HEALTH_STATUS='' LVM2_SEGTYPE='striped' LVM2_STRIPES='3' LVM2_DATA_STRIPES='3' \
         LVM2_DATA_COPIES='1' LVM2_POOL_LV='' LVM2_DATA_PERCENT='' LVM2_METADATA_PERCENT='' \
-        LVM2_VG_SIZE='17163091968' LVM2_VG_FREE='14709424128' LVM2_VG_EXTENT_SIZE='4194304' LVM2_VG_PARTIAL=''";
+        LVM2_VG_EXTENT_SIZE='4194304' LVM2_VG_PARTIAL='' LVM2_LV_ATTR=''";
 
     #[test]
     fn reads_the_last_segment() {
@@ -162,7 +172,7 @@ mod tests {
         let printed = format!("{linear}\n{STRIPED}\n");
         let volume = Volume::read(&rows(&printed), "str").unwrap().unwrap();
         assert_eq!(volume.rounding.unwrap().unit, Bytes::mib(12));
-        assert!(volume.is_active && !volume.group.is_partial);
+        assert!(volume.is_active && !volume.is_partial);
         assert!(volume.has_role("thickorigin") && !volume.has_role("thick"));
         assert_eq!(volume.thin_pool, None);
         assert_eq!(Volume::read(&rows(&printed), "other"), Ok(None));
