@@ -21,7 +21,7 @@ use super::database::{database, told};
 use super::files::{Files, Identity, remove_tree, write_over};
 use super::kept_time::KeptTime;
 use super::open_error::OpenError;
-use super::{Failure, INBOX, Retention, Shared, StoreError, fingerprint, record};
+use super::{Failure, INBOX, Retention, Shared, StoreError, record};
 use crate::model::{Job, JobId};
 use crate::sys::sync_file_range;
 
@@ -361,9 +361,6 @@ impl Committer {
             Some(Ok(_)) if shared.failure.borrow().is_none() => {
                 if let Err(error) = files.write_mark(shared.durable.load(Ordering::Acquire)) {
                     warn!(%error, "cannot write {}", files.mark().display());
-                }
-                if let Err(error) = fingerprint::note(&files) {
-                    warn!(%error, "cannot note what the job store was left as; the next start copies it");
                 }
             }
             Some(Err(error)) => warn!(%error, "the job store cannot be flushed at its close"),

@@ -1,9 +1,9 @@
 //! The files of the state directory: the database, the mark beside it, the lock, and copies made for safety.
 //!
 //! `jobs/` is sled's. `jobs.mark` holds a commit number that is on disk for certain, so that a database which was set
-//! back to an older copy is noticed. `jobs.left` tells what the database was when growd last left it in order. sled writes
-//! when it opens, so there are copies: `jobs.original-BOOT/` while a start checks the database, `jobs.looked-at/` to be
-//! looked at or to be removed, and `jobs.compacted/` while the database is copied into a smaller one.
+//! back to an older copy is noticed. sled writes when it opens, so there are copies: `jobs.original-BOOT/` while a start
+//! checks the database, `jobs.looked-at/` to be looked at or to be removed, and `jobs.compacted/` while the database is
+//! copied into a smaller one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -44,10 +44,6 @@ impl Files {
 
     pub fn mark(&self) -> PathBuf {
         self.dir.join("jobs.mark")
-    }
-
-    pub fn left(&self) -> PathBuf {
-        self.dir.join("jobs.left")
     }
 
     /// Which file the database is in now: one that was removed takes writes and keeps none of them.
@@ -120,17 +116,13 @@ impl Files {
         }
     }
 
+    /// Replaces the mark durably: a reader finds the old one or the new one.
     pub fn write_mark(&self, commit: u64) -> io::Result<()> {
-        self.replace(&self.mark(), &mark_text(commit))
-    }
-
-    /// Replaces a small file beside the database, durably: a reader finds the old one or the new one.
-    pub fn replace(&self, file: &Path, text: &str) -> io::Result<()> {
         let new = self.dir.join("jobs.new");
         let mut written = File::create(&new)?;
-        written.write_all(text.as_bytes())?;
+        written.write_all(mark_text(commit).as_bytes())?;
         written.sync_all()?;
-        fs::rename(&new, file)?;
+        fs::rename(&new, self.mark())?;
         sync_dir(&self.dir)
     }
 }

@@ -7,7 +7,6 @@
 mod committer;
 mod database;
 mod files;
-mod fingerprint;
 mod index;
 mod kept_time;
 pub mod offline;

@@ -61,8 +61,7 @@ pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
     let files = Files::new(dir);
     let _lock = files.lock()?;
     safety_copy::settle(&files)?;
-    let parts: Vec<PathBuf> =
-        [files.jobs(), files.mark(), files.left()].into_iter().filter(|part| part.exists()).collect();
+    let parts: Vec<PathBuf> = [files.jobs(), files.mark()].into_iter().filter(|part| part.exists()).collect();
     if parts.is_empty() {
         return Err(none_in(dir));
     }

@@ -19,7 +19,7 @@ use super::files::{Files, Lock, remove_tree, sync_dir};
 use super::index::Index;
 use super::kept_time::KeptTime;
 use super::open_error::OpenError;
-use super::safety_copy::SafetyCopy;
+use super::safety_copy;
 use super::scan::Scan;
 use super::{Failure, Retention, Shared, Store, record};
 use crate::meters::Meters;
@@ -74,12 +74,13 @@ pub fn open(
 /// The database, with all that is in it. When anything is wrong, the files are put back as they were.
 fn checked(files: &Files) -> Result<(sled::Db, Scan), OpenError> {
     let dir = files.dir();
-    let copy = SafetyCopy::keep(files)?;
+    safety_copy::settle(files)?;
     let (exists, mark) = (files.jobs().exists(), files.read_mark()?);
     if let (false, Some(mark)) = (exists, mark) {
         return Err(files.gone(mark));
     }
     remove_tree(&files.compacted())?;
+    safety_copy::keep(files)?;
     let opened = database(&files.jobs()).map_err(|error| OpenError::of_sled(files.dir(), error)).and_then(|db| {
         let scan = if exists { Scan::of_all(&db) } else { Scan::default() };
         scan.check(dir, mark).map(|scan| (db, scan))
@@ -87,17 +88,12 @@ fn checked(files: &Files) -> Result<(sled::Db, Scan), OpenError> {
     match opened {
         Ok(opened) => {
             // Before anything is committed: a later start that finds it takes the store for one that nobody has used since.
-            copy.retire()?;
+            safety_copy::retire(files)?;
             Ok(opened)
         }
         Err(error) => {
             // Only one of the two can be answered, and this one says what is to be seen to first.
-            let is_as_before = copy.put_back().inspect_err(|_| warn!("{error}"))?;
-            if exists && !is_as_before && !matches!(error, OpenError::Disk { .. }) {
-                warn!(
-                    "after a stop in order growd keeps no copy: sled has opened this store and may have written to it"
-                );
-            }
+            safety_copy::put_back(files).inspect_err(|_| warn!("{error}"))?;
             Err(error)
         }
     }
@@ -266,7 +262,7 @@ mod tests {
         // What it has kept to be safe goes beside all else, and is gone at its end.
         store.close().await;
         let names: Vec<_> = fs::read_dir(files.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        let known = ["jobs", "jobs.left", "jobs.mark", "lock"];
+        let known = ["jobs", "jobs.mark", "lock"];
         assert!(names.iter().all(|name| known.iter().any(|known| name == known)), "{names:?}");
     }
 }

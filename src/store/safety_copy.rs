@@ -1,6 +1,5 @@
 //! The store as a start finds it. sled changes what it opens, and a store that is damaged must stay as it is: so a copy is
-//! kept until everything has been checked, and is put back when anything is wrong. Only of a store that nothing has happened
-//! to since growd left it in order there is none.
+//! kept until everything has been checked, and is put back when anything is wrong.
 //!
 //! The copy is not durable, so after a power cut it is worth nothing: its name tells the boot that it was made in. A start
 //! that was killed in the middle has left it, and the next one of the same boot puts it back. After a power cut in the
@@ -8,73 +7,52 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::files::{Files, copy_tree, remove_tree, sync_dir, sync_tree};
-use super::fingerprint;
 use super::open_error::OpenError;
 
 const PREFIX: &str = "jobs.original-";
 
-/// A copy of the store in its own directory; there is none of a store that is new, or as growd has left it in order.
-pub struct SafetyCopy<'a> {
-    files: &'a Files,
-    path: PathBuf,
+/// Makes the copy, after [`settle`]; there is none of a store that is new.
+///
+/// # Errors
+/// When there is no room for it, or a file cannot be read.
+pub fn keep(files: &Files) -> Result<(), OpenError> {
+    if !files.jobs().exists() {
+        return Ok(());
+    }
+    let (copy, begun) = (copy_of_boot(files)?, files.looked_at());
+    let copied = copy_tree(&files.jobs(), &begun).and_then(|()| fs::rename(&begun, &copy));
+    copied.or_else(|source| remove_tree(&begun).and(Err(files.no_copy(source))))
 }
 
-impl<'a> SafetyCopy<'a> {
-    /// Makes the copy, after [`settle`].
-    ///
-    /// # Errors
-    /// When there is no room for it, or a file cannot be read.
-    pub fn keep(files: &'a Files) -> Result<Self, OpenError> {
-        settle(files)?;
-        let copy = Self { files, path: name(files)? };
-        if files.jobs().exists() && !fingerprint::is_as_noted(files) {
-            let begun = files.looked_at();
-            let copied = copy_tree(&files.jobs(), &begun).and_then(|()| fs::rename(&begun, &copy.path));
-            if let Err(source) = copied {
-                remove_tree(&begun)?;
-                return Err(files.no_copy(source));
-            }
-        }
-        Ok(copy)
+/// Has the store as it was when the copy was made, if there is one.
+///
+/// # Errors
+/// When the copy cannot be written to the disk or put in place; it stays then.
+pub fn put_back(files: &Files) -> Result<(), OpenError> {
+    let copy = copy_of_boot(files)?;
+    if !copy.exists() {
+        return Ok(());
     }
+    let (jobs, changed) = (files.jobs(), files.looked_at());
+    // On disk before the other goes. Between the two renames there is no store, and the next start goes on from there.
+    let put_back = sync_tree(&copy).and_then(|()| rename_what_is_there(&jobs, &changed));
+    put_back
+        .and_then(|()| fs::rename(&copy, &jobs))
+        .and_then(|()| sync_dir(files.dir()))
+        .map_err(|source| OpenError::io("cannot put back", &jobs, source))?;
+    remove_tree(&changed)
+}
 
-    /// Has the store as it was when the copy was made, or tells that there is no copy.
-    ///
-    /// # Errors
-    /// When the copy cannot be written to the disk or put in place; it stays then.
-    pub fn put_back(self) -> Result<bool, OpenError> {
-        if !self.path.exists() {
-            return Ok(false);
-        }
-        let (jobs, changed) = (self.files.jobs(), self.files.looked_at());
-        let aside = |()| match fs::rename(&jobs, &changed) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(source),
-            _ => Ok(()),
-        };
-        // On disk before the other goes. Between the two renames there is no store, and the next start goes on from there.
-        let put_back = sync_tree(&self.path).and_then(aside).and_then(|()| fs::rename(&self.path, &jobs));
-        put_back
-            .and_then(|()| sync_dir(self.files.dir()))
-            .map_err(|source| OpenError::io("cannot put back", &jobs, source))?;
-        remove_tree(&changed).map(|()| true)
-    }
-
-    /// Leaves the copy to be removed: what is in the store now is right, and will be written to.
-    ///
-    /// # Errors
-    /// Those of unlink(2) and rename(2).
-    pub fn retire(self) -> Result<(), OpenError> {
-        fingerprint::forget(self.files).map_err(|source| OpenError::io("cannot remove", &self.files.left(), source))?;
-        match fs::rename(&self.path, self.files.looked_at()) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(OpenError::io("cannot rename", &self.path, source))
-            }
-            _ => Ok(()),
-        }
-    }
+/// Leaves the copy to be removed: what is in the store now is right, and will be written to.
+///
+/// # Errors
+/// Those of rename(2).
+pub fn retire(files: &Files) -> Result<(), OpenError> {
+    let copy = copy_of_boot(files)?;
+    rename_what_is_there(&copy, &files.looked_at()).map_err(|source| OpenError::io("cannot rename", &copy, source))
 }
 
 /// Puts back what a start that was killed has left, and removes other leftovers.
@@ -84,7 +62,7 @@ impl<'a> SafetyCopy<'a> {
 pub fn settle(files: &Files) -> Result<(), OpenError> {
     let dir = files.dir();
     remove_tree(&files.looked_at())?;
-    let copy = name(files)?;
+    let copy = copy_of_boot(files)?;
     let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     for entry in entries.map_err(|source| OpenError::io("cannot read", dir, source))? {
         let path = entry.path();
@@ -98,14 +76,20 @@ pub fn settle(files: &Files) -> Result<(), OpenError> {
             fs::rename(&path, &copy).map_err(|source| OpenError::io("cannot rename", &path, source))?;
         }
     }
-    SafetyCopy { files, path: copy }.put_back().map(drop)
+    put_back(files)
 }
 
-/// Where the copy of this boot is.
-fn name(files: &Files) -> Result<PathBuf, OpenError> {
-    let of_boot = std::path::Path::new("/proc/sys/kernel/random/boot_id");
+fn copy_of_boot(files: &Files) -> Result<PathBuf, OpenError> {
+    let of_boot = Path::new("/proc/sys/kernel/random/boot_id");
     let boot = fs::read_to_string(of_boot).map_err(|source| OpenError::io("cannot read", of_boot, source))?;
     Ok(files.dir().join(format!("{PREFIX}{}", boot.trim())))
+}
+
+fn rename_what_is_there(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -135,16 +119,16 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_store_does_not_change_it() {
         let (_dir, files) = state();
-        let copy = SafetyCopy::keep(&files).unwrap();
+        keep(&files).unwrap();
         write(&files, "changed");
-        copy.put_back().unwrap();
+        put_back(&files).unwrap();
         assert_eq!(alone(&files), "as it was");
     }
 
     #[test]
     fn a_start_that_was_killed_has_changed_nothing() {
         let (_dir, files) = state();
-        let _killed = SafetyCopy::keep(&files).unwrap();
+        keep(&files).unwrap();
         write(&files, "changed");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "as it was");
@@ -161,7 +145,8 @@ mod tests {
         for killed_after in 1..=steps.len() {
             for power_cut in [false, true] {
                 let (_dir, files) = state();
-                let mut copy = SafetyCopy::keep(&files).unwrap().path;
+                keep(&files).unwrap();
+                let mut copy = copy_of_boot(&files).unwrap();
                 write(&files, "changed");
                 steps[..killed_after].iter().for_each(|step| step(&files, &copy));
                 if power_cut && copy.exists() {
@@ -178,7 +163,8 @@ mod tests {
     #[test]
     fn a_store_that_was_found_to_be_right_is_never_set_back() {
         let (_dir, files) = state();
-        SafetyCopy::keep(&files).unwrap().retire().unwrap();
+        keep(&files).unwrap();
+        retire(&files).unwrap();
         write(&files, "committed since");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "committed since");
@@ -187,36 +173,20 @@ mod tests {
     #[test]
     fn a_copy_of_before_a_power_cut_is_worth_nothing() {
         let (_dir, files) = state();
-        let copy = SafetyCopy::keep(&files).unwrap();
-        fs::rename(&copy.path, files.dir().join(format!("{PREFIX}of-another-boot"))).unwrap();
+        keep(&files).unwrap();
+        fs::rename(copy_of_boot(&files).unwrap(), files.dir().join(format!("{PREFIX}of-another-boot"))).unwrap();
         write(&files, "what sled makes of it");
         settle(&files).unwrap();
         assert_eq!(alone(&files), "what sled makes of it");
     }
 
     #[test]
-    fn a_store_as_it_was_left_in_order_is_not_copied_and_a_later_one_is() {
-        let (_dir, files) = state();
-        fingerprint::note(&files).unwrap();
-        let copy = SafetyCopy::keep(&files).unwrap();
-        assert!(!copy.path.exists());
-        copy.retire().unwrap();
-        assert!(!files.left().exists());
-
-        fingerprint::note(&files).unwrap();
-        write(&files, "damaged since");
-        let copy = SafetyCopy::keep(&files).unwrap();
-        assert!(copy.path.exists());
-        copy.put_back().unwrap();
-        assert!(files.left().exists(), "a store that is refused stays as it is, and so does what is beside it");
-    }
-
-    #[test]
     fn a_new_store_has_no_copy() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path());
-        SafetyCopy::keep(&files).unwrap().retire().unwrap();
-        SafetyCopy::keep(&files).unwrap().put_back().unwrap();
+        keep(&files).unwrap();
+        retire(&files).unwrap();
+        put_back(&files).unwrap();
         assert!(!files.jobs().exists());
     }
 }
