@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Backend, Config, LvmConfig};
 use crate::driver::lvm::doubled;
-use crate::sys::mountinfo::{Mount, Table};
+use crate::sys::mountinfo::{self, Mount};
 
 /// Folders that the unit hides with `ProtectHome=yes`.
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
@@ -30,7 +30,7 @@ const STATE: &str = "/var/lib/growd";
 /// # Errors
 /// Those of reading `/proc/self/mountinfo`.
 pub fn drop_in(config: &Config) -> std::io::Result<String> {
-    Ok(text(config, &Table::read()?.mounts, backing_file))
+    Ok(text(config, &mountinfo::read()?, backing_file))
 }
 
 fn text(config: &Config, mounts: &[Mount], backing_file: impl Fn(&Path) -> Option<PathBuf>) -> String {

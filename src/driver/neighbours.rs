@@ -4,16 +4,13 @@
 //! and a file system mounted, at any time. But a pool on another disk, which may hang, must hold up nobody. So the table of
 //! mounts decides, which no disk is needed for.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::places::{Places, PoolDirectory};
 use super::{DriverError, system};
-use crate::model::PoolName;
-use crate::sys::mountinfo::{Table, above};
+use crate::sys::mountinfo::{self, above};
 
 /// What is kept of a pool for its neighbours.
 pub(super) trait Neighbour {
@@ -21,21 +18,11 @@ pub(super) trait Neighbour {
 }
 
 /// Those of all pools of one kind that the daemon has.
-pub(super) struct Neighbours<T> {
-    all: Mutex<Vec<Weak<T>>>,
-    /// As long as no pool and no mount changes: a node may have a thousand mounts, and is asked for a share often.
-    found: Mutex<Option<Found<T>>>,
-}
-
-struct Found<T> {
-    table: Table,
-    /// Those that the table has on the mount of a pool.
-    beside: HashMap<PoolName, Vec<Weak<T>>>,
-}
+pub(super) struct Neighbours<T>(Mutex<Vec<Weak<T>>>);
 
 impl<T> Default for Neighbours<T> {
     fn default() -> Self {
-        Self { all: Mutex::default(), found: Mutex::default() }
+        Self(Mutex::default())
     }
 }
 
@@ -43,24 +30,26 @@ impl<T: Neighbour> Neighbours<T> {
     /// That of one more pool.
     pub fn join(&self, one: T) -> Arc<T> {
         let one = Arc::new(one);
-        {
-            let mut all = self.all.lock();
-            // A pool of the same name is this one under an earlier configuration, and must not count twice.
-            all.retain(|other| other.upgrade().is_some_and(|other| other.places().pool() != one.places().pool()));
-            all.push(Arc::downgrade(&one));
-        }
-        // Whoever has not seen it is done by now, or comes after.
-        *self.found.lock() = None;
+        let mut all = self.0.lock();
+        // A pool of the same name is this one under an earlier configuration, and must not count twice.
+        all.retain(|other| other.upgrade().is_some_and(|other| other.places().pool() != one.places().pool()));
+        all.push(Arc::downgrade(&one));
         one
     }
 
     /// Those of other pools on the file system of this one, with their directories.
     pub fn beside(&self, own: &Places, pool: &PoolDirectory) -> Result<Vec<(Arc<T>, PoolDirectory)>, DriverError> {
-        if self.others(own).is_empty() {
+        let mut others = self.others(own);
+        if others.is_empty() {
             return Ok(Vec::new());
         }
+        let failed = system("find the mount of", &pool.path);
+        let mounts = own.note_real_path(pool).and_then(|()| mountinfo::read()).map_err(failed)?;
+        let device = |places: &Places| above(&mounts, &places.real_path()).map(|mount| mount.device);
+        let here = device(own);
+        others.retain(|other| device(other.places()) == here);
         let mut beside = Vec::new();
-        for other in self.on_the_mount_of(own, pool).map_err(system("find the mount of", &pool.path))? {
+        for other in others {
             let opened = other.places().open_beside().map_err(system("open", other.places().template().directory()))?;
             let Some(opened) = opened else { continue };
             if own.is_shared_with(pool, &opened).map_err(system("find the file system of", &opened.path))? {
@@ -71,27 +60,8 @@ impl<T: Neighbour> Neighbours<T> {
     }
 
     fn others(&self, own: &Places) -> Vec<Arc<T>> {
-        let all = self.all.lock();
+        let all = self.0.lock();
         all.iter().filter_map(Weak::upgrade).filter(|other| other.places().pool() != own.pool()).collect()
-    }
-
-    fn on_the_mount_of(&self, own: &Places, pool: &PoolDirectory) -> Result<Vec<Arc<T>>, Errno> {
-        let moved = own.note_real_path(pool)?;
-        let mut found = self.found.lock();
-        let known = match found.take() {
-            Some(known) if !moved && !known.table.has_changed()? => known,
-            _ => Found { table: Table::read()?, beside: HashMap::new() },
-        };
-        let Found { table, beside } = found.insert(known);
-        if let Some(known) = beside.get(own.pool()) {
-            return Ok(known.iter().filter_map(Weak::upgrade).collect());
-        }
-        let device = |places: &Places| above(&table.mounts, &places.real_path()).map(|mount| mount.device);
-        let here = device(own);
-        let mut others = self.others(own);
-        others.retain(|other| device(other.places()) == here);
-        beside.insert(own.pool().clone(), others.iter().map(Arc::downgrade).collect());
-        Ok(others)
     }
 }
 

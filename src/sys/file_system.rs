@@ -81,8 +81,12 @@ pub fn capacity(fd: BorrowedFd<'_>) -> Result<Capacity, Errno> {
 
 fn at_root(fd: BorrowedFd<'_>) -> Result<Statfs, Errno> {
     let device = fstat(fd)?.st_dev;
-    let root = mountinfo::of_fd(fd).and_then(|mount| {
-        open(&mount.mount_point, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+    let root = mountinfo::read().and_then(|mounts| {
+        open(
+            &mountinfo::of_fd(&mounts, fd)?.mount_point,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
     });
     // Another mount may lie on top of the mount point.
     let root = root.ok().filter(|root| fstat(root).is_ok_and(|status| status.st_dev == device));

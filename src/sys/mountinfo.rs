@@ -5,20 +5,16 @@
 
 use std::cmp::Reverse;
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::dev_t;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{fstat, makedev};
 
 use super::errno;
-
-const TABLE: &str = "/proc/self/mountinfo";
 
 /// One mount, as this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +37,20 @@ pub struct Mount {
     pub by_copy: bool,
 }
 
+/// The mounts that there are now.
+///
+/// # Errors
+/// Those of reading `/proc`.
+pub fn read() -> Result<Vec<Mount>, Errno> {
+    Ok(parse(&fs::read("/proc/self/mountinfo").map_err(errno)?).collect())
+}
+
 /// The mount of the file system that holds an open file: of its root directory, if that is mounted anywhere.
 ///
 /// # Errors
 /// `ENOENT` when there is none, as for a file on a mount that was detached, and those of reading `/proc`.
-pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
-    Table::read()?.of_fd(fd)
+pub fn of_fd<'m>(mounts: &'m [Mount], fd: BorrowedFd<'_>) -> Result<&'m Mount, Errno> {
+    find(mounts, fstat(fd)?.st_dev, &path_of(fd)?).ok_or(Errno::ENOENT)
 }
 
 /// Where an open file is now, by a path without symbolic links. The kernel has it in memory.
@@ -55,40 +59,6 @@ pub fn of_fd(fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
 /// Those of reading `/proc`.
 pub fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(errno)
-}
-
-/// The mounts of one moment, and whether they still are what there is.
-pub struct Table {
-    pub mounts: Vec<Mount>,
-    file: File,
-}
-
-impl Table {
-    /// # Errors
-    /// Those of reading `/proc`.
-    pub fn read() -> Result<Self, Errno> {
-        // What changes from here on is told of this file.
-        let mut file = File::open(TABLE).map_err(errno)?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(errno)?;
-        Ok(Self { mounts: parse(&text).collect(), file })
-    }
-
-    /// As [`of_fd`], among these mounts.
-    ///
-    /// # Errors
-    /// As [`of_fd`].
-    pub fn of_fd(&self, fd: BorrowedFd<'_>) -> Result<Mount, Errno> {
-        find(&self.mounts, fstat(fd)?.st_dev, &path_of(fd)?).cloned().ok_or(Errno::ENOENT)
-    }
-
-    /// Whether something was mounted or unmounted since, see proc_pid_mounts(5).
-    ///
-    /// # Errors
-    /// Those of poll(2).
-    pub fn has_changed(&self) -> Result<bool, Errno> {
-        Ok(poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLPRI)], PollTimeout::ZERO)? > 0)
-    }
 }
 
 /// The mount that a path without symbolic links leads to; mounts that others cover are passed by. Only the table is asked,
@@ -167,6 +137,7 @@ fn unescape(field: &[u8]) -> OsString {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::os::fd::AsFd;
 
     const TEXT: &[u8] = br"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 36 22 98:0 / /srv rw,noatime shared:2 master:1 - xfs /dev/ubda rw,prjquota
@@ -249,8 +220,8 @@ nonsense
 
     #[test]
     fn finds_the_mount_of_an_open_file() {
-        let proc = File::open("/proc").unwrap();
-        assert_eq!(of_fd(proc.as_fd()).unwrap().mount_point, Path::new("/proc"));
+        let proc = fs::File::open("/proc").unwrap();
+        assert_eq!(of_fd(&read().unwrap(), proc.as_fd()).unwrap().mount_point, Path::new("/proc"));
     }
 
     proptest! {

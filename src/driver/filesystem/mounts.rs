@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::driver::places::{self, WHY_READ_ONLY};
 use crate::driver::shell::Quoted;
 use crate::sys::btrfs::devices;
-use crate::sys::mountinfo::{Mount, Table, above};
+use crate::sys::mountinfo::{self, Mount, above};
 use crate::sys::open_beneath::{DIRECTORY, open_without_links};
 
 /// What mountinfo says of a device.
@@ -77,7 +77,7 @@ impl Mounts {
     /// Finds the mount that shows most of the device's file system and is writable. Bind mounts will do. `node` is the name of
     /// the device, and a check of the file system is run on `location`.
     pub(super) fn find(&self, device: dev_t, node: &Path, location: &Path) -> Result<Found, Errno> {
-        let known = self.0.get_or_init(|| Ok(Known { all: Table::read()?.mounts, btrfs: btrfs_devices() }));
+        let known = self.0.get_or_init(|| Ok(Known { all: mountinfo::read()?, btrfs: btrfs_devices() }));
         let Known { all, btrfs } = known.as_ref().map_err(|errno| *errno)?;
         let number = format!("{}:{}", major(device), minor(device));
         let wanted = btrfs.get(&number).map_or(Wanted::Device(device), |id| Wanted::Btrfs(*id));

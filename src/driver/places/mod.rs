@@ -147,13 +147,10 @@ impl Places {
         }
     }
 
-    /// Notes where the pool's directory is, for [`Self::open_beside`], and tells whether that is new.
-    pub fn note_real_path(&self, pool: &PoolDirectory) -> Result<bool, Errno> {
-        let path = Some(path_of(pool.fd.as_fd())?);
-        let mut known = self.real.lock();
-        let is_new = *known != path;
-        *known = path;
-        Ok(is_new)
+    /// Notes where the pool's directory is, for [`Self::open_beside`].
+    pub fn note_real_path(&self, pool: &PoolDirectory) -> Result<(), Errno> {
+        *self.real.lock() = Some(path_of(pool.fd.as_fd())?);
+        Ok(())
     }
 
     /// Where the pool's directory is: without symbolic links, as far as that is known.

@@ -40,7 +40,7 @@ struct Mount {
 
 impl Mount {
     fn of(fd: BorrowedFd<'_>) -> Self {
-        let found = mountinfo::Table::read().and_then(|table| Ok((table.of_fd(fd)?, table.mounts)));
+        let found = mountinfo::read().and_then(|all| Ok((mountinfo::of_fd(&all, fd)?.clone(), all)));
         let Ok((mount, all)) = found else {
             return Self { point: "MOUNT_POINT".to_owned(), device: "DEVICE".to_owned(), others: Vec::new() };
         };
