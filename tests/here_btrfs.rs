@@ -21,6 +21,7 @@ use daemon::{Daemon, MIB, btrfs_pool, share};
 use growd::driver::{Driver, Step};
 use growd::model::{Bytes, Reason, ShareId};
 use support::btrfs::Btrfs;
+use support::driver::OfOneShare;
 use support::{fill, lab};
 
 /// `None` where this machine can have none, which is said past libtest, since it keeps what a test that passes prints.

@@ -16,20 +16,14 @@ use std::sync::Arc;
 use daemon::{Daemon, reason, request};
 use growd::driver::btrfs::Btrfs as Driven;
 use growd::driver::promises::Promises;
-use growd::driver::{Driver, DriverError, Outcome, Problem, Step};
+use growd::driver::{Driver, Outcome, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::wire::proto::JobState;
 use support::btrfs::Btrfs;
+use support::driver::{A, B, C, OfOneShare, id, problems, reasons, refused, set};
 use support::{Filesystem, PRJQUOTA, fill, lab, text};
 
 const MIB: u64 = 1 << 20;
-const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
-const B: &str = "7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a12";
-const C: &str = "8d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a13";
-
-fn id(text: &str) -> ShareId {
-    text.parse().unwrap()
-}
 
 fn driver(filesystem: &Btrfs) -> Driven {
     driver_with(filesystem, vec![])
@@ -44,33 +38,12 @@ fn driver_of(pool: &Path, places: Vec<(ShareId, PathBuf)>, promises: &Arc<Promis
     Driven::new("pool".parse().unwrap(), template, places, Arc::clone(promises))
 }
 
-fn problems(driver: &Driven, share: &str) -> Vec<Problem> {
-    driver.observe(id(share)).unwrap().problems
-}
-
-fn reasons(driver: &Driven, share: &str) -> Vec<Reason> {
-    problems(driver, share).iter().map(|problem| problem.kind).collect()
-}
-
 /// Runs the command of the first problem's remedy: what stands before further advice.
 fn run_remedy(driver: &Driven, share: &str) {
     let problem = problems(driver, share).remove(0);
     println!("{}\n  {}", problem.message, problem.remedy);
     let command = problem.remedy.split(", and").next().unwrap().replace("SIZE", "4M");
     lab::run("sh", &["-c", &command]);
-}
-
-#[track_caller]
-fn refused<T>(result: Result<T, DriverError>) -> Refusal {
-    match result {
-        Err(DriverError::Refused(refusal)) => refusal,
-        Err(error) => panic!("{error:?}"),
-        Ok(_) => panic!("it worked"),
-    }
-}
-
-fn set(driver: &Driven, share: &str, bytes: u64) -> Result<Outcome, DriverError> {
-    driver.apply(id(share), Step::SetLimit { to: Bytes::new(bytes) })
 }
 
 #[test]
@@ -93,7 +66,7 @@ fn a_limit_holds_and_grows_under_a_full_share() {
     assert_eq!((observed.problems, observed.location, observed.filesystem), (vec![], share.clone(), "btrfs"));
     assert_eq!(observed.used, Some(Bytes::new(filesystem.qgroup(&share).used)));
     assert!(observed.used >= Some(Bytes::mib(16)));
-    assert_eq!(*driver.shares().unwrap(), [id(A)]);
+    assert_eq!(*driver.shares(None).unwrap(), [id(A)]);
 
     lab::run("umount", &[text(filesystem.path())]);
     filesystem.mount(filesystem.path(), "defaults");
@@ -255,7 +228,7 @@ fn snapshots_leave_a_share_as_it_is() {
     let snapshot = filesystem.path().join(format!("{A}.snapshot"));
     filesystem.btrfs(&["subvolume", "snapshot", "-r", text(&share)], &snapshot);
     assert_eq!(driver.observe(id(A)).unwrap(), before);
-    assert_eq!(*driver.shares().unwrap(), [id(A)]);
+    assert_eq!(*driver.shares(None).unwrap(), [id(A)]);
     fs::remove_file(share.join("data")).unwrap();
     filesystem.btrfs(&["filesystem", "sync"], filesystem.path());
     assert!(driver.observe(id(A)).unwrap().used < Some(Bytes::mib(1)), "what only a snapshot has is not the share's");
@@ -312,7 +285,7 @@ fn shares_may_have_places_of_their_own_on_the_same_file_system() {
     let driver = driver_with(&filesystem, places);
     let grown = set(&driver, A, 2 * MIB);
     let (foreign, missing) = (refused(set(&driver, B, 2 * MIB)), refused(set(&driver, C, 2 * MIB)));
-    let shares = driver.shares();
+    let shares = driver.shares(None);
     lab::run("umount", &[text(elsewhere.path())]);
     assert_eq!(grown.unwrap().to_string(), "1MiB -> 2MiB");
     assert_eq!(filesystem.limit(&legacy), Some(2 * MIB));
@@ -325,7 +298,7 @@ fn shares_may_have_places_of_their_own_on_the_same_file_system() {
 fn a_missing_share_is_told_from_a_missing_pool() {
     let filesystem = Btrfs::new("ubda");
     let driver = driver(&filesystem);
-    assert_eq!(*driver.shares().unwrap(), []);
+    assert_eq!(*driver.shares(None).unwrap(), []);
     filesystem.create_share(A, MIB);
     assert_eq!(refused(set(&driver, B, MIB)).reason(), Reason::ShareNotFound);
     lab::run("umount", &[text(filesystem.path())]);
@@ -335,7 +308,7 @@ fn a_missing_share_is_told_from_a_missing_pool() {
         assert_eq!(refusal, Refusal::NotMounted { pool: "pool".parse().unwrap(), problem });
         assert_eq!(refused(set(&driver, A, 2 * MIB)), refusal);
         assert_eq!(refused(driver.verify(id(A))), refusal);
-        assert_eq!(refused(driver.shares()), refusal);
+        assert_eq!(refused(driver.shares(None)), refusal);
         assert_eq!(refused(driver.space()), refusal);
     };
     is_not_mounted();

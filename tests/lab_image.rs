@@ -377,7 +377,7 @@ fn a_list_asks_each_loop_device_once_and_reads_the_mounts_once() {
     let opened = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
     let [devices, _mounts] =
         ["/dev", "/proc/self/mountinfo"].map(|path| opened.add_watch(path, AddWatchFlags::IN_OPEN).unwrap());
-    let observed = driver.observe_all(&driver.shares().unwrap());
+    let observed = driver.observe_all(&driver.shares(None).unwrap());
     assert_eq!(observed.len(), 8);
     assert!(observed.iter().all(|image| image.as_ref().unwrap().size() == Some(Bytes::mib(1))), "{observed:?}");
     let (loops, tables): (Vec<_>, Vec<_>) =

@@ -20,6 +20,7 @@ use growd::driver::{self, Driver, Step};
 use growd::model::{Bytes, Reason, ShareId};
 use growd::wire::proto::Finding;
 use support::btrfs::pause_a_balance;
+use support::driver::OfOneShare;
 use support::image::{Image, KINDS, pool};
 use support::{Filesystem, lab};
 use volumes::{Group, shell};

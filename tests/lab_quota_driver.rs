@@ -13,24 +13,18 @@ use std::sync::Arc;
 
 use growd::driver::project_quota::ProjectQuota;
 use growd::driver::promises::Promises;
-use growd::driver::{Driver, DriverError, Outcome, Sizes, SpaceId, Step};
+use growd::driver::{Driver, Outcome, Sizes, SpaceId};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::sys::{file_system, fsxattr, journal};
+use support::driver::{A, B, C, OfOneShare, id, problems, reasons, refused, set};
 use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA, fill, lab, text};
 
 const MIB: u64 = 1 << 20;
-const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
-const B: &str = "7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a12";
-const C: &str = "8d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a13";
 
 /// Runs a test on both file systems, one after the other.
 fn on_both(test: impl Fn(&Filesystem)) {
     test(&Filesystem::xfs("ubda", PRJQUOTA));
     test(&Filesystem::ext4("ubdb", PRJQUOTA));
-}
-
-fn id(text: &str) -> ShareId {
-    text.parse().unwrap()
 }
 
 fn driver(filesystem: &Filesystem) -> ProjectQuota {
@@ -42,25 +36,8 @@ fn driver_with(filesystem: &Filesystem, places: Vec<(ShareId, PathBuf)>) -> Proj
     ProjectQuota::new("pool".parse().unwrap(), template.parse().unwrap(), places, Arc::default(), Arc::default())
 }
 
-fn reasons(driver: &ProjectQuota, share: &str) -> Vec<Reason> {
-    driver.observe(id(share)).unwrap().problems.iter().map(|problem| problem.kind).collect()
-}
-
 fn remedy(driver: &ProjectQuota, share: &str) -> String {
-    driver.observe(id(share)).unwrap().problems[0].remedy.clone()
-}
-
-#[track_caller]
-fn refused<T>(result: Result<T, DriverError>) -> Refusal {
-    match result {
-        Err(DriverError::Refused(refusal)) => refusal,
-        Err(error) => panic!("{error:?}"),
-        Ok(_) => panic!("it worked"),
-    }
-}
-
-fn set(driver: &ProjectQuota, share: &str, bytes: u64) -> Result<Outcome, DriverError> {
-    driver.apply(id(share), Step::SetLimit { to: Bytes::new(bytes) })
+    problems(driver, share)[0].remedy.clone()
 }
 
 #[test]
@@ -77,7 +54,7 @@ fn observes_what_the_tools_report() {
         assert!(observed.used >= Some(Bytes::mib(2)));
         assert_eq!(observed.filesystem, if filesystem.kind() == Kind::Xfs { "xfs" } else { "ext4" });
         assert_eq!(observed.extendable(), Ok(Sizes::Limit(Bytes::mib(8))));
-        assert_eq!(*driver.shares().unwrap(), [id(A)]);
+        assert_eq!(*driver.shares(None).unwrap(), [id(A)]);
     });
 }
 
@@ -202,11 +179,11 @@ fn quota_that_is_off_is_a_problem_of_a_share_that_is_there() {
     for filesystem in [Filesystem::xfs("ubda", "noquota"), Filesystem::ext4_without_quota_feature("ubdb")] {
         let driver = driver(&filesystem);
         assert_eq!(refused(driver.observe(id(A))).reason(), Reason::NotMounted);
-        assert_eq!(refused(driver.shares()).reason(), Reason::NotMounted);
+        assert_eq!(refused(driver.shares(None)).reason(), Reason::NotMounted);
         assert_eq!(refused(driver.space()).reason(), Reason::NotMounted);
         fs::create_dir(filesystem.path().join(A)).unwrap();
         assert_eq!(reasons(&driver, A), [Reason::QuotaNotEnforced, Reason::NoProjectId]);
-        assert_eq!(*driver.shares().unwrap(), [id(A)]);
+        assert_eq!(*driver.shares(None).unwrap(), [id(A)]);
         assert_eq!(driver.space().unwrap().promised, Bytes::ZERO);
         run_remedy(&driver, A);
         assert_eq!(reasons(&driver, A), [Reason::NoProjectId]);
@@ -301,7 +278,7 @@ fn shares_may_have_places_of_their_own() {
         assert_eq!(set(&driver, C, 3 * MIB).unwrap().to_string(), "2MiB -> 3MiB");
         assert_eq!(filesystem.hard_limit(44), 3 * MIB);
         assert_eq!(refused(driver.observe(id(B))).reason(), Reason::NotMounted);
-        assert_eq!(*driver.shares().unwrap(), [id(B), id(C)]);
+        assert_eq!(*driver.shares(None).unwrap(), [id(B), id(C)]);
 
         let link = filesystem.path().join("link");
         symlink("legacy", &link).unwrap();
@@ -341,7 +318,7 @@ fn a_missing_share_is_told_from_a_missing_pool() {
         assert_eq!(refused(set(&driver, B, MIB)).reason(), Reason::ShareNotFound);
         filesystem.unmount();
         assert_eq!(refused(driver.observe(id(A))).reason(), Reason::NotMounted);
-        assert_eq!(refused(driver.shares()).reason(), Reason::NotMounted);
+        assert_eq!(refused(driver.shares(None)).reason(), Reason::NotMounted);
         assert_eq!(refused(driver.space()).reason(), Reason::NotMounted);
         assert_eq!(refused(driver.verify(id(A))).reason(), Reason::NotMounted);
         fs::remove_dir(filesystem.path()).unwrap();

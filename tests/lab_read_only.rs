@@ -16,12 +16,11 @@ use daemon::Daemon;
 use growd::driver::project_quota::ProjectQuota;
 use growd::driver::{Driver, Outcome, Problem, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
+use support::driver::{A, B, OfOneShare, id, problems};
 use support::mapped_disk::MappedDisk;
 use support::{Filesystem, Kind, PRJQUOTA, lab, text};
 
 const MIB: u64 = 1 << 20;
-const A: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";
-const B: &str = "7d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a12";
 
 /// Runs a test on both file systems, one after the other.
 fn on_both(test: impl Fn(&Filesystem)) {
@@ -29,17 +28,9 @@ fn on_both(test: impl Fn(&Filesystem)) {
     test(&Filesystem::ext4("ubdb", PRJQUOTA));
 }
 
-fn id(text: &str) -> ShareId {
-    text.parse().unwrap()
-}
-
 fn driver(directory: &Path, places: Vec<(ShareId, PathBuf)>) -> ProjectQuota {
     let template = format!("{}/{{share_id}}", directory.display()).parse().unwrap();
     ProjectQuota::new("pool".parse().unwrap(), template, places, Arc::default(), Arc::default())
-}
-
-fn problems(driver: &ProjectQuota, share: &str) -> Vec<Problem> {
-    driver.observe(id(share)).unwrap().problems
 }
 
 /// What is wrong with share A, and runs what heals it.

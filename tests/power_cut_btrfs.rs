@@ -12,6 +12,7 @@ use growd::driver::{Driver, Step};
 use growd::model::{Bytes, Reason, ShareId};
 use power_cut::{Disks, cut};
 use support::btrfs::Btrfs;
+use support::driver::OfOneShare;
 use support::{fill, lab};
 
 const SHARE: &str = "6d0ad3f4-7c5e-4c0e-9a3e-0c2d2f7c9a11";

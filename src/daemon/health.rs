@@ -75,7 +75,7 @@ mod tests {
     use tokio::sync::Semaphore;
     use uuid::Uuid;
 
-    use crate::driver::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Space, Step};
+    use crate::driver::{Assessment, Driver, DriverError, Observed, Outcome, Shares, Sizes, Space, Step};
     use crate::model::{Bytes, DriverKind, ProjectLabel, Refusal, ShareId};
 
     /// Answers one question after the other, as lvm does, and has no shares.
@@ -101,16 +101,12 @@ mod tests {
             String::new()
         }
 
-        fn shares(&self) -> Result<Shares, DriverError> {
+        fn shares(&self, _: Option<&ProjectLabel>) -> Result<Shares, DriverError> {
             self.answer(Ok(Shares::from([])))
         }
 
-        fn shares_of(&self, _: &ProjectLabel) -> Result<Shares, DriverError> {
-            self.shares()
-        }
-
-        fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-            self.answer(Err(Refusal::ShareNotFound { share }))
+        fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
+            shares.iter().map(|share| self.answer(Err(Refusal::ShareNotFound { share: *share }))).collect()
         }
 
         fn assess_all(&self, _: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>> {
@@ -125,11 +121,15 @@ mod tests {
             self.answer(Ok(()))
         }
 
+        fn measure(&self, _: ShareId) -> Result<Sizes, DriverError> {
+            unreachable!("it has no shares")
+        }
+
         fn apply(&self, _: ShareId, _: Step) -> Result<Outcome, DriverError> {
             unreachable!("it has no shares")
         }
 
-        fn verify(&self, _: ShareId) -> Result<Bytes, DriverError> {
+        fn verify_all(&self, _: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
             unreachable!("it has no shares")
         }
     }

@@ -259,10 +259,6 @@ impl Btrfs {
         self.commit(&base)?;
         Ok(base)
     }
-
-    fn read_back(&self, base: &Base, share: ShareId) -> Result<Bytes, DriverError> {
-        Ok(self.look(base, share)?.known_size()?)
-    }
 }
 
 impl Driver for Btrfs {
@@ -274,16 +270,8 @@ impl Driver for Btrfs {
         self.places.template().to_string()
     }
 
-    fn shares(&self) -> Result<Shares, DriverError> {
-        self.places.list_mounted(&self.places.open_pool()?)
-    }
-
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
+    fn shares(&self, project: Option<&ProjectLabel>) -> Result<Shares, DriverError> {
         self.places.list_of(&self.places.open_pool()?, project)
-    }
-
-    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        self.look(&self.base()?, share)
     }
 
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
@@ -297,6 +285,10 @@ impl Driver for Btrfs {
             let growth = target.saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
             Ok(Assessment { observed, growth: Ok(growth), space: space.clone()? })
         })
+    }
+
+    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
+        Ok(self.find(&self.base()?, share)?.observed.extendable()?)
     }
 
     fn space(&self) -> Result<Space, DriverError> {
@@ -323,12 +315,8 @@ impl Driver for Btrfs {
         }
     }
 
-    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        self.read_back(&self.flush()?, share)
-    }
-
     fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
-        answer_each(self.flush(), shares, |base, share| self.read_back(base, *share))
+        answer_each(self.flush(), shares, |base, share| Ok(self.look(base, *share)?.known_size()?))
     }
 }
 

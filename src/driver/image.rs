@@ -14,7 +14,7 @@ use nix::libc::{S_IFMT, S_IFREG, off_t};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{fsync, ftruncate};
 
-use super::filesystem::{self, Device, Mounts};
+use super::filesystem::{Device, Mounts};
 use super::neighbours::{Neighbour, Neighbours};
 use super::path_template::PathTemplate;
 use super::places::{Ground, Opened, Places, PoolDirectory, free, unsupported};
@@ -140,16 +140,13 @@ impl Image {
                 None
             }
         };
-        let (filesystem, sizes, used) = match &attached {
-            Some((_, device)) => {
-                let sizes = device.sizes();
-                let half_grown = || filesystem::half_grown(share, &location, sizes);
-                let short = || short_device(share, &location, size, device).or_else(half_grown);
-                problems.extend(device.obstacle(&location).or_else(short));
-                (device.filesystem(), Some(sizes), device.used())
-            }
-            None => ("", None, None),
-        };
+        let device = attached.as_ref().map(|(_, device)| device);
+        problems.extend(device.and_then(|device| {
+            let short = || short_device(share, &location, size, device);
+            device.obstacle(&location).or_else(short).or_else(|| device.half_grown(&location))
+        }));
+        let (sizes, used) = (device.map(Device::sizes), device.and_then(Device::used));
+        let filesystem = device.map_or("", Device::filesystem);
         let observed = Observed { location, project, filesystem, sizes, used, problems };
         Ok(Share { pool, file, size, allocated, attached, observed })
     }
@@ -280,6 +277,14 @@ impl Image {
         });
         Ok(Assessment { observed, growth, space: self.space()? })
     }
+
+    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
+        if let Some((_, device)) = &self.find(share)?.attached {
+            device.flush()?;
+        }
+        // What came up since the growth does not undo it.
+        Ok(self.find(share)?.observed.known_size()?)
+    }
 }
 
 impl Driver for Image {
@@ -291,16 +296,8 @@ impl Driver for Image {
         self.places.template().to_string()
     }
 
-    fn shares(&self) -> Result<Shares, DriverError> {
-        self.places.list(&self.places.open_pool()?)
-    }
-
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
+    fn shares(&self, project: Option<&ProjectLabel>) -> Result<Shares, DriverError> {
         self.places.list_of(&self.places.open_pool()?, project)
-    }
-
-    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(share)?.observed)
     }
 
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
@@ -314,7 +311,7 @@ impl Driver for Image {
 
     /// What could be wrong with the share otherwise is looked at by the step that would suffer.
     fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
-        let observed = self.observe(share)?;
+        let observed = self.find(share)?.observed;
         Ok(observed.sizes.map_or_else(|| observed.extendable(), Ok)?)
     }
 
@@ -345,12 +342,8 @@ impl Driver for Image {
         }
     }
 
-    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        if let Some((_, device)) = &self.find(share)?.attached {
-            device.flush()?;
-        }
-        // What came up since the growth does not undo it.
-        Ok(self.find(share)?.observed.known_size()?)
+    fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
+        shares.iter().map(|share| self.verify(*share)).collect()
     }
 }
 

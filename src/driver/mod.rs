@@ -37,42 +37,30 @@ pub trait Driver: Send + Sync {
     /// Template of the shares' places, as configured.
     fn location(&self) -> String;
 
-    /// Ids of all shares of the pool that the convention finds, in their order.
+    /// Ids of the shares of the pool that the convention finds, in their order: of all, or of those whose places say this
+    /// project; with an empty one of those whose places say none.
     ///
     /// # Errors
     /// [`Refusal::NotMounted`] when the pool is not there.
-    fn shares(&self) -> Result<Shares, DriverError>;
+    fn shares(&self, project: Option<&ProjectLabel>) -> Result<Shares, DriverError>;
 
-    /// As [`Driver::shares`], those whose places say this project; with an empty one those whose places say none.
-    ///
-    /// # Errors
-    /// As [`Driver::shares`].
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError>;
-
-    /// What the kernel says of a share now, with everything that is wrong with it.
+    /// What the kernel says of shares now, in their order, with everything that is wrong with each.
     ///
     /// # Errors
     /// [`Refusal::ShareNotFound`], or [`Refusal::NotMounted`] when the pool is not there and the share might be on it.
-    fn observe(&self, share: ShareId) -> Result<Observed, DriverError>;
-
-    /// As [`Driver::observe`] for many shares, in their order.
-    fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
-        shares.iter().map(|share| self.observe(*share)).collect()
-    }
+    fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>>;
 
     /// All that decides on extends or shrinks of shares to their targets, at one moment each, in their order.
     ///
     /// # Errors
-    /// As [`Driver::observe`] and [`Driver::space`].
+    /// As [`Driver::observe_all`] and [`Driver::space`].
     fn assess_all(&self, asked: &[(ShareId, Bytes)]) -> Vec<Result<Assessment, DriverError>>;
 
     /// The sizes alone, before and between the steps of a job.
     ///
     /// # Errors
-    /// As [`Driver::observe`], and what [`Observed::extendable`] refuses.
-    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
-        Ok(self.observe(share)?.extendable()?)
-    }
+    /// As [`Driver::observe_all`], and what [`Observed::extendable`] refuses.
+    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError>;
 
     /// The space that the pool's shares grow into; pools with the same id compete for it.
     ///
@@ -84,9 +72,7 @@ pub trait Driver: Send + Sync {
     ///
     /// # Errors
     /// [`Refusal::NotMounted`] when it is not.
-    fn check_mounted(&self) -> Result<(), DriverError> {
-        self.space().map(drop)
-    }
+    fn check_mounted(&self) -> Result<(), DriverError>;
 
     /// What only a change tells of, and no look: begins one that changes nothing. Asked for findings, every few minutes.
     ///
@@ -104,16 +90,11 @@ pub trait Driver: Send + Sync {
     /// [`Step::LowerLimit`] it may be smaller where the message says so.
     fn apply(&self, share: ShareId, step: Step) -> Result<Outcome, DriverError>;
 
-    /// Makes what earlier steps changed durable, then reads the size back.
+    /// Makes what earlier steps changed durable, then reads the sizes of shares back, in their order.
     ///
     /// # Errors
-    /// As [`Driver::observe`], and a failed flush.
-    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError>;
-
-    /// As [`Driver::verify`] for many shares, in their order.
-    fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
-        shares.iter().map(|share| self.verify(*share)).collect()
-    }
+    /// As [`Driver::observe_all`], and a failed flush.
+    fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>>;
 }
 
 /// What the kernel says of a share.

@@ -138,7 +138,7 @@ impl Service {
             }
         }
         let has = elsewhere.into_values().map(|(other, suspects)| async move {
-            match within(limit, other, other.call(|driver| driver.shares())).await {
+            match within(limit, other, other.call(|driver| driver.shares(None))).await {
                 Ok(has) => suspects.into_iter().filter(|share| has.binary_search(share).is_ok()).collect(),
                 Err(_) => suspects,
             }
@@ -200,10 +200,7 @@ async fn next_shares(
     let project = project.cloned();
     let others: Vec<Arc<Pool>> = all.iter().filter(|other| other.name != pool.name).cloned().collect();
     let list = move |driver: &dyn Driver| {
-        let shares = match &project {
-            None => driver.shares()?,
-            Some(project) => driver.shares_of(project)?,
-        };
+        let shares = driver.shares(project.as_ref())?;
         let first = after.map_or(0, |after| shares.partition_point(|share| *share <= after));
         let is_elsewhere = |share: &&ShareId| others.iter().any(|other| other.named.contains(share));
         Ok(shares.iter().skip(first).filter(|share| !is_elsewhere(share)).take(most).copied().collect())

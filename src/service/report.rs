@@ -90,7 +90,7 @@ impl Service {
             thin: None,
             findings: Vec::new(),
         };
-        let (space, shares) = match pool.call(|driver| Ok((driver.space()?, driver.shares()?.len()))).await {
+        let (space, shares) = match pool.call(|driver| Ok((driver.space()?, driver.shares(None)?.len()))).await {
             Ok(answer) => answer,
             Err(refusal) => {
                 let problem = match refusal {
@@ -148,7 +148,7 @@ impl Service {
         }
         let refused = refused.filter(|problem| of_pool.iter().all(|known| known.kind != problem.kind));
         of_pool.extend(refused.map(|problem| finding(&pool.name, None, problem)));
-        let Ok(shares) = pool.call(|driver| driver.shares()).await else { return (of_pool, none()) };
+        let Ok(shares) = pool.call(|driver| driver.shares(None)).await else { return (of_pool, none()) };
         let observed = observe_all(pool, &shares, None, PATIENT).await;
         let mut findings = of_pool.clone();
         for (share, observed) in shares.iter().zip(observed) {

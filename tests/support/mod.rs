@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use growd::sys::file_system::Kind;
 
 pub mod btrfs;
+pub mod driver;
 pub mod image;
 pub mod mapped_disk;
 pub mod size_by_tool;

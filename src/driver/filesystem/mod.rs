@@ -15,18 +15,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::libc::dev_t;
-use nix::sys::statvfs::fstatvfs;
 use nix::unistd::syncfs;
 
-pub use self::device::{Device, half_grown};
-use self::ext4::{BY_COPY, Ext4, Obstacle, SUPERBLOCK};
+pub use self::device::Device;
+use self::ext4::{Ext4, Obstacle, SUPERBLOCK};
 use self::geometry::Geometry;
 pub use self::mounts::Mounts;
 use super::shell::Quoted;
 use super::{DriverError, Problem, nothing_blocks, system};
 use crate::model::{Bytes, PoolName, Refusal, ShareId};
-use crate::sys::block_device::{self, BlockDevice, FirstBlock};
+use crate::sys::block_device::{BlockDevice, FirstBlock};
 use crate::sys::btrfs::{self, devices};
 use crate::sys::{capabilities, freeze, growfs, journal};
 
@@ -44,59 +42,6 @@ pub struct Mounted {
     pub geometry: Geometry,
     /// What is in use, as df(1) counts it: without the file system's own overhead.
     pub used: Bytes,
-}
-
-/// Looks at a volume: at the device that was opened by `node`, its name in `/dev`. A check of the file system is run on
-/// `location`. `None` when nothing is on it that growd knows.
-///
-/// # Errors
-/// [`DriverError::Unusable`] with [`Refusal::ShareNotMounted`] when it holds XFS, ext4 or btrfs that is not mounted here, or
-/// only read-only; with [`Refusal::Unsupported`] when another device is built on it, or for another kind of file system.
-fn observe(
-    share: ShareId,
-    pool: &PoolName,
-    opened: BlockDevice,
-    device: dev_t,
-    node: &Path,
-    location: &Path,
-    mounts: &Mounts,
-) -> Result<Option<Mounted>, DriverError> {
-    let holders = block_device::holders(device).map_err(system("list the holders of", node))?;
-    if !holders.is_empty() {
-        let what = format!("growing {} below {}, which is built on it,", node.display(), holders.join(", "));
-        let remedy = format!("lsblk {} shows what holds it", node.display());
-        return Err(DriverError::unusable(Refusal::Unsupported { what }, remedy));
-    }
-    let not_mounted = |problem: String, remedy| {
-        DriverError::unusable(Refusal::ShareNotMounted { share, pool: pool.clone(), problem }, remedy)
-    };
-    match mounts.find(device, node, location).map_err(system("find the mount of", node))? {
-        mounts::Found::Writable { root, mount } => {
-            let mut geometry = read_geometry(&opened, root.as_fd(), node)?;
-            if let Geometry::Ext4(ext4) = &mut geometry
-                && mount.by_copy
-            {
-                ext4.obstacle.get_or_insert(BY_COPY);
-            }
-            let mount_point = mount.mount_point;
-            let space = fstatvfs(&root).map_err(system("measure", &mount_point))?;
-            let used = space.blocks().saturating_sub(space.blocks_free());
-            let used = Bytes::new(used.saturating_mul(space.fragment_size()));
-            let (pool, node) = (pool.clone(), node.to_owned());
-            Ok(Some(Mounted { share, pool, node, device: opened, root, mount_point, geometry, used }))
-        }
-        mounts::Found::Unusable { filesystem, problem, remedy } => {
-            Err(not_mounted(format!("{} holds {filesystem} that {problem}", node.display()), remedy))
-        }
-        mounts::Found::Foreign { filesystem } => Err(foreign(format!("growing {filesystem} on {}", node.display()))),
-        mounts::Found::Nothing => match signature(&opened).map_err(system("read", node))? {
-            Some(name) => {
-                let problem = format!("{} holds {name} that is mounted nowhere here", node.display());
-                Err(not_mounted(problem, format!("mount {}", Quoted(node))))
-            }
-            None => Ok(None),
-        },
-    }
 }
 
 /// For a file system that growd does not grow.
@@ -293,15 +238,4 @@ fn read_geometry(device: &BlockDevice, root: BorrowedFd<'_>, node: &Path) -> Res
         .and_then(|bytes| Ext4::read(&bytes))
         .map(Geometry::Ext4)
         .ok_or_else(|| foreign(format!("the file system on {}", node.display())))
-}
-
-/// The file system that the device's first blocks tell of.
-fn signature(device: &BlockDevice) -> Result<Option<&'static str>, Errno> {
-    if device.read(0)? == Some(*b"XFSB") {
-        return Ok(Some("xfs"));
-    }
-    if device.read(SUPERBLOCK)?.is_some_and(|bytes| Ext4::read(&bytes).is_some()) {
-        return Ok(Some("ext4"));
-    }
-    Ok((device.read(0x1_0040)? == Some(*b"_BHRfS_M")).then_some("btrfs"))
 }

@@ -24,7 +24,7 @@ use self::ordinary::Volumes;
 use self::report::Row;
 pub use self::volume::doubled;
 use self::volume::{Group, Volume};
-use super::filesystem::{self, Device, Mounts};
+use super::filesystem::{Device, Mounts};
 use super::path_template::NameTemplate;
 use super::{
     Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares, Sizes, Space, SpaceId, Step, answer_each,
@@ -175,18 +175,15 @@ impl Lvm {
             Err(Err(_)) if critical.is_some() => None,
             Err(Err(error)) => return Err(error),
         };
-        let (filesystem, sizes, used) = match &device {
-            Some(device) => {
-                let sizes = device.sizes();
-                // Of a thick snapshot LVM tells another size.
-                let unrecorded = if problems.is_empty() { self.unrecorded(share, &volume, device)? } else { None };
-                let half_grown = || filesystem::half_grown(share, &location, sizes);
-                problems.extend(unrecorded.or_else(|| device.obstacle(&location)).or_else(half_grown));
-                (device.filesystem(), Some(sizes), device.used())
-            }
-            None => ("", None, None),
-        };
+        if let Some(device) = &device {
+            // Of a thick snapshot LVM tells another size.
+            let unrecorded = if problems.is_empty() { self.unrecorded(share, &volume, device)? } else { None };
+            let obstacle = || device.obstacle(&location).or_else(|| device.half_grown(&location));
+            problems.extend(unrecorded.or_else(obstacle));
+        }
         problems.extend(critical);
+        let (sizes, used) = (device.as_ref().map(Device::sizes), device.as_ref().and_then(Device::used));
+        let filesystem = device.as_ref().map_or("", Device::filesystem);
         let observed = Observed { location, project: ProjectLabel::default(), filesystem, sizes, used, problems };
         Ok(Share { volume, device, observed })
     }
@@ -293,6 +290,16 @@ impl Lvm {
         Err(Refusal::Internal { problem }.into())
     }
 
+    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
+        self.look_at(share)?.flush()?;
+        let device = self.look_at(share)?;
+        if device.mounted.is_none() {
+            // Of a volume without a file system nothing may have been left to do.
+            self.check_recorded(share, &device)?;
+        }
+        Ok(device.sizes().usable())
+    }
+
     /// The volumes of some shares, and the space that they grow into.
     fn look_with_space(&self, shares: &[ShareId]) -> Result<(Volumes, Space), DriverError> {
         let Some(thin) = &self.thin else {
@@ -371,7 +378,11 @@ impl Driver for Lvm {
         format!("/dev/{}/{}", self.group.name(), self.template)
     }
 
-    fn shares(&self) -> Result<Shares, DriverError> {
+    fn shares(&self, project: Option<&ProjectLabel>) -> Result<Shares, DriverError> {
+        // The name of a volume says no project.
+        if project.is_some_and(|project| !project.is_empty()) {
+            return Ok(Shares::from([]));
+        }
         let names = self.read_names()?;
         let found = names.iter().filter_map(|name| self.template.share_of(name));
         let explicit = self.explicit.iter().filter(|(_, name)| names.contains(name)).map(|(share, _)| *share);
@@ -380,15 +391,6 @@ impl Driver for Lvm {
         // One with a volume of its own may have another by the convention.
         shares.dedup();
         Ok(shares.into())
-    }
-
-    /// The name of a volume says no project.
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
-        if project.is_empty() { self.shares() } else { Ok(Shares::from([])) }
-    }
-
-    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(share)?.observed)
     }
 
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
@@ -427,14 +429,8 @@ impl Driver for Lvm {
         }
     }
 
-    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        self.look_at(share)?.flush()?;
-        let device = self.look_at(share)?;
-        if device.mounted.is_none() {
-            // Of a volume without a file system nothing may have been left to do.
-            self.check_recorded(share, &device)?;
-        }
-        Ok(device.sizes().usable())
+    fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
+        shares.iter().map(|share| self.verify(*share)).collect()
     }
 }
 

@@ -390,14 +390,12 @@ impl Places {
         Ok(shares)
     }
 
-    /// The shares whose places say this project, or none when it is empty. When the convention finds none, as
+    /// All shares, or those whose places say this project, or none when it is empty. When the convention finds none, as
     /// [`Self::list_mounted`].
-    pub fn list_of(&self, pool: &PoolDirectory, project: &ProjectLabel) -> Result<Shares, DriverError> {
-        let has_projects = self.template.has_projects();
+    pub fn list_of(&self, pool: &PoolDirectory, project: Option<&ProjectLabel>) -> Result<Shares, DriverError> {
+        let says_none = |project: &&ProjectLabel| project.is_empty() && !self.template.has_projects();
+        let Some(project) = project.filter(|project| !says_none(project)) else { return self.list_mounted(pool) };
         let shares = if project.is_empty() {
-            if !has_projects {
-                return self.list_mounted(pool);
-            }
             in_order(self.explicit.keys().copied().collect())
         } else if self.template.project_of(OsStr::new(project.as_str())).is_none() {
             // No place of this pool can say it.

@@ -281,10 +281,6 @@ impl ProjectQuota {
         self.commit(&pool)?;
         self.look_around(pool)
     }
-
-    fn read_back(&self, base: &Base, share: ShareId) -> Result<Bytes, DriverError> {
-        Ok(self.find(base, share)?.observed.known_size()?)
-    }
 }
 
 impl Driver for ProjectQuota {
@@ -296,16 +292,8 @@ impl Driver for ProjectQuota {
         self.places.template().to_string()
     }
 
-    fn shares(&self) -> Result<Shares, DriverError> {
-        self.places.list_mounted(&self.places.open_pool()?)
-    }
-
-    fn shares_of(&self, project: &ProjectLabel) -> Result<Shares, DriverError> {
+    fn shares(&self, project: Option<&ProjectLabel>) -> Result<Shares, DriverError> {
         self.places.list_of(&self.places.open_pool()?, project)
-    }
-
-    fn observe(&self, share: ShareId) -> Result<Observed, DriverError> {
-        Ok(self.find(&self.base()?, share)?.observed)
     }
 
     fn observe_all(&self, shares: &[ShareId]) -> Vec<Result<Observed, DriverError>> {
@@ -319,6 +307,10 @@ impl Driver for ProjectQuota {
             let growth = round_up(*target).saturating_sub(observed.size().unwrap_or(Bytes::ZERO));
             Ok(Assessment { observed, growth: Ok(growth), space: space.clone()? })
         })
+    }
+
+    fn measure(&self, share: ShareId) -> Result<Sizes, DriverError> {
+        Ok(self.find(&self.base()?, share)?.observed.extendable()?)
     }
 
     fn space(&self) -> Result<Space, DriverError> {
@@ -355,12 +347,8 @@ impl Driver for ProjectQuota {
         }
     }
 
-    fn verify(&self, share: ShareId) -> Result<Bytes, DriverError> {
-        self.read_back(&self.flush()?, share)
-    }
-
     fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
-        answer_each(self.flush(), shares, |base, share| self.read_back(base, *share))
+        answer_each(self.flush(), shares, |base, share| Ok(self.find(base, *share)?.observed.known_size()?))
     }
 }
 
