@@ -88,10 +88,10 @@ impl Btrfs {
     fn base(&self) -> Result<Base, DriverError> {
         let pool = self.places.open_pool()?;
         let fd = pool.fd.as_fd();
-        let mount = btrfs::is_read_only(fd).map_err(system("statfs", &pool.path))?;
-        let quotas = mount.map(|_| btrfs::quota_state(fd)).transpose();
+        let is_btrfs = btrfs::is_btrfs(fd).map_err(system("statfs", &pool.path))?;
+        let quotas = is_btrfs.then(|| btrfs::quota_state(fd)).transpose();
         let quotas = quotas.map_err(system("read the quota state of", &pool.path))?;
-        let read_only = (mount == Some(true)).then(|| self.places.read_only_problem(&pool.path));
+        let read_only = self.places.read_only_at(&pool.path, fd)?;
         Ok(Base { pool, quotas, read_only })
     }
 
@@ -112,10 +112,7 @@ impl Btrfs {
         };
         // One with a place of its own may be reached through another mount.
         let read_only = match self.places.is_explicit(share) {
-            true => {
-                let read_only = btrfs::is_read_only(fd).map_err(system("statfs", &location))?;
-                (read_only == Some(true)).then(|| self.places.read_only_problem(&location))
-            }
+            true => self.places.read_only_at(&location, fd)?,
             false => base.read_only.clone(),
         };
         let id = btrfs::qgroup_of(fd).map_err(system("find the subvolume of", &location))?;

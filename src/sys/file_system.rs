@@ -41,14 +41,20 @@ impl Kind {
     }
 }
 
-/// The type of the file system that holds an open file, `None` for one without project quotas; and whether nothing can be
-/// changed through the file: its mount or the whole file system is read-only.
+/// The type of the file system that holds an open file, `None` for one without project quotas.
 ///
 /// # Errors
 /// Those of fstatfs(2).
-pub fn kind_and_read_only(fd: BorrowedFd<'_>) -> Result<(Option<Kind>, bool), Errno> {
-    let statfs = fstatfs(fd)?;
-    Ok((Kind::of(statfs.filesystem_type()), statfs.flags().contains(FsFlags::ST_RDONLY)))
+pub fn kind(fd: BorrowedFd<'_>) -> Result<Option<Kind>, Errno> {
+    Ok(Kind::of(fstatfs(fd)?.filesystem_type()))
+}
+
+/// Whether nothing can be changed through an open file: its mount or the whole file system is read-only.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(fstatfs(fd)?.flags().contains(FsFlags::ST_RDONLY))
 }
 
 /// Space of a whole file system.
@@ -104,7 +110,7 @@ mod tests {
     #[test]
     fn measures_the_file_system_of_a_file() {
         let proc = File::open("/proc").unwrap();
-        assert_eq!(kind_and_read_only(proc.as_fd()).map(|(kind, _)| kind), Ok(None));
+        assert_eq!(kind(proc.as_fd()), Ok(None));
         let here = File::open("src").unwrap();
         let capacity = capacity(here.as_fd()).unwrap();
         assert!(capacity.free < capacity.total);

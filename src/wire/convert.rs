@@ -111,25 +111,22 @@ pub fn shares_filter(pool: &str, project: Option<&str>) -> String {
 
 /// `None` for all states.
 pub fn state_filter(state: i32) -> Result<Option<JobState>, Refusal> {
-    Ok(match proto::JobState::try_from(state) {
-        Ok(proto::JobState::Unspecified) => None,
-        Ok(proto::JobState::Queued) => Some(JobState::Queued),
-        Ok(proto::JobState::Running) => Some(JobState::Running),
-        Ok(proto::JobState::Succeeded) => Some(JobState::Succeeded),
-        Ok(proto::JobState::Failed) => Some(JobState::Failed),
-        Ok(proto::JobState::Cancelled) => Some(JobState::Cancelled),
-        Err(_) => return Err(invalid("state", &format!("{state} is not a job state"))),
-    })
+    let asked = proto::JobState::try_from(state);
+    let asked = asked.map_err(|_| invalid("state", &format!("{state} is not a job state")))?;
+    Ok(JobState::ALL.into_iter().find(|state| job_state(*state) == asked))
 }
 
-pub fn job(job: Job) -> proto::Job {
-    let state = match job.state {
+fn job_state(state: JobState) -> proto::JobState {
+    match state {
         JobState::Queued => proto::JobState::Queued,
         JobState::Running => proto::JobState::Running,
         JobState::Succeeded => proto::JobState::Succeeded,
         JobState::Failed => proto::JobState::Failed,
         JobState::Cancelled => proto::JobState::Cancelled,
-    };
+    }
+}
+
+pub fn job(job: Job) -> proto::Job {
     let kind = match job.kind {
         JobKind::Extend => proto::JobKind::Extend,
         JobKind::Shrink => proto::JobKind::Shrink,
@@ -141,7 +138,7 @@ pub fn job(job: Job) -> proto::Job {
         share_id: job.share.to_string(),
         pool: job.pool.into(),
         driver: job.driver.as_str().to_owned(),
-        state: state.into(),
+        state: job_state(job.state).into(),
         size_before_bytes: job.size_before.get(),
         requested_size_bytes: job.requested_size.get(),
         size_after_bytes: job.size_after.map(Bytes::get),

@@ -340,9 +340,12 @@ impl Places {
     }
 
     /// What is wrong with the pool, or with a share at a place of its own, when nothing can be changed through its mount.
-    pub fn read_only_problem(&self, place: &Path) -> Problem {
-        let mount_point = format!("\"$(findmnt -n -f -o TARGET -T {})\"", Quoted(place));
-        Problem::blocking(self.read_only(), make_writable(mount_point))
+    pub fn read_only_at(&self, place: &Path, fd: BorrowedFd<'_>) -> Result<Option<Problem>, DriverError> {
+        let is_read_only = file_system::is_read_only(fd).map_err(system("statfs", place))?;
+        Ok(is_read_only.then(|| {
+            let mount_point = format!("\"$(findmnt -n -f -o TARGET -T {})\"", Quoted(place));
+            Problem::blocking(self.read_only(), make_writable(mount_point))
+        }))
     }
 
     /// What is said where the file system of an open file has no room for what was asked.

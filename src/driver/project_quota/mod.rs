@@ -39,10 +39,10 @@ const GROUND: Ground = Ground {
     turn_on: |pool| {
         let fd = pool.fd.as_fd();
         // ext4 has its quotas off as long as it is read-only.
-        let (Ok((Some(kind), false)), Ok(state)) = (file_system::kind_and_read_only(fd), quotactl::state(fd)) else {
-            return None;
-        };
-        findings::turn_on(fd, kind, state)
+        match (file_system::kind(fd), file_system::is_read_only(fd), quotactl::state(fd)) {
+            (Ok(Some(kind)), Ok(false), Ok(state)) => findings::turn_on(fd, kind, state),
+            _ => None,
+        }
     },
     holds: |pool, directory| Ok(fstat(directory)?.st_dev == pool.device),
 };
@@ -110,11 +110,11 @@ impl ProjectQuota {
 
     fn look_around(&self, pool: PoolDirectory) -> Result<Base, DriverError> {
         let fd = pool.fd.as_fd();
-        let (kind, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &pool.path))?;
+        let kind = file_system::kind(fd).map_err(system("statfs", &pool.path))?;
         let quotas = kind.map_or(Ok(QuotaState::default()), |_| quotactl::state(fd));
         let quotas = quotas.map_err(quotas_unread(&pool.path))?;
         let others = self.censuses.0.beside(&self.places, &pool)?;
-        let read_only = read_only.then(|| self.places.read_only_problem(&pool.path));
+        let read_only = self.places.read_only_at(&pool.path, fd)?;
         let project = fsxattr::get(fd).map_or(0, |attributes| attributes.project_id);
         Ok(Base { pool, kind, quotas, read_only, project, others })
     }
@@ -126,10 +126,7 @@ impl ProjectQuota {
         let kind = kind.ok_or_else(|| unsupported(pool))?;
         // One with a place of its own may be reached through another mount.
         let read_only = match self.places.is_explicit(share) {
-            true => {
-                let (_, read_only) = file_system::kind_and_read_only(fd).map_err(system("statfs", &location))?;
-                read_only.then(|| self.places.read_only_problem(&location))
-            }
+            true => self.places.read_only_at(&location, fd)?,
             false => read_only.clone(),
         };
         let attributes = match fsxattr::get(fd) {

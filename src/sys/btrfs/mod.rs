@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
-use nix::sys::statvfs::FsFlags;
 use uuid::Uuid;
 
 pub use self::subvolume::{qgroup_in, qgroup_of};
@@ -118,17 +117,6 @@ pub fn exclusive_operation(fd: BorrowedFd<'_>) -> Result<Option<String>, Errno> 
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
-}
-
-/// Whether nothing can be changed through an open file on btrfs: its mount or the whole file system is read-only. `None`
-/// on another file system.
-///
-/// # Errors
-/// Those of fstatfs(2).
-pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
-    let statfs = fstatfs(fd)?;
-    let is_btrfs = statfs.filesystem_type() == BTRFS_SUPER_MAGIC;
-    Ok(is_btrfs.then(|| statfs.flags().contains(FsFlags::ST_RDONLY)))
 }
 
 /// Id of a quota group: a level, and at level 0 the id of a subvolume. Written `0/257`.
