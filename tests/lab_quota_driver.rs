@@ -17,15 +17,9 @@ use growd::driver::{Driver, Outcome, Sizes, SpaceId};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use growd::sys::{file_system, fsxattr, journal};
 use support::driver::{A, B, C, OfOneShare, id, problems, reasons, refused, set};
-use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA, fill, lab, text};
+use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA, fill, lab, on_both, text};
 
 const MIB: u64 = 1 << 20;
-
-/// Runs a test on both file systems, one after the other.
-fn on_both(test: impl Fn(&Filesystem)) {
-    test(&Filesystem::xfs("ubda", PRJQUOTA));
-    test(&Filesystem::ext4("ubdb", PRJQUOTA));
-}
 
 fn driver(filesystem: &Filesystem) -> ProjectQuota {
     driver_with(filesystem, vec![])

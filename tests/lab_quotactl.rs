@@ -12,15 +12,9 @@ use std::time::Duration;
 use growd::model::Bytes;
 use growd::sys::quotactl::{self, QuotaError, QuotaState};
 use nix::errno::Errno;
-use support::{Filesystem, Kind, LAST_PROJECT, PRJQUOTA};
+use support::{Filesystem, Kind, LAST_PROJECT, on_both};
 
 const MIB: u64 = 1 << 20;
-
-/// Runs a test on both file systems, one after the other.
-fn on_both(test: impl Fn(&Filesystem)) {
-    test(&Filesystem::xfs("ubda", PRJQUOTA));
-    test(&Filesystem::ext4("ubdb", PRJQUOTA));
-}
 
 #[test]
 fn limits_and_use_are_read_as_they_were_set() {

@@ -18,15 +18,9 @@ use growd::driver::{Driver, Outcome, Problem, Step};
 use growd::model::{Bytes, Reason, Refusal, ShareId};
 use support::driver::{A, B, OfOneShare, id, problems};
 use support::mapped_disk::MappedDisk;
-use support::{Filesystem, Kind, PRJQUOTA, lab, text};
+use support::{Filesystem, Kind, PRJQUOTA, lab, on_both, text};
 
 const MIB: u64 = 1 << 20;
-
-/// Runs a test on both file systems, one after the other.
-fn on_both(test: impl Fn(&Filesystem)) {
-    test(&Filesystem::xfs("ubda", PRJQUOTA));
-    test(&Filesystem::ext4("ubdb", PRJQUOTA));
-}
 
 fn driver(directory: &Path, places: Vec<(ShareId, PathBuf)>) -> ProjectQuota {
     let template = format!("{}/{{share_id}}", directory.display()).parse().unwrap();

@@ -108,6 +108,12 @@ pub const PRJQUOTA: &str = "prjquota";
 /// The greatest id that a project can have. Users may give it to files of their own.
 pub const LAST_PROJECT: u32 = u32::MAX - 1;
 
+/// Runs a test on a file system of each kind, one after the other.
+pub fn on_both(test: impl Fn(&Filesystem)) {
+    test(&Filesystem::xfs("ubda", PRJQUOTA));
+    test(&Filesystem::ext4("ubdb", PRJQUOTA));
+}
+
 impl Filesystem {
     /// Makes and mounts XFS on a disk of the lab (`ubda`) or on any other device (`/dev/vg0/volume`).
     pub fn xfs(disk: &str, mount_options: &str) -> Self {
