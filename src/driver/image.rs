@@ -201,7 +201,7 @@ impl Image {
         let found = self.find(share)?;
         let (looped, device) = found.attached()?;
         let location = &found.observed.location;
-        let (before, wanted) = (device.size, device.volume_for(to, round_up));
+        let (before, wanted) = (device.size, round_up(device.least_size_for(to)));
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
         }
@@ -271,7 +271,7 @@ impl Image {
         let Share { size, allocated, attached, observed, .. } = self.find(share)?;
         let growth = attached.map_or(Ok(Bytes::ZERO), |(_, device)| {
             // The device will be as large as its file, also where that has more than is asked for.
-            let volume = device.volume_for(target, round_up).max(size);
+            let volume = round_up(device.least_size_for(target)).max(size);
             // Blocks that a crash has left behind its end are in use already.
             device.check_growth(volume, self.allow_any_growth).map(|()| volume.saturating_sub(size.max(allocated)))
         });

@@ -106,12 +106,9 @@ impl Device {
         self.mounted.as_ref().map(|mounted| mounted.used)
     }
 
-    /// The size of device that gives users `target`, among those that `round_up` gives.
-    pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
-        match &self.mounted {
-            None => round_up(target),
-            Some(mounted) => mounted.geometry.volume_for(target, round_up),
-        }
+    /// The smallest device that gives users `target`. A larger one never gives them less.
+    pub fn least_size_for(&self, target: Bytes) -> Bytes {
+        self.mounted.as_ref().map_or(target, |mounted| mounted.geometry.least_volume_for(target))
     }
 
     /// As [`Mounted::obstacle`].

@@ -88,17 +88,6 @@ impl Geometry {
         Bytes::new(least)
     }
 
-    /// The least size of volume, among those that `round_up` gives, on which [`Self::size_on`] reaches the target; not less
-    /// than [`Bytes::MAX_FILE`] when there is none.
-    pub fn volume_for(&self, target: Bytes, round_up: impl Fn(Bytes) -> Bytes) -> Bytes {
-        let mut size = round_up(self.least_volume_for(target));
-        // What rounding has added may be too little for the file system to use.
-        while self.size_on(size) < target && size < Bytes::MAX_FILE {
-            size = round_up(size.saturating_add(Bytes::new(1)));
-        }
-        size
-    }
-
     /// The limit that filling a volume would cross.
     pub fn crossed_on(&self, volume: Bytes) -> Option<Crossed> {
         match self {

@@ -38,6 +38,7 @@ const REPORT: &str = "--nolocking --units b --nosuffix --noheadings --nameprefix
                       separator=\" \" list_item_separator=\",\" binary_values_as_numeric=0 columns_as_rows=0 \
                       compact_output=0 compact_output_cols=\"\" } log { prefix=\"  \" command_names=0 }'";
 
+/// The unit of sizes in the metadata, and in which `lvextend --size` takes bytes.
 const SECTOR: u64 = 512;
 
 /// A pool of logical volumes in one volume group.
@@ -258,7 +259,7 @@ impl Lvm {
         let device = self.look_at(share)?;
         let before = device.size;
         // LVM rounds it up to whole extents and stripes.
-        let wanted = device.volume_for(to, whole_sectors);
+        let wanted = device.least_size_for(to).rounded_up_to(SECTOR);
         if wanted <= before {
             return Ok(Outcome::AlreadyThere { size: before });
         }
@@ -322,7 +323,7 @@ impl Lvm {
         let growth = match (device, volume.rounding) {
             (Some(device), Some(rounding)) => {
                 let before = device.size;
-                let wanted = device.volume_for(target, |size| rounding.round_up(before, size));
+                let wanted = rounding.round_up(before, device.least_size_for(target));
                 let checked = device.check_growth(wanted, self.allow_any_growth);
                 checked.map(|()| rounding.space(wanted.saturating_sub(before)))
             }
@@ -432,9 +433,4 @@ impl Driver for Lvm {
     fn verify_all(&self, shares: &[ShareId]) -> Vec<Result<Bytes, DriverError>> {
         shares.iter().map(|share| self.verify(*share)).collect()
     }
-}
-
-/// The unit that `lvextend --size` takes bytes in.
-fn whole_sectors(size: Bytes) -> Bytes {
-    size.rounded_up_to(SECTOR)
 }
