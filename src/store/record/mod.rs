@@ -23,8 +23,6 @@ const EXTEND: u8 = 3;
 const SHRINK: u8 = 4;
 /// Format of the record under [`MARK_KEY`].
 pub const MARK: u8 = 1;
-/// What tells a store of this growd from those of others: changes with each of the formats.
-pub const FORMATS: &str = "1, 3, 4";
 const HEADER: usize = 1 + 8;
 const CHECKSUM: usize = 4;
 
