@@ -203,7 +203,8 @@ fn what_cannot_be_grown_is_refused() {
         let refusal = volume.refusal();
         assert_eq!(refusal.reason(), Reason::NotMounted);
         assert!(refusal.to_string().contains(&format!("/dev/mapper/vg0-refused holds {kind} that")), "{refusal}");
-        assert_eq!(volume.remedy(), "mount /dev/mapper/vg0-refused");
+        let node = "/dev/mapper/vg0-refused";
+        assert_eq!(volume.remedy(), format!("mount {node}, if losetup -j {node} and fuser {node} show nothing"));
 
         volume.mount_with("ro");
         let refusal = volume.refusal();

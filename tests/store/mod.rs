@@ -83,10 +83,10 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 /// Waits until nobody has a file locked: a process that another test was starting has the lock too, until it is the program
-/// that it is to be.
+/// that it is to be. It would have one that was tried here as well, so another program tries.
 pub async fn until_free(file: &Path) {
-    let file = std::fs::File::open(file).unwrap();
-    until("nobody has the lock", || file.try_lock().is_ok()).await;
+    let is_free = || std::process::Command::new("flock").arg("-n").arg(file).arg("true").status().unwrap().success();
+    until("nobody has the lock", is_free).await;
 }
 
 /// A directory with `growd.toml`, the socket, and the state directory.

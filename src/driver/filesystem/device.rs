@@ -61,7 +61,12 @@ impl Device {
             Found::Nothing => match signature(&opened).map_err(system("read", node))? {
                 Some(name) => {
                     let problem = format!("{shown} holds {name} that is mounted nowhere here");
-                    return not_mounted(problem, format!("mount {}", Quoted(node)));
+                    // Another loop device or a guest may have it mounted, and ext4 is mounted a second time all the same.
+                    let node = Quoted(node);
+                    return not_mounted(
+                        problem,
+                        format!("mount {node}, if losetup -j {node} and fuser {node} show nothing"),
+                    );
                 }
                 // Nothing is on it that growd knows.
                 None => return Ok(Self { size, mounted: None }),
