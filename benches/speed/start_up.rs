@@ -43,8 +43,9 @@ pub fn run(results: &mut Results) {
     results.table(&table);
     results.note(&format!(
         "Each start is on a fresh copy of the same store, whose files are in the page cache, with {IN_FLIGHT} jobs in \
-         flight that came after the store was last opened. growd copies the store before it opens it. The bare store is opened with sled, by a process of its own, and every record read once, in order, by one thread; growd \
-         has another check what one reads. Memory is resident memory; the load is GetJob all over the store and ListJobs by {CLIENTS} clients."
+         flight that came after the store was last opened. growd copies the store before it opens it. The bare store is \
+         opened with sled, by a process of its own, and every record read once, in order, by one thread; growd reads with two. \
+         Memory is resident memory; the load is GetJob all over the store and ListJobs by {CLIENTS} clients."
     ));
 }
 
