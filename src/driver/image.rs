@@ -23,7 +23,7 @@ use super::{Assessment, Driver, DriverError, Observed, Outcome, Problem, Shares,
 use crate::model::{Bytes, DriverKind, PoolName, ProjectLabel, Reason, Refusal, ShareId};
 use crate::sys::btrfs;
 use crate::sys::file_system::{self, Capacity};
-use crate::sys::loop_device::{LoopDevice, LoopDevices, of_removed};
+use crate::sys::loop_device::{LoopDevice, LoopDevices};
 use crate::sys::open_beneath::{FILE, FILE_TO_READ};
 
 /// Loop devices count whole ones, and `st_blocks` counts these, whatever the file system.
@@ -170,7 +170,7 @@ impl Image {
             let mut problem = format!("{shown} is attached to no loop device");
             let mut remedy = format!("mount -o loop {path} DIRECTORY");
             // As by rsync(1) or by a restore: whoever has it mounted goes on writing to a file that nobody finds again.
-            if let Some(node) = of_removed(location) {
+            if let Some(node) = loop_devices.of_removed(location) {
                 let node = node.display();
                 problem = format!("{problem}, but {node} shows the file that was there before it");
                 remedy = format!(

@@ -96,7 +96,10 @@ type Nodes = HashMap<FileId, Vec<PathBuf>>;
 /// The loop devices of the node, at the moment when they are asked for first: all are read then, since a file does not tell
 /// which it has.
 #[derive(Default)]
-pub struct LoopDevices(OnceCell<Result<Nodes, Errno>>);
+pub struct LoopDevices {
+    nodes: OnceCell<Result<Nodes, Errno>>,
+    of_removed: OnceCell<HashMap<PathBuf, PathBuf>>,
+}
 
 impl LoopDevices {
     fn read() -> Result<Nodes, Errno> {
@@ -118,7 +121,7 @@ impl LoopDevices {
     /// # Errors
     /// Those of reading `/sys/block` and of opening a loop device that is there.
     pub fn of_file(&self, file: BorrowedFd<'_>) -> Result<Vec<LoopDevice>, Errno> {
-        let nodes = self.0.get_or_init(Self::read).as_ref().map_err(|errno| *errno)?;
+        let nodes = self.nodes.get_or_init(Self::read).as_ref().map_err(|errno| *errno)?;
         let status = fstat(file)?;
         let file = (status.st_dev, status.st_ino);
         let mut devices = Vec::new();
@@ -127,15 +130,20 @@ impl LoopDevices {
         }
         Ok(devices)
     }
-}
 
-/// The node of one that shows a file which is no longer there, and was at this path when it was removed.
-pub fn of_removed(path: &Path) -> Option<PathBuf> {
-    let shown = format!("{} (deleted)\n", path.display());
-    let mut devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let is_it = |backing_file: &Path| fs::read_to_string(backing_file).is_ok_and(|text| text == shown);
-    let found = devices.find(|device| is_it(&device.path().join("loop/backing_file")))?;
-    Some(Path::new("/dev").join(found.file_name()))
+    /// The node of one that shows a file which is no longer there, and was at this path when it was removed.
+    pub fn of_removed(&self, path: &Path) -> Option<&Path> {
+        self.of_removed.get_or_init(Self::read_removed).get(path).map(PathBuf::as_path)
+    }
+
+    fn read_removed() -> HashMap<PathBuf, PathBuf> {
+        let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let of_removed = devices.filter_map(|device| {
+            let file = fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+            Some((file.strip_suffix(" (deleted)\n")?.into(), Path::new("/dev").join(device.file_name())))
+        });
+        of_removed.collect()
+    }
 }
 
 fn status(opened: &BlockDevice) -> Result<RawStatus, Errno> {
